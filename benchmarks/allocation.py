@@ -1,0 +1,106 @@
+"""How long the exact allocation solvers take.
+
+    OMP_NUM_THREADS=1 python benchmarks/allocation.py [--json FILE] [--milp-variables 8192]
+
+Prints a markdown table: milliseconds per program (N rows, one per block of a video, J levels), microseconds per row,
+and how many times faster than `scipy.optimize.milp` the others were in the same run. Every program is solved by all
+solvers, and the objectives are compared. `falling` tables look like perceptual loss over token count (convex with
+noise), `non-convex` ones are random falling steps.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+import scipy
+
+from adaptok_hf.allocation import solve_program
+
+SOLVERS = ("milp", "dynamic", "certified")
+
+
+def score_table(kind: str, num_rows: int, num_levels: int, rng: np.random.Generator) -> np.ndarray:
+    """A random (num_rows, num_levels) score table, about 0.02 to 0.9 as LPIPS is."""
+    if kind == "non-convex":
+        return np.sort(rng.uniform(0.02, 0.9, (num_rows, num_levels)), axis=1)[:, ::-1].copy()
+    level = np.arange(1, num_levels + 1) / num_levels
+    height, rate, rest = (rng.uniform(*bounds, (num_rows, 1)) for bounds in [(0.05, 0.6), (1, 6), (0.02, 0.3)])
+    return rest + height * np.exp(-rate * level) + rng.normal(0, 0.003, (num_rows, num_levels))
+
+
+def measure(programs: list[tuple[np.ndarray, int]], solver: str, seconds: float) -> tuple[float, list[float]]:
+    """Median milliseconds per program over rounds that together take about `seconds`, and the objectives."""
+    times, objectives = [], []
+    begin = time.perf_counter()
+    while not times or time.perf_counter() - begin < seconds:
+        objectives = []
+        for scores, total in programs:
+            start = time.perf_counter()
+            objectives.append(solve_program(scores, total, solver).objective)
+            times.append(1e3 * (time.perf_counter() - start))
+    return statistics.median(times), objectives
+
+
+def benchmark_case(kind: str, num_rows: int, num_levels: int, arguments: argparse.Namespace) -> dict:
+    rng = np.random.default_rng([num_rows, num_levels])
+    # An average of half the tokens, off the middle by a few levels so that tables of one size differ.
+    totals = [num_rows * (num_levels - 1) // 2 - index for index in range(arguments.programs)]
+    programs = [(score_table(kind, num_rows, num_levels, rng), max(total, 0)) for total in totals]
+    case = {"scores": kind, "rows": num_rows, "levels": num_levels}
+    reference = None
+    for solver in SOLVERS[::-1]:
+        if solver == "milp" and num_rows * num_levels > arguments.milp_variables:
+            continue
+        milliseconds, objectives = measure(programs, solver, arguments.seconds)
+        case[solver] = milliseconds
+        reference = reference or objectives
+        if not np.allclose(objectives, reference, rtol=0, atol=1e-9):
+            raise RuntimeError(f"{solver} differs from certified at {case}: {objectives}, {reference}")
+    return case
+
+
+def table_row(case: dict) -> str:
+    cells = [case["scores"], str(case["rows"]), str(case["levels"])]
+    for solver in SOLVERS:
+        if solver not in case:
+            cells += ["", ""]
+            continue
+        cells += [f"{case[solver]:.2f}", f"{1e3 * case[solver] / case['rows']:.1f}"]
+    for solver in SOLVERS[1:]:
+        cells.append(f"{case['milp'] / case[solver]:.1f}x" if "milp" in case else "")
+    return "| " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Time the exact allocation solvers.")
+    parser.add_argument("--rows", type=int, nargs="+", default=[8, 64, 128, 512])
+    parser.add_argument("--levels", type=int, nargs="+", default=[8, 16, 64])
+    parser.add_argument("--programs", type=int, default=5, help="different tables per size (default 5)")
+    parser.add_argument("--seconds", type=float, default=0.2, help="at least this long per solver and size")
+    parser.add_argument(
+        "--milp-variables", type=int, default=8192, help="leave milp out above this many rows x levels (default 8192)"
+    )
+    parser.add_argument("--json", type=Path, help="write the numbers to this file too")
+    arguments = parser.parse_args()
+
+    print(f"numpy {np.__version__}, scipy {scipy.__version__}, Python {platform.python_version()}; median times\n")
+    names = [f"{solver} {unit}" for solver in SOLVERS for unit in ("ms", "us/row")]
+    header = ["scores", "rows N", "levels J", *names, "dynamic vs milp", "certified vs milp"]
+    print("| " + " | ".join(header) + " |")
+    print("|---" * len(header) + "|")
+    cases = []
+    for kind in ("falling", "non-convex"):
+        for num_levels in arguments.levels:
+            for num_rows in arguments.rows:
+                cases.append(benchmark_case(kind, num_rows, num_levels, arguments))
+                print(table_row(cases[-1]), flush=True)
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"unit": "ms per program", "cases": cases}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

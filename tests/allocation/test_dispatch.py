@@ -1,0 +1,151 @@
+"""`allocate`, and the checks of tables that all strategies share."""
+
+import ast
+import inspect
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from adaptok_hf import allocation
+from adaptok_hf.allocation import STRATEGIES, allocate
+
+SETTINGS = {
+    "fixed": {"budget": 32},
+    "bithr": {"budget": 32},
+    "bidelta": {"budget": 32},
+    "ipal": {"budget": 32},
+    "joint": {"budget": 32},
+    "quality": {"price": 0.004},
+    "threshold": {"threshold": 0.3},
+}
+strategies = pytest.mark.parametrize("strategy", STRATEGIES)
+
+
+def table(seed=0, shape=(4, 3, 8)):
+    return np.sort(np.random.default_rng(seed).uniform(0, 1, shape))[..., ::-1]
+
+
+def test_every_strategy_is_covered():
+    assert set(SETTINGS) == set(STRATEGIES)
+
+
+@strategies
+@pytest.mark.parametrize("shape", [(4, 3, 8), (4, 8), (1, 1, 8), (2, 3, 1)])
+def test_same_as_the_function_of_this_name(strategy, shape):
+    setting = {"budget": 8} if shape[-1] == 1 and "budget" in SETTINGS[strategy] else SETTINGS[strategy]
+    counts = allocate(table(1, shape), strategy=strategy, step=8, **setting)
+    direct = getattr(allocation, strategy)(table(1, shape), step=8, **setting)
+    direct = getattr(direct, "token_counts", direct)
+    assert counts.dtype == np.int64
+    assert counts.shape == shape[:-1]
+    assert counts.tolist() == direct.tolist()
+    assert (counts % 8 == 0).all() and counts.min() >= 8 and counts.max() <= 8 * shape[-1]
+
+
+@strategies
+def test_deterministic(strategy):
+    first, second = (allocate(table(2), strategy=strategy, step=8, **SETTINGS[strategy]) for _ in range(2))
+    assert first.tolist() == second.tolist()
+
+
+@strategies
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_scores_that_are_not_finite(strategy, value):
+    scores = table(3)
+    scores[2, 1, 4] = value
+    with pytest.raises(ValueError, match=r"NaN or infinity in 1 of 12 valid blocks, first at \(2, 1\)"):
+        allocate(scores, strategy=strategy, step=8, **SETTINGS[strategy])
+    valid = np.ones((4, 3), dtype=bool)
+    valid[2] = False
+    counts = allocate(scores, strategy=strategy, step=8, valid=valid, **SETTINGS[strategy])
+    assert (counts[2] == 0).all() and (counts[valid] > 0).all()
+
+
+@strategies
+def test_missing_parameter_is_named(strategy):
+    (needed,) = SETTINGS[strategy]
+    with pytest.raises(ValueError, match=f"'{strategy}' got no `{needed}`: it needs `{needed}`"):
+        allocate(table(), strategy=strategy, step=8)
+
+
+@strategies
+@pytest.mark.parametrize(
+    "extra", [{"budget": 32}, {"price": 0.1}, {"threshold": 0.1}, {"rounding": "floor"}, {"solver": "dynamic"}]
+)
+def test_parameter_that_is_not_used_is_refused(strategy, extra):
+    (name,) = extra
+    setting = SETTINGS[strategy]
+    if name in setting or (strategy in ("ipal", "joint") and name in ("rounding", "solver")):
+        allocate(table(), strategy=strategy, step=8, **{**setting, **extra})
+        return
+    with pytest.raises(ValueError, match=f"does not use `{name}`: it needs `{next(iter(setting))}`"):
+        allocate(table(), strategy=strategy, step=8, **setting, **extra)
+
+
+def test_rounding_and_budget_per_position_reach_ipal():
+    counts = allocate(table(), strategy="ipal", step=8, budget=(33, 32, 17), rounding="floor")
+    assert counts.sum(axis=0).tolist() == [128, 128, 64]
+    with pytest.raises(ValueError, match="budgets are 32 and 34"):
+        allocate(table(), strategy="ipal", step=8, budget=(33, 32, 17), rounding="exact")
+
+
+def test_unknown_strategy():
+    with pytest.raises(ValueError, match="`strategy` must be one of fixed, bithr.*got 'greedy'"):
+        allocate(table(), strategy="greedy", step=8, budget=32)
+
+
+@strategies
+@pytest.mark.parametrize(
+    "scores, problem",
+    [
+        (np.zeros(8), "got shape"),
+        (np.zeros((1, 2, 3, 4)), "got shape"),
+        (np.zeros((2, 3, 0)), "at least one level"),
+        (np.zeros((2, 8), dtype=bool), "real numbers"),
+        (np.zeros((2, 8), dtype=complex), "real numbers"),
+        ([["a", "b"]], "real numbers"),
+    ],
+)
+def test_bad_table(strategy, scores, problem):
+    with pytest.raises(ValueError, match=problem):
+        allocate(scores, strategy=strategy, step=8, **SETTINGS[strategy])
+
+
+@strategies
+@pytest.mark.parametrize("step", [0, -8, 8.0, None, "8"])
+def test_bad_step(strategy, step):
+    with pytest.raises(ValueError, match="`step` must be"):
+        allocate(table(), strategy=strategy, step=step, **SETTINGS[strategy])
+
+
+@strategies
+@pytest.mark.parametrize("valid", [np.ones((4, 3)), np.ones((3, 4), dtype=bool), [True] * 4])
+def test_bad_mask(strategy, valid):
+    with pytest.raises(ValueError, match=r"`valid` must be bool of shape \(4, 3\)"):
+        allocate(table(), strategy=strategy, step=8, valid=valid, **SETTINGS[strategy])
+
+
+def test_integer_scores_and_lists():
+    assert allocate([[3, 1, 0], [9, 2, 1]], strategy="joint", step=4, budget=6).tolist() == [4, 8]
+
+
+def test_every_public_name_has_a_docstring():
+    for name in allocation.__all__:
+        if name != "STRATEGIES":
+            assert inspect.getdoc(getattr(allocation, name)), name
+
+
+def test_needs_neither_torch_nor_the_rest_of_the_package():
+    modules = list(Path(allocation.__file__).parent.glob("*.py"))
+    assert len(modules) > 5
+    for module in modules:
+        for node in ast.walk(ast.parse(module.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                assert node.level == 1 and (module.parent / f"{node.module}.py").exists(), module.name
+            elif isinstance(node, (ast.Import, ast.ImportFrom)):
+                names = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+                for name in names:
+                    root = name.split(".")[0]
+                    assert root in {"numpy", "scipy"} or root in sys.stdlib_module_names, module.name
