@@ -1,0 +1,351 @@
+"""The AdapTok tokenizer: video <-> codes, a temporal block at a time, from any prefix of each block's tokens."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from .attention_masks import block_rule, build_attention_mask, check_token_counts, kept_rule, kept_tokens
+from .configuration_adaptok import AdapTokConfig
+from .layers import (
+    AdapTokLayer,
+    LearnedPositions,
+    PatchEmbedding,
+    PatchHead,
+    SinCosPositions,
+    init_layer_weights,
+    latent_positions,
+    patch_positions,
+)
+from .quantization import VectorQuantizer
+
+
+@dataclass
+class AdapTokEncoderOutput(ModelOutput):
+    """
+    Args:
+        codes: (batch, blocks, latents_per_block) long, codebook indices at full width.
+        latents: (batch, blocks, latents_per_block, hidden_size), the encoder's output before quantisation.
+        quantized: (batch, blocks, latents_per_block, hidden_size), the codes' vectors as decoder and scorer read them.
+    """
+
+    codes: torch.LongTensor | None = None
+    latents: torch.FloatTensor | None = None
+    quantized: torch.FloatTensor | None = None
+
+
+@dataclass
+class AdapTokDecoderOutput(ModelOutput):
+    """
+    Args:
+        pixel_values_videos: (batch, blocks * tubelet_size, channels, height, width). Trained to lie in [0, 1], not clamped.
+    """
+
+    pixel_values_videos: torch.FloatTensor | None = None
+
+
+@dataclass
+class AdapTokOutput(ModelOutput):
+    """
+    Args:
+        pixel_values_videos: (batch, frames, channels, height, width), the reconstruction, not clamped.
+        codes: (batch, blocks, latents_per_block) long.
+        commitment_loss: scalar, mean squared distance of kept latents to their codebook vectors (gradient to the latents).
+        codebook_loss: scalar, the same distance (gradient to the codebook).
+        latents: (batch, blocks, latents_per_block, hidden_size), before quantisation.
+        quantized: (batch, blocks, latents_per_block, hidden_size), after quantisation.
+        code_vectors: (batch, blocks, latents_per_block, codebook_dim), unit codebook vectors, straight-through gradient.
+    """
+
+    pixel_values_videos: torch.FloatTensor | None = None
+    codes: torch.LongTensor | None = None
+    commitment_loss: torch.FloatTensor | None = None
+    codebook_loss: torch.FloatTensor | None = None
+    latents: torch.FloatTensor | None = None
+    quantized: torch.FloatTensor | None = None
+    code_vectors: torch.FloatTensor | None = None
+
+
+class TypeEmbedding(nn.Module):
+    """One learned vector for all tokens of a kind."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(1, 1, width))
+
+    def forward(self) -> torch.Tensor:
+        return self.weight
+
+
+def positions(config, learned: bool, length: int, kind: str) -> nn.Module:
+    """A position table for `kind` "patch" or "latent" tokens."""
+    width = config.hidden_size
+    if learned:
+        return LearnedPositions(length, width)
+    if kind == "patch":
+        return SinCosPositions(lambda: patch_positions(config.num_blocks, config.grid_size, width))
+    return SinCosPositions(lambda: latent_positions(length, width, config.latent_position_base))
+
+
+class AdapTokEncoder(nn.Module):
+    """Patches and latent queries -> latents. Sequence order: all patches, then all latents."""
+
+    def __init__(self, config: AdapTokConfig):
+        super().__init__()
+        self.config = config
+        num_patches = config.num_blocks * config.patches_per_block
+        self.patch_embedding = PatchEmbedding(config)
+        self.patch_positions = positions(config, config.learned_encoder_patch_positions, num_patches, "patch")
+        self.latent_queries = positions(config, config.learned_encoder_latent_queries, config.num_latent_tokens, "latent")
+        self.patch_type = TypeEmbedding(config.hidden_size) if config.encoder_patch_type_embedding else None
+        self.latent_type = TypeEmbedding(config.hidden_size) if config.encoder_latent_type_embedding else None
+        self.layers = nn.ModuleList(AdapTokLayer(config, i) for i in range(config.num_encoder_layers))
+
+    def forward(self, pixel_values_videos: torch.Tensor) -> torch.Tensor:
+        """(batch, frames, channels, height, width) -> (batch, blocks * latents_per_block, hidden_size)."""
+        config = self.config
+        num_blocks = pixel_values_videos.shape[1] // config.tubelet_size
+        num_patches, num_latents = num_blocks * config.patches_per_block, num_blocks * config.latents_per_block
+
+        patches = self.patch_embedding(pixel_values_videos) + self.patch_positions()[:, :num_patches]
+        if self.patch_type is not None:
+            patches = patches + self.patch_type()
+        latents = self.latent_queries()[:, :num_latents]
+        if self.latent_type is not None:
+            latents = latents + self.latent_type()
+        hidden_states = torch.cat([patches, latents.expand(patches.shape[0], -1, -1).to(patches.dtype)], dim=1)
+
+        blocks = torch.arange(num_blocks, device=hidden_states.device)
+        block = torch.cat(
+            [
+                blocks.repeat_interleave(config.patches_per_block),
+                blocks.repeat_interleave(config.latents_per_block),
+            ]
+        )
+        is_patch = torch.arange(num_patches + num_latents, device=hidden_states.device) < num_patches
+        rule = block_rule(config.encoder_attention_type, block[None], is_patch)
+        mask = build_attention_mask(config, hidden_states, rule, per_sample=False)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, mask)
+        return hidden_states[:, num_patches:]
+
+
+class AdapTokDecoder(nn.Module):
+    """Kept latents and patch queries -> video. Sequence order: kept latents, then all patch queries."""
+
+    def __init__(self, config: AdapTokConfig):
+        super().__init__()
+        self.config = config
+        num_patches = config.num_blocks * config.patches_per_block
+        self.latent_positions = positions(
+            config, config.learned_decoder_latent_positions, config.num_latent_tokens, "latent"
+        )
+        self.patch_queries = positions(config, config.learned_decoder_patch_queries, num_patches, "patch")
+        self.latent_type = TypeEmbedding(config.hidden_size) if config.decoder_latent_type_embedding else None
+        self.patch_type = TypeEmbedding(config.hidden_size) if config.decoder_patch_type_embedding else None
+        self.layers = nn.ModuleList(AdapTokLayer(config, i) for i in range(config.num_decoder_layers))
+        self.head = PatchHead(config)
+
+    def forward(self, quantized: torch.Tensor, token_counts: torch.Tensor | None = None) -> torch.Tensor:
+        """
+        Args:
+            quantized: (batch, blocks, latents_per_block, hidden_size).
+            token_counts: (batch, blocks) long, the leading latents of each block that are kept; `None` keeps all.
+        """
+        config = self.config
+        batch, num_blocks, per_block, width = quantized.shape
+        device = quantized.device
+        latents = quantized.reshape(batch, num_blocks * per_block, width)
+        table = self.latent_positions()[:, : num_blocks * per_block]
+        blocks = torch.arange(num_blocks, device=device)
+        latent_block = blocks.repeat_interleave(per_block)[None]
+        kept = None
+        if token_counts is not None:
+            kept = kept_tokens(token_counts, per_block).flatten(1)
+            # Dropped latents leave the sequence; clips that keep fewer than the others are padded at the end.
+            index = torch.argsort(~kept, dim=1, stable=True)[:, : int(kept.sum(1).max())]
+            kept = kept.gather(1, index)
+            latents = latents.gather(1, index[..., None].expand(-1, -1, width)) * kept[..., None]
+            table = table[0, index]
+            latent_block = latent_block[0, index]
+        latents = latents + table
+        if self.latent_type is not None:
+            latents = latents + self.latent_type()
+        num_latents = latents.shape[1]
+
+        queries = self.patch_queries()[:, : num_blocks * config.patches_per_block]
+        if self.patch_type is not None:
+            queries = queries + self.patch_type()
+        hidden_states = torch.cat([latents, queries.expand(batch, -1, -1).to(latents.dtype)], dim=1)
+
+        patch_block = blocks.repeat_interleave(config.patches_per_block)[None].expand(latent_block.shape[0], -1)
+        block = torch.cat([latent_block, patch_block], dim=1)
+        is_patch = torch.arange(hidden_states.shape[1], device=device) >= num_latents
+        rule = block_rule(config.decoder_attention_type, block, is_patch)
+        if kept is not None:
+            rule = kept_rule(rule, torch.cat([kept, torch.ones_like(patch_block, dtype=torch.bool)], dim=1))
+        mask = build_attention_mask(config, hidden_states, rule, per_sample=kept is not None)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, mask)
+        return self.head(hidden_states[:, num_latents:])
+
+
+class AdapTokPreTrainedModel(PreTrainedModel):
+    config_class = AdapTokConfig
+    base_model_prefix = ""
+    main_input_name = "pixel_values_videos"
+    input_modalities = ("video",)
+    _auto_class = "AutoModel"  # saved folders carry the code, for trust_remote_code
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["AdapTokLayer"]
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_flash_attn = False  # has no way to express the block masks
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        init_layer_weights(module, self.config.initializer_range)
+        if isinstance(module, TypeEmbedding):
+            init.normal_(module.weight, std=self.config.initializer_range)
+        elif isinstance(module, VectorQuantizer):  # rows of unit length on average: the codebook is normalised
+            init.normal_(module.codebook.weight, std=self.config.codebook_dim**-0.5)
+
+
+class AdapTokModel(AdapTokPreTrainedModel):
+    """Adaptive, temporally causal video tokenizer (arXiv 2505.17011).
+
+    The first `k` blocks of a clip are encoded and decoded alike whether or not later blocks are given, so every method
+    also takes clips of fewer than `config.num_blocks` blocks.
+    """
+
+    def __init__(self, config: AdapTokConfig):
+        super().__init__(config)
+        self.encoder = AdapTokEncoder(config)
+        self.quantizer = VectorQuantizer(config)
+        self.decoder = AdapTokDecoder(config)
+        self.post_init()
+
+    def _check_video(self, video: torch.Tensor) -> None:
+        config = self.config
+        size = (config.num_channels, config.image_size, config.image_size)
+        if video.ndim != 5 or tuple(video.shape[2:]) != size:
+            raise ValueError(f"pixel_values_videos has shape {tuple(video.shape)}, expected (batch, frames, *{size})")
+        frames = video.shape[1]
+        if frames == 0 or frames % config.tubelet_size or frames > config.num_frames:
+            raise ValueError(
+                f"a clip has {frames} frames, expected a multiple of {config.tubelet_size} up to {config.num_frames}"
+            )
+
+    def _check_token_counts(self, token_counts: torch.Tensor | None, batch: int, num_blocks: int) -> None:
+        if token_counts is None:
+            return
+        if not self.config.adaptive:
+            raise ValueError("this tokenizer is not adaptive (CausalTok): it takes no token_counts")
+        check_token_counts(token_counts, batch, num_blocks, self.config.latents_per_block)
+        if not torch.compiler.is_compiling() and int(token_counts[:, 0].min()) < 1:
+            raise ValueError("the first block of a clip must keep at least 1 token, got 0")
+
+    def _blocks(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(batch, blocks * latents_per_block, ...) -> (batch, blocks, latents_per_block, ...)."""
+        return tokens.unflatten(1, (-1, self.config.latents_per_block))
+
+    def encode(self, pixel_values_videos: torch.Tensor, sample_codes: bool = False) -> AdapTokEncoderOutput:
+        """Video -> codes.
+
+        Args:
+            pixel_values_videos: (batch, frames, channels, image_size, image_size) in [0, 1].
+            sample_codes: draw the codes at the quantiser's temperature instead of taking the nearest.
+
+        Raises:
+            ValueError: for a shape that does not fit the configuration.
+        """
+        self._check_video(pixel_values_videos)
+        latents = self.encoder(pixel_values_videos.to(self.dtype))
+        quantizer_output = self.quantizer(latents, sample=sample_codes)
+        return AdapTokEncoderOutput(
+            codes=self._blocks(quantizer_output.codes),
+            latents=self._blocks(latents),
+            quantized=self._blocks(quantizer_output.quantized),
+        )
+
+    def decode(
+        self,
+        codes: torch.Tensor | None = None,
+        token_counts: torch.Tensor | None = None,
+        *,
+        quantized: torch.Tensor | None = None,
+    ) -> AdapTokDecoderOutput:
+        """Codes (or quantised latents) -> video.
+
+        Args:
+            codes: (batch, blocks, latents_per_block) long. Values behind a block's count are never looked at by others.
+            token_counts: (batch, blocks) long, how many leading tokens of each block are kept, 0..latents_per_block and
+                at least 1 in the first block; `None` keeps all.
+            quantized: (batch, blocks, latents_per_block, hidden_size), instead of `codes`.
+
+        Raises:
+            ValueError: if not exactly one of `codes` and `quantized` is given, or for shapes, codes or counts that do
+                not fit the configuration.
+        """
+        config = self.config
+        if (codes is None) == (quantized is None):
+            raise ValueError("decode takes exactly one of codes and quantized")
+        given = codes if quantized is None else quantized
+        if (
+            given.ndim != (3 if quantized is None else 4)
+            or not 1 <= given.shape[1] <= config.num_blocks
+            or given.shape[2] != config.latents_per_block
+        ):
+            raise ValueError(
+                f"{'codes' if quantized is None else 'quantized'} has shape {tuple(given.shape)}, expected (batch, "
+                f"1..{config.num_blocks} blocks, {config.latents_per_block} latents{', width' * (quantized is not None)})"
+            )
+        self._check_token_counts(token_counts, given.shape[0], given.shape[1])
+        if quantized is None:
+            if not torch.compiler.is_compiling() and (int(codes.min()) < 0 or int(codes.max()) >= config.codebook_size):
+                raise ValueError(
+                    f"codes must lie in 0..{config.codebook_size - 1}, got {int(codes.min())}..{int(codes.max())}"
+                )
+            quantized = self.quantizer.lookup(codes)
+        return AdapTokDecoderOutput(pixel_values_videos=self.decoder(quantized, token_counts))
+
+    def forward(
+        self,
+        pixel_values_videos: torch.Tensor,
+        token_counts: torch.Tensor | None = None,
+        sample_codes: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> AdapTokOutput | tuple:
+        """Encode, drop the tail of each block, decode: the training pass.
+
+        Args:
+            pixel_values_videos: (batch, frames, channels, image_size, image_size) in [0, 1].
+            token_counts: (batch, blocks) long, see `decode`; the quantiser's losses are averaged over kept tokens.
+            sample_codes: default: in training, if the configuration's quantiser is stochastic.
+        """
+        self._check_video(pixel_values_videos)
+        num_blocks = pixel_values_videos.shape[1] // self.config.tubelet_size
+        self._check_token_counts(token_counts, pixel_values_videos.shape[0], num_blocks)
+        if sample_codes is None:
+            sample_codes = self.training and self.config.stochastic_quantizer
+        latents = self.encoder(pixel_values_videos.to(self.dtype))
+        kept = None if token_counts is None else kept_tokens(token_counts, self.config.latents_per_block).flatten(1)
+        quantizer_output = self.quantizer(latents, kept, sample_codes)
+        quantized = self._blocks(quantizer_output.quantized)
+        output = AdapTokOutput(
+            pixel_values_videos=self.decoder(quantized, token_counts),
+            codes=self._blocks(quantizer_output.codes),
+            commitment_loss=quantizer_output.commitment_loss,
+            codebook_loss=quantizer_output.codebook_loss,
+            latents=self._blocks(latents),
+            quantized=quantized,
+            code_vectors=self._blocks(quantizer_output.code_vectors),
+        )
+        return output if (return_dict is None or return_dict) else output.to_tuple()
+
+
+__all__ = ["AdapTokModel", "AdapTokPreTrainedModel"]

@@ -1,0 +1,111 @@
+"""The AdapTok scorer: predicts how good a block's reconstruction will be at each candidate token count."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from .attention_masks import block_rule, build_attention_mask, check_token_counts, kept_rule, kept_tokens
+from .configuration_adaptok_scorer import AdapTokScorerConfig
+from .layers import AdapTokLayer, LearnedPositions, init_layer_weights
+
+
+@dataclass
+class AdapTokScorerOutput(ModelOutput):
+    """
+    Args:
+        scores: (batch, blocks, levels), the predicted perceptual loss of each block at each level, lower is better.
+    """
+
+    scores: torch.FloatTensor | None = None
+
+
+class AdapTokScorerPreTrainedModel(PreTrainedModel):
+    config_class = AdapTokScorerConfig
+    base_model_prefix = ""
+    main_input_name = "latents"
+    _auto_class = "AutoModel"  # saved folders carry the code, for trust_remote_code
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["AdapTokLayer"]
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_flash_attn = False  # has no way to express the block masks
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        init_layer_weights(module, self.config.initializer_range)
+
+
+class AdapTokScorerModel(AdapTokScorerPreTrainedModel):
+    """Causal over blocks: the scores of a block depend on earlier blocks and their token counts, not on later ones.
+
+    The output at the last latent of a level (positions step - 1, 2 step - 1, ...) is the score of that level.
+    """
+
+    def __init__(self, config: AdapTokScorerConfig):
+        super().__init__(config)
+        self.project_in = nn.Linear(2 * config.latent_size, config.hidden_size)
+        self.positions = LearnedPositions(config.num_latent_tokens, config.hidden_size)
+        self.layers = nn.ModuleList(AdapTokLayer(config, i) for i in range(config.num_hidden_layers))
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.head_in = nn.Linear(config.hidden_size, 2 * config.hidden_size)
+        self.head_out = nn.Linear(2 * config.hidden_size, 1)
+        self.post_init()
+
+    def forward(
+        self,
+        latents: torch.Tensor,
+        quantized: torch.Tensor,
+        token_counts: torch.Tensor | None = None,
+        return_dict: bool | None = None,
+    ) -> AdapTokScorerOutput | tuple:
+        """
+        Args:
+            latents: (batch, blocks, latents_per_block, latent_size), the tokenizer's, before quantisation.
+            quantized: the same shape, after quantisation. Fewer than `config.num_blocks` blocks may be given.
+            token_counts: (batch, blocks) long. To score block q as the original does: the counts chosen for the blocks
+                before q, `latents_per_block` for q, 0 for those after it. `None` keeps everything.
+
+        Raises:
+            ValueError: for shapes or counts that do not fit the configuration.
+        """
+        config = self.config
+        if (
+            latents.shape != quantized.shape
+            or latents.ndim != 4
+            or not 1 <= latents.shape[1] <= config.num_blocks
+            or tuple(latents.shape[2:]) != (config.latents_per_block, config.latent_size)
+        ):
+            raise ValueError(
+                f"latents {tuple(latents.shape)} and quantized {tuple(quantized.shape)} must both be (batch, "
+                f"1..{config.num_blocks} blocks, {config.latents_per_block}, {config.latent_size})"
+            )
+        batch, num_blocks = latents.shape[:2]
+        inputs = torch.cat([latents, quantized], dim=-1).flatten(1, 2).to(self.dtype)
+        length = inputs.shape[1]
+        kept = None
+        if token_counts is not None:
+            check_token_counts(token_counts, batch, num_blocks, config.latents_per_block)
+            kept = kept_tokens(token_counts, config.latents_per_block).flatten(1)
+            inputs = inputs * kept[..., None]
+        hidden_states = self.project_in(inputs) + self.positions()[:, :length]
+
+        index = torch.arange(length, device=inputs.device)
+        is_patch = torch.zeros_like(index, dtype=torch.bool)
+        rule = block_rule(config.attention_type, (index // config.latents_per_block)[None], is_patch)
+        if kept is not None:
+            rule = kept_rule(rule, kept)
+        mask = build_attention_mask(config, hidden_states, rule, per_sample=kept is not None)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, mask)
+        levels = hidden_states[:, config.score_step - 1 :: config.score_step]
+        scores = self.head_out(torch.tanh(self.head_in(self.norm(levels)))).squeeze(-1)
+        scores = scores.float() * config.score_std + config.score_mean
+        output = AdapTokScorerOutput(scores=scores.unflatten(1, (num_blocks, config.num_levels)))
+        return output if (return_dict is None or return_dict) else output.to_tuple()
+
+
+__all__ = ["AdapTokScorerModel", "AdapTokScorerPreTrainedModel"]

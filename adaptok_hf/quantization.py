@@ -1,0 +1,80 @@
+"""Stochastic vector quantiser on the unit sphere (AdapTok, after LARP)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+@dataclass
+class QuantizerOutput:
+    """
+    Args:
+        codes: (batch, tokens) long.
+        quantized: (batch, tokens, hidden_size), codebook vectors after the output projection.
+        code_vectors: (batch, tokens, codebook_dim), unit codebook vectors with the straight-through gradient.
+        commitment_loss, codebook_loss: scalars, mean squared distance between latents and codebook vectors, with the
+            gradient to the latents or to the codebook.
+    """
+
+    codes: torch.Tensor
+    quantized: torch.Tensor
+    code_vectors: torch.Tensor
+    commitment_loss: torch.Tensor
+    codebook_loss: torch.Tensor
+
+
+class VectorQuantizer(nn.Module):
+    """Projects latents to `codebook_dim`, and replaces each by a unit codebook vector.
+
+    Latents and codebook are normalised to unit length; the code is the one with the highest cosine similarity, or, when
+    sampling, a draw from softmax(similarity / `quantizer_temperature`).
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.temperature = config.quantizer_temperature
+        self.project_in = nn.Linear(config.hidden_size, config.codebook_dim)
+        self.codebook = nn.Embedding(config.codebook_size, config.codebook_dim)
+        self.project_out = nn.Linear(config.codebook_dim, config.hidden_size)
+
+    def normalized_codebook(self) -> torch.Tensor:
+        """(codebook_size, codebook_dim), unit rows."""
+        return nn.functional.normalize(self.codebook.weight, dim=-1)
+
+    def project(self, latents: torch.Tensor) -> torch.Tensor:
+        """(batch, tokens, hidden_size) -> (batch, tokens, codebook_dim), unit length."""
+        return nn.functional.normalize(self.project_in(latents), dim=-1)
+
+    def forward(self, latents: torch.Tensor, kept: torch.Tensor | None = None, sample: bool = False) -> QuantizerOutput:
+        """
+        Args:
+            latents: (batch, tokens, hidden_size).
+            kept: (batch, tokens) bool, the tokens over which the losses are averaged (default: all). It has no influence
+                on the codes.
+            sample: draw the codes instead of taking the most similar ones.
+        """
+        projected = self.project(latents)
+        codebook = self.normalized_codebook()
+        with torch.no_grad():
+            similarity = projected @ codebook.T  # (batch, tokens, codebook_size)
+            if sample:  # Gumbel-max: the same law as sampling from the softmax, without the softmax
+                noise = -torch.empty_like(similarity, dtype=torch.float32).exponential_().log()
+                similarity = similarity.float() / self.temperature + noise
+            codes = similarity.argmax(-1)
+        chosen = nn.functional.embedding(codes, codebook)
+
+        def mean_square(difference):
+            squared = difference.float().square().mean(-1)
+            return squared.mean() if kept is None else (squared * kept).sum() / kept.sum()
+
+        commitment_loss, codebook_loss = (
+            mean_square(projected - chosen.detach()),
+            mean_square(projected.detach() - chosen),
+        )
+        code_vectors = projected + (chosen - projected).detach()
+        return QuantizerOutput(codes, self.project_out(code_vectors), code_vectors, commitment_loss, codebook_loss)
+
+    def lookup(self, codes: torch.Tensor) -> torch.Tensor:
+        """Codes (...) long -> (..., hidden_size), as the decoder reads them."""
+        return self.project_out(nn.functional.embedding(codes, self.normalized_codebook()))
