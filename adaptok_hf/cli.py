@@ -1,0 +1,204 @@
+"""`adaptok <verb>`: the pipeline from the command line.
+
+Exit codes: 0, or 2 with one line on standard error for anything that the user can mend.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from . import __version__
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except (ValueError, OSError) as error:
+        print(f"adaptok: error: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("adaptok: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="adaptok", description="Adaptive, temporally causal video tokens.")
+    parser.add_argument("--version", action="version", version=f"adaptok_hf {__version__}")
+    verbs = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    verb = verbs.add_parser("reconstruct", help="encode a video on a token budget, decode it, and show what it did")
+    verb.add_argument("video", help="a video file")
+    verb.add_argument("-o", "--output", help="output folder (default: VIDEO's name with '-adaptok', in this folder)")
+    _add_allocation(verb)
+    _add_model(verb)
+    verb.set_defaults(run=_reconstruct)
+
+    verb = verbs.add_parser("tokenize", help="write a video as a tokens file")
+    verb.add_argument("video", help="a video file")
+    verb.add_argument("-o", "--output", help="tokens file (default: VIDEO's name with .safetensors, in this folder)")
+    _add_allocation(verb)
+    _add_model(verb)
+    verb.set_defaults(run=_tokenize)
+
+    verb = verbs.add_parser("detokenize", help="turn a tokens file back into a video")
+    verb.add_argument("tokens", help="a file that 'adaptok tokenize' wrote")
+    verb.add_argument("-o", "--output", help="mp4 file (default: TOKENS' name with .mp4, in this folder)")
+    _add_model(verb)
+    verb.set_defaults(run=_detokenize)
+
+    verb = verbs.add_parser("convert", help="convert a checkpoint of the original code")
+    verb.add_argument("source", help="folder or Hub id (config.json + model.safetensors), or a training checkpoint (.pth)")
+    verb.add_argument("destination", help="folder to write; must not exist or be empty")
+    verb.add_argument("--ema", type=float, help="take this exponential average from a training checkpoint")
+    verb.set_defaults(run=_convert)
+
+    verb = verbs.add_parser("info", help="print versions, device and the checkpoint's geometry")
+    verb.add_argument("--json", action="store_true", help="as JSON")
+    _add_model(verb)
+    verb.set_defaults(run=_info)
+    return parser
+
+
+def _add_allocation(verb: argparse.ArgumentParser) -> None:
+    group = verb.add_argument_group(
+        "allocation", "give one of --budget, --price, --threshold; without, all tokens are kept"
+    )
+    group.add_argument("--budget", help="average tokens per block (such as 64), or a percentage of all (such as 25%%)")
+    group.add_argument("--price", type=float, help="loss that a token must save to be kept (strategy quality)")
+    group.add_argument("--threshold", type=float, help="loss that every block must undercut (strategy threshold)")
+    group.add_argument(
+        "--allocation",
+        metavar="STRATEGY",
+        help="fixed, bithr, bidelta, ipal, joint, quality or threshold (default: joint for a budget)",
+    )
+    verb.add_argument(
+        "--resize",
+        choices=["crop", "squash"],
+        help="crop the centre square (default), or squeeze the whole picture and restore its proportions afterwards",
+    )
+
+
+def _add_model(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--model", metavar="FOLDER", help="pipeline folder or Hub id (default: the checkpoint in the package)"
+    )
+    verb.add_argument("--device", help="such as cpu or cuda (default: cuda if there is one)")
+    verb.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    verb.add_argument("--batch-size", type=int, default=8, metavar="N", help="clips encoded together (default: 8)")
+
+
+def _allocation(arguments: argparse.Namespace) -> dict:
+    given = {name: getattr(arguments, name) for name in ("budget", "price", "threshold", "allocation")}
+    if sum(given[name] is not None for name in ("budget", "price", "threshold")) > 1:
+        raise ValueError("give only one of --budget, --price and --threshold")
+    return given
+
+
+def _load(arguments: argparse.Namespace):
+    import torch
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    from .pipeline_adaptok import SHIPPED_CHECKPOINT, AdapTokPipeline
+
+    transformers_logging.disable_progress_bar()
+    diffusers_logging.disable_progress_bar()
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    name = str(SHIPPED_CHECKPOINT if arguments.model is None else arguments.model)
+    try:
+        pipeline = AdapTokPipeline.from_pretrained(name, dtype=getattr(torch, arguments.dtype)).to(device)
+    except Exception as error:  # diffusers, safetensors and torch each raise their own kind
+        raise ValueError(f"cannot load the model {name}: {_one_line(error)}") from error
+    pipeline.set_progress_bar_config(disable=not sys.stderr.isatty())
+    return pipeline
+
+
+def _reconstruct(arguments: argparse.Namespace) -> None:
+    from .reporting import write_report
+
+    request = _allocation(arguments)
+    pipeline = _load(arguments)
+    output = pipeline.reconstruct(arguments.video, resize_mode=arguments.resize, batch_size=arguments.batch_size, **request)
+    folder = Path(arguments.output or f"{Path(arguments.video).stem}-adaptok")
+    request = {"video": Path(arguments.video).name, "model": arguments.model or "shipped"} | request
+    report = write_report(folder, output, pipeline, request)
+    print(
+        f"{report['frames']} frames, {report['blocks']} blocks: {report['tokens']} tokens "
+        f"({report['tokens_per_block']:.1f} per block, {report['bits_per_second'] / 1000:.1f} kbit/s), "
+        f"PSNR {report['psnr_db']:.2f} dB, SSIM {report['ssim']:.3f}"
+    )
+    source, size = report["source_size"], report["output_size"]
+    if size != source:
+        print(f"the input is {source[1]}x{source[0]}; the output is {size[1]}x{size[0]} ({report['resize_mode']})")
+    print(f"wrote {folder}/: reconstruction.mp4, side_by_side.mp4, tokens.png, report.json")
+
+
+def _tokenize(arguments: argparse.Namespace) -> None:
+    output = Path(arguments.output or f"{Path(arguments.video).stem}.safetensors")
+    request = _allocation(arguments)
+    pipeline = _load(arguments)
+    tokens = pipeline.tokenize(arguments.video, resize_mode=arguments.resize, batch_size=arguments.batch_size, **request)
+    tokens.save(output)
+    print(
+        f"wrote {output}: {tokens.num_frames} frames, {tokens.num_tokens} tokens, "
+        f"{tokens.bits_per_second / 1000:.1f} kbit/s"
+    )
+
+
+def _detokenize(arguments: argparse.Namespace) -> None:
+    from .tokenized_video import TokenizedVideo
+    from .video_io import write_video
+
+    output = Path(arguments.output or f"{Path(arguments.tokens).stem}.mp4")
+    tokens = TokenizedVideo.load(arguments.tokens)
+    frames = _load(arguments).detokenize(tokens, batch_size=arguments.batch_size)
+    write_video(output, frames, tokens.fps, tokens.timestamps)
+    print(f"wrote {output}: {len(frames)} frames at {tokens.fps:.2f} fps")
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    from transformers.utils import logging as transformers_logging
+
+    from .conversion import convert_checkpoint
+
+    transformers_logging.disable_progress_bar()
+    print(convert_checkpoint(arguments.source, arguments.destination, ema=arguments.ema))
+
+
+def _info(arguments: argparse.Namespace) -> None:
+    import platform
+    from importlib.metadata import version
+
+    pipeline = _load(arguments)
+    config, scorer = pipeline.tokenizer.config, pipeline.scorer
+    names = ("torch", "transformers", "diffusers", "accelerate", "scipy", "numpy", "av")
+    info = {
+        "adaptok_hf": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in names},
+        "device": str(pipeline.device),
+        "model": arguments.model or "shipped",
+        "image_size": config.image_size,
+        "num_frames": config.num_frames,
+        "tubelet_size": config.tubelet_size,
+        "blocks": config.num_blocks,
+        "latents_per_block": config.latents_per_block,
+        "codebook_size": config.codebook_size,
+        "score_step": scorer.config.score_step if scorer is not None else None,
+        "tokenizer_parameters": pipeline.tokenizer.num_parameters(),
+        "scorer_parameters": scorer.num_parameters() if scorer is not None else 0,
+        "model_hash": pipeline.model_hash,
+    }
+    if arguments.json:
+        print(json.dumps(info, indent=2))
+    else:
+        print("\n".join(f"{name + ':':24}{value}" for name, value in info.items()))
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 400 else text[:397] + "..."

@@ -1,0 +1,410 @@
+"""The pipeline: any video in, tokens on a budget, video out."""
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils import BaseOutput
+
+from .allocation import STRATEGIES, allocate, joint
+from .modeling_adaptok import AdapTokModel
+from .modeling_adaptok_scorer import AdapTokScorerModel
+from .tokenized_video import TokenizedVideo
+from .video_processing_adaptok import AdapTokVideoProcessor, ClipBatch
+
+SHIPPED_CHECKPOINT = Path(__file__).parent / "checkpoints" / "small"
+
+# Strategies that decide block after block, each time looking at all clips of the video.
+_BLOCK_BY_BLOCK_OVER_CLIPS = ("ipal", "bithr", "bidelta")
+# Strategies that decide block after block for each clip alone.
+_BLOCK_BY_BLOCK = ("quality", "threshold")
+
+
+@dataclass
+class AdapTokPipelineOutput(BaseOutput):
+    """
+    Args:
+        frames: the reconstruction. `"np"`: uint8 (frames, height, width, 3); `"pt"`: float (frames, 3, height, width) in
+            [0, 1]; `"pil"`: a list of images.
+        tokens: codes, counts, fps, timestamps, tokens and bits per second.
+        original: uint8 (frames, size, size, 3), the input as the model saw it (resized and cropped).
+        seconds: wall-clock seconds of the stages `read`, `encode`, `score`, `allocate`, `decode`.
+    """
+
+    frames: np.ndarray | torch.Tensor | list
+    tokens: TokenizedVideo
+    original: np.ndarray
+    seconds: dict[str, float]
+
+    @property
+    def token_counts(self) -> torch.Tensor:
+        """(clips, blocks) long, the tokens spent on each block."""
+        return self.tokens.token_counts
+
+    @property
+    def fps(self) -> float:
+        return self.tokens.fps
+
+    @property
+    def timestamps(self) -> np.ndarray:
+        """(frames,) float64, seconds."""
+        return self.tokens.timestamps
+
+    @property
+    def bits_per_second(self) -> float:
+        return self.tokens.bits_per_second
+
+
+class AdapTokPipeline(DiffusionPipeline):
+    """Compresses videos of any length to a budget of tokens, and reconstructs them.
+
+    Args:
+        video_processor ([`AdapTokVideoProcessor`])
+        tokenizer ([`AdapTokModel`])
+        scorer ([`AdapTokScorerModel`], *optional*): needed by every allocation strategy but `"fixed"`.
+    """
+
+    _optional_components = ["scorer"]
+
+    def __init__(
+        self,
+        video_processor: AdapTokVideoProcessor,
+        tokenizer: AdapTokModel,
+        scorer: AdapTokScorerModel | None = None,
+    ):
+        super().__init__()
+        self.register_modules(video_processor=video_processor, tokenizer=tokenizer, scorer=scorer)
+        _check_components(video_processor, tokenizer, scorer)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path | None = None, **kwargs) -> "AdapTokPipeline":
+        """As [`DiffusionPipeline.from_pretrained`]; without a name, the small checkpoint that ships in the package.
+
+        Weights are loaded as float32 unless `dtype` says otherwise.
+        """
+        kwargs.setdefault("dtype", torch.float32)
+        name = SHIPPED_CHECKPOINT if pretrained_model_name_or_path is None else pretrained_model_name_or_path
+        return super().from_pretrained(name, **kwargs)
+
+    def __call__(self, video: Any, **kwargs) -> AdapTokPipelineOutput:
+        """The same as `reconstruct`."""
+        return self.reconstruct(video, **kwargs)
+
+    def reconstruct(
+        self,
+        video: Any,
+        *,
+        budget: float | str | Sequence[float] | None = None,
+        price: float | None = None,
+        threshold: float | None = None,
+        allocation: str | None = None,
+        rounding: str | None = None,
+        resize_mode: str | None = None,
+        fps: float | None = None,
+        batch_size: int = 8,
+        output_type: str = "np",
+    ) -> AdapTokPipelineOutput:
+        """Tokenizes a video on a budget and decodes it again; the output has as many frames as the input.
+
+        Args: see `tokenize`; `output_type` is `"np"`, `"pt"` or `"pil"`.
+        """
+        _check_output_type(output_type)
+        seconds: dict[str, float] = {}
+        with _timed(seconds, "read"):
+            clips = self.video_processor.clips(video, fps=fps, resize_mode=resize_mode)
+        tokens = self._tokenize(clips, seconds, budget, price, threshold, allocation, rounding, resize_mode, batch_size)
+        with _timed(seconds, "decode"):
+            frames = self.detokenize(tokens, batch_size=batch_size, output_type=output_type)
+        original = clips.frames.flatten(0, 1)[: clips.num_frames].permute(0, 2, 3, 1).numpy()
+        return AdapTokPipelineOutput(frames=frames, tokens=tokens, original=original, seconds=seconds)
+
+    def tokenize(
+        self,
+        video: Any,
+        *,
+        budget: float | str | Sequence[float] | None = None,
+        price: float | None = None,
+        threshold: float | None = None,
+        allocation: str | None = None,
+        rounding: str | None = None,
+        resize_mode: str | None = None,
+        fps: float | None = None,
+        batch_size: int = 8,
+    ) -> TokenizedVideo:
+        """Video -> tokens.
+
+        Args:
+            video: a path, a list of PIL images, an array or tensor, a decoder, a [`Video`]; of any length and size. It
+                is cut into clips, which share the budget.
+            budget: AVERAGE tokens per block, or a percentage of `latents_per_block` such as `"25%"`; for `ipal` also one
+                number per block position. Without budget, price and threshold all tokens are kept.
+            price: score per token, for `quality`.
+            threshold: score that each block must undercut, for `threshold`.
+            allocation: `"fixed"`, `"bithr"`, `"bidelta"`, `"ipal"`, `"joint"`, `"quality"` or `"threshold"`, see
+                [`allocate`]. Default: `"quality"` with a price, `"threshold"` with a threshold, otherwise `"joint"`, or
+                `"fixed"` if the pipeline has no scorer. `ipal`, `bithr` and `bidelta` treat the clips of the video as
+                the batch.
+            rounding: `"floor"` lets `ipal` and `joint` take a budget that is off the grid, as the original does.
+            resize_mode: `"crop"` or `"squash"`, see [`AdapTokVideoProcessor`].
+            fps: frames per second of an input that does not tell.
+            batch_size: clips that are encoded together; has no influence on the result beyond round-off.
+
+        Raises:
+            ValueError: for something that is not a video, an unknown strategy, or a budget that cannot be met.
+        """
+        clips = self.video_processor.clips(video, fps=fps, resize_mode=resize_mode)
+        return self._tokenize(clips, {}, budget, price, threshold, allocation, rounding, resize_mode, batch_size)
+
+    @torch.no_grad()
+    def detokenize(
+        self, tokens: TokenizedVideo, *, batch_size: int = 8, output_type: str = "np"
+    ) -> np.ndarray | torch.Tensor | list:
+        """Tokens -> frames, see [`AdapTokPipelineOutput`]. Squashed videos get their proportions back.
+
+        Raises:
+            ValueError: if the tokens were made by another tokenizer.
+        """
+        _check_output_type(output_type)
+        if tokens.model_hash != self.model_hash:
+            raise ValueError(
+                f"these tokens were made by another model (hash {tokens.model_hash[:12]}, this model's is "
+                f"{self.model_hash[:12]})"
+            )
+        output_size = tuple(tokens.source_size) if tokens.resize_mode == "squash" else None
+        num_clip_frames = self.tokenizer.config.num_frames
+        frames = []
+        for start in self._batches(len(tokens.codes), batch_size, "decode"):
+            part = slice(start, start + batch_size)
+            counts = tokens.token_counts[part].to(self.device) if self.tokenizer.config.adaptive else None
+            video = self.tokenizer.decode(tokens.codes[part].to(self.device), counts).pixel_values_videos
+            real = min(len(video) * num_clip_frames, tokens.num_frames - start * num_clip_frames)
+            frames.append(self.video_processor.unclip(video.float(), num_frames=real, output_size=output_size))
+        return _convert_frames(np.concatenate(frames), output_type)
+
+    @property
+    def model_hash(self) -> str:
+        """SHA-256 of the tokenizer's configuration and weights (rounded to bfloat16: float32 and bfloat16 loads agree)."""
+        config = self.tokenizer.config
+        architecture = {key: getattr(config, key) for key in sorted(type(config).__annotations__)}
+        digest = hashlib.sha256(json.dumps(architecture, sort_keys=True).encode())
+        for name, tensor in sorted(self.tokenizer.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
+        return digest.hexdigest()
+
+    @torch.no_grad()
+    def _tokenize(
+        self,
+        clips: ClipBatch,
+        seconds: dict[str, float],
+        budget: float | str | Sequence[float] | None,
+        price: float | None,
+        threshold: float | None,
+        allocation: str | None,
+        rounding: str | None,
+        resize_mode: str | None,
+        batch_size: int,
+    ) -> TokenizedVideo:
+        per_block = self.tokenizer.config.latents_per_block
+        given = {"budget": _tokens_per_block(budget, per_block), "price": price, "threshold": threshold}
+        given = {name: value for name, value in given.items() if value is not None}
+        if rounding is not None:
+            given["rounding"] = rounding
+        strategy = self._strategy(allocation, given)
+        valid = clips.valid_blocks
+        seconds.update({"encode": 0.0, "score": 0.0, "allocate": 0.0})
+
+        codes, latents, scores, counts = [], [], [], []
+        for start in self._batches(len(clips), batch_size, "encode"):
+            part = slice(start, start + batch_size)
+            with _timed(seconds, "encode"):
+                video = (clips.frames[part].to(self.device) / 255).to(self.tokenizer.dtype)
+                encoded = self.tokenizer.encode(video)
+                codes.append(encoded.codes.cpu())
+            if strategy == "joint":
+                with _timed(seconds, "score"):
+                    scores.append(self.scorer(encoded.latents, encoded.quantized).scores.cpu())
+            elif strategy in _BLOCK_BY_BLOCK:
+                counts.append(
+                    self._allocate_block_by_block([encoded.latents], [encoded.codes], valid[part], strategy, given, seconds)
+                )
+            elif strategy in _BLOCK_BY_BLOCK_OVER_CLIPS:
+                latents.append(encoded.latents)
+
+        chosen_by = {"strategy": strategy or "all tokens"}
+        if strategy is None:
+            token_counts = valid.long() * per_block
+        elif strategy == "fixed":
+            step = self.scorer.config.score_step if self.scorer is not None else 1
+            table = np.zeros((*valid.shape, per_block // step))
+            token_counts = torch.from_numpy(allocate(table, strategy="fixed", step=step, valid=valid.numpy(), **given))
+        elif strategy == "joint":
+            with _timed(seconds, "allocate"):
+                table = torch.cat(scores).double().numpy()
+                step = self.scorer.config.score_step
+                found = joint(table, step=step, valid=valid.numpy(), **given)
+            token_counts = torch.from_numpy(found.token_counts)
+            chosen_by |= {"objective": found.objective, "bound": found.bound}
+        elif strategy in _BLOCK_BY_BLOCK:
+            token_counts = torch.cat(counts)
+        else:
+            token_counts = self._allocate_block_by_block(latents, codes, valid, strategy, given, seconds)
+        return TokenizedVideo(
+            codes=torch.cat(codes),
+            token_counts=token_counts,
+            codebook_size=self.tokenizer.config.codebook_size,
+            num_frames=clips.num_frames,
+            fps=clips.fps,
+            timestamps=clips.timestamps,
+            source_size=tuple(clips.source_size),
+            resize_mode=resize_mode or self.video_processor.resize_mode,
+            model_hash=self.model_hash,
+            allocation=chosen_by,
+        )
+
+    def _allocate_block_by_block(
+        self,
+        latents: list[torch.Tensor],
+        codes: list[torch.Tensor],
+        valid: torch.Tensor,
+        strategy: str,
+        given: dict[str, Any],
+        seconds: dict[str, float],
+    ) -> torch.Tensor:
+        """Scores block q given the counts chosen before it, allocates it, goes on with q + 1.
+
+        Args:
+            latents, codes: batches of clips, (clips, blocks, latents_per_block, ...).
+            valid: (all clips, blocks) bool.
+
+        Returns:
+            (all clips, blocks) long.
+        """
+        config = self.scorer.config
+        token_counts = torch.zeros(valid.shape, dtype=torch.long)
+        budget = given.get("budget")
+        if isinstance(budget, tuple) and len(budget) != valid.shape[1]:
+            raise ValueError(f"a budget per block position needs {valid.shape[1]} numbers, got {len(budget)}")
+        for block in range(valid.shape[1]):
+            if not valid[:, block].any():
+                break
+            token_counts[:, block] = config.latents_per_block
+            with _timed(seconds, "score"):
+                table, start = [], 0
+                for batch_latents, batch_codes in zip(latents, codes, strict=True):
+                    known = slice(0, block + 1)  # later blocks have no influence
+                    quantized = self.tokenizer.quantizer.lookup(batch_codes[:, known].to(self.device))
+                    counts = token_counts[start : start + len(batch_codes), known].to(self.device)
+                    table.append(self.scorer(batch_latents[:, known], quantized, counts).scores[:, block].cpu())
+                    start += len(batch_codes)
+            arguments = given | ({"budget": budget[block]} if isinstance(budget, tuple) else {})
+            with _timed(seconds, "allocate"):
+                token_counts[:, block] = torch.from_numpy(
+                    allocate(
+                        torch.cat(table).double().numpy(),
+                        strategy=strategy,
+                        step=config.score_step,
+                        valid=valid[:, block].numpy(),
+                        **arguments,
+                    )
+                )
+        return token_counts
+
+    def _strategy(self, allocation: str | None, given: dict[str, Any]) -> str | None:
+        """The strategy's name, or `None` for keeping everything."""
+        if not self.tokenizer.config.adaptive and (given or allocation):
+            raise ValueError("this tokenizer is not adaptive (CausalTok): it keeps all tokens and takes no budget")
+        if allocation is None:
+            if "price" in given:
+                allocation = "quality"
+            elif "threshold" in given:
+                allocation = "threshold"
+            elif "budget" in given:
+                allocation = "joint" if self.scorer is not None else "fixed"
+            else:
+                return None
+        if allocation not in STRATEGIES:
+            raise ValueError(f"allocation must be one of {', '.join(STRATEGIES)}, got {allocation!r}")
+        if allocation != "fixed" and self.scorer is None:
+            raise ValueError(f"allocation {allocation!r} needs a scorer, and this pipeline has none; use 'fixed'")
+        needed = {"quality": "price", "threshold": "threshold"}.get(allocation, "budget")
+        unused = set(given) - {needed, *(["rounding"] if allocation in ("ipal", "joint") else [])}
+        if needed not in given or unused:
+            raise ValueError(f"allocation {allocation!r} needs a {needed}, got {', '.join(sorted(given)) or 'nothing'}")
+        return allocation
+
+    def _batches(self, total: int, batch_size: int, stage: str):
+        """Start indices, with a progress bar where there is more than one batch."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        starts = range(0, total, batch_size)
+        if len(starts) == 1:
+            return starts
+        bar = self.progress_bar(starts)
+        bar.set_description(stage)
+        return bar
+
+
+def _check_components(
+    video_processor: AdapTokVideoProcessor, tokenizer: AdapTokModel, scorer: AdapTokScorerModel | None
+) -> None:
+    config = tokenizer.config
+    for name in ("image_size", "num_frames", "tubelet_size"):
+        if getattr(video_processor, name) != getattr(config, name):
+            raise ValueError(
+                f"the video processor has {name}={getattr(video_processor, name)}, the tokenizer {getattr(config, name)}"
+            )
+    if scorer is not None:
+        ours = (config.hidden_size, config.num_blocks, config.latents_per_block)
+        theirs = (scorer.config.latent_size, scorer.config.num_blocks, scorer.config.latents_per_block)
+        if ours != theirs:
+            raise ValueError(f"the scorer is for (width, blocks, latents) {theirs}, the tokenizer has {ours}")
+
+
+def _tokens_per_block(
+    budget: float | str | Sequence[float] | None, latents_per_block: int
+) -> float | tuple[float, ...] | None:
+    """A budget as numbers: `"25%"` becomes a quarter of `latents_per_block`."""
+    if budget is None:
+        return None
+    if isinstance(budget, str):
+        text, share = budget.strip(), 1.0
+        if text.endswith("%"):
+            text, share = text[:-1], latents_per_block / 100
+        try:
+            return float(text) * share
+        except ValueError:
+            raise ValueError(f"a budget is tokens per block or a percentage such as '25%', got {budget!r}") from None
+    if isinstance(budget, Sequence | np.ndarray):
+        return tuple(float(value) for value in budget)
+    return float(budget)
+
+
+def _check_output_type(output_type: str) -> None:
+    if output_type not in ("np", "pt", "pil"):
+        raise ValueError(f"output_type must be 'np', 'pt' or 'pil', got {output_type!r}")
+
+
+def _convert_frames(frames: np.ndarray, output_type: str) -> np.ndarray | torch.Tensor | list:
+    if output_type == "np":
+        return frames
+    if output_type == "pt":
+        return torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255
+    from PIL import Image
+
+    return [Image.fromarray(frame) for frame in frames]
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str):
+    start = time.perf_counter()
+    yield
+    seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start

@@ -1,0 +1,186 @@
+"""What `adaptok reconstruct` writes: the video, a side-by-side video, a plot of tokens over time, and the numbers."""
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from .video_io import write_video
+
+if TYPE_CHECKING:
+    from .pipeline_adaptok import AdapTokPipeline, AdapTokPipelineOutput
+
+_BAR_HEIGHT = 64
+_GAP = 8
+
+
+def write_report(
+    folder: str | os.PathLike, output: "AdapTokPipelineOutput", pipeline: "AdapTokPipeline", request: dict[str, Any]
+) -> dict[str, Any]:
+    """Writes `reconstruction.mp4`, `side_by_side.mp4`, `tokens.png` and `report.json` into `folder`.
+
+    The files are made in a temporary folder beside and moved when all are complete.
+
+    Args:
+        folder: created if it does not exist; files of these names in it are replaced.
+        output: what `pipeline.reconstruct` returned, with `output_type="np"`.
+        request: the arguments of the call, kept in the report.
+
+    Returns:
+        The report, as in `report.json`.
+
+    Raises:
+        NotADirectoryError: if `folder` is a file.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file; the output goes into a folder")
+    if not folder.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{folder}: the folder {folder.absolute().parent} does not exist")
+    tokens = output.tokens
+    frames_per_block = pipeline.tokenizer.config.tubelet_size
+    quality = measure(output, frames_per_block)
+    num_blocks = -(-tokens.num_frames // frames_per_block)
+    counts = tokens.token_counts.flatten().tolist()[:num_blocks]
+    maximum = tokens.codes.shape[2]
+    report = {
+        "request": request,
+        "frames": tokens.num_frames,
+        "fps": tokens.fps,
+        "seconds_of_video": tokens.seconds,
+        "source_size": list(tokens.source_size),
+        "model_size": list(output.original.shape[1:3]),
+        "output_size": list(output.frames.shape[1:3]),
+        "resize_mode": tokens.resize_mode,
+        "blocks": num_blocks,
+        "latents_per_block": maximum,
+        "allocation": tokens.allocation,
+        "tokens": tokens.num_tokens,
+        "tokens_per_block": tokens.num_tokens / num_blocks,
+        "token_counts": counts,
+        "tokens_per_second": tokens.tokens_per_second,
+        "bits_per_second": tokens.bits_per_second,
+        "psnr_db": quality["psnr"],
+        "ssim": quality["ssim"],
+        "psnr_db_per_block": quality["psnr_per_block"],
+        "stage_seconds": {stage: round(value, 4) for stage, value in output.seconds.items()},
+        "model_hash": tokens.model_hash,
+        "device": str(pipeline.device),
+    }
+    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
+    partial.mkdir()
+    try:
+        write_video(partial / "reconstruction.mp4", output.frames, tokens.fps, tokens.timestamps)
+        frames = side_by_side(_at_model_size(output), output.original, counts, maximum, frames_per_block)
+        write_video(partial / "side_by_side.mp4", frames, tokens.fps, tokens.timestamps)
+        plot_tokens(partial / "tokens.png", report, tokens.timestamps[::frames_per_block])
+        (partial / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+        folder.mkdir(exist_ok=True)
+        for file in partial.iterdir():
+            os.replace(file, folder / file.name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return report
+
+
+def _at_model_size(output: "AdapTokPipelineOutput") -> np.ndarray:
+    """The reconstruction at the size of `output.original` (squashed videos were brought back to their proportions)."""
+    if output.frames.shape == output.original.shape:
+        return output.frames
+    frames = torch.from_numpy(output.frames).permute(0, 3, 1, 2)
+    frames = torch.nn.functional.interpolate(frames, output.original.shape[1:3], mode="bilinear", antialias=True)
+    return frames.permute(0, 2, 3, 1).numpy()
+
+
+def measure(output: "AdapTokPipelineOutput", frames_per_block: int) -> dict[str, Any]:
+    """PSNR in dB over the whole video and per block, and the mean SSIM of the frames, at the model's size."""
+    from torchmetrics.functional.image import peak_signal_noise_ratio
+    from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
+
+    psnr, ssim, per_block = PeakSignalNoiseRatio(data_range=1.0), StructuralSimilarityIndexMeasure(data_range=1.0), []
+    reconstruction = _at_model_size(output)
+    for start in range(0, len(reconstruction), frames_per_block):
+        pair = [
+            torch.from_numpy(frames[start : start + frames_per_block]).permute(0, 3, 1, 2).float() / 255
+            for frames in (reconstruction, output.original)
+        ]
+        psnr.update(*pair)
+        ssim.update(*pair)
+        per_block.append(_finite(peak_signal_noise_ratio(*pair, data_range=1.0)))
+    return {"psnr": _finite(psnr.compute()), "ssim": round(float(ssim.compute()), 4), "psnr_per_block": per_block}
+
+
+def _finite(decibel: torch.Tensor) -> float:
+    """Identical pictures have infinite PSNR, which JSON cannot hold: 100 dB stands for it."""
+    return round(min(float(decibel), 100.0), 3)
+
+
+def side_by_side(
+    reconstruction: np.ndarray, original: np.ndarray, counts: list[int], maximum: int, frames_per_block: int
+) -> Iterator[np.ndarray]:
+    """Frames with the original on the left, the reconstruction on the right, and the tokens of each block as bars below.
+
+    Args:
+        reconstruction, original: uint8 (frames, height, width, 3), shown at twice their size if small.
+        counts: tokens of each block; at most 32 bars are shown, those around the current block.
+        maximum: the height of a full bar in tokens.
+    """
+    from PIL import Image, ImageDraw
+
+    height, width = original.shape[1:3]
+    scale = 2 if width < 256 else 1
+    size = (width * scale, height * scale)
+    total = 2 * size[0] + 3 * _GAP
+    for index, (left, right) in enumerate(zip(original, reconstruction, strict=True)):
+        canvas = Image.new("RGB", (total, size[1] + 3 * _GAP + _BAR_HEIGHT + 28), (18, 20, 24))
+        draw = ImageDraw.Draw(canvas)
+        for column, (picture, title) in enumerate(((left, "original"), (right, "reconstruction"))):
+            x = _GAP + column * (size[0] + _GAP)
+            canvas.paste(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC), (x, _GAP + 14))
+            draw.text((x, 4), title, fill=(200, 205, 212))
+        current = index // frames_per_block
+        first = max(0, min(current - 16, len(counts) - 32))
+        shown = counts[first : first + 32]
+        slot = (total - 2 * _GAP) / max(8, len(shown))
+        base = canvas.height - _GAP
+        draw.text(
+            (_GAP, base - _BAR_HEIGHT - 14),
+            f"block {current + 1} of {len(counts)}: {counts[current]} of {maximum} tokens",
+            fill=(200, 205, 212),
+        )
+        for position, count in enumerate(shown):
+            x = _GAP + position * slot
+            bar = round(_BAR_HEIGHT * count / maximum)
+            colour = (255, 176, 59) if first + position == current else (86, 118, 168)
+            draw.rectangle((x, base - _BAR_HEIGHT, x + slot - 3, base), fill=(34, 38, 46))
+            if bar:
+                draw.rectangle((x, base - bar, x + slot - 3, base), fill=colour)
+        yield np.asarray(canvas)
+
+
+def plot_tokens(path: Path, report: dict[str, Any], block_times: np.ndarray) -> None:
+    """A PNG with the tokens (bars) and the PSNR (line) of each block over the seconds of the video."""
+    from matplotlib.figure import Figure
+
+    counts, psnr = report["token_counts"], report["psnr_db_per_block"]
+    ends = np.append(block_times[1:], max(report["seconds_of_video"], block_times[-1] + 1 / report["fps"]))
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    axes = figure.subplots()
+    axes.bar(block_times, counts, width=0.92 * (ends - block_times), align="edge", color="#5676a8")
+    axes.axhline(report["tokens_per_block"], color="#5676a8", linestyle=":", linewidth=1)
+    axes.set(xlabel="seconds", ylabel="tokens per block", ylim=(0, report["latents_per_block"] * 1.02))
+    quality = axes.twinx()
+    quality.plot((block_times + ends) / 2, psnr, color="#d9822b", marker="o", markersize=3, linewidth=1.4)
+    quality.set_ylabel("PSNR (dB)", color="#d9822b")
+    axes.set_title(
+        f"{report['tokens_per_block']:.1f} tokens per block on average, {report['bits_per_second'] / 1000:.1f} kbit/s, "
+        f"PSNR {report['psnr_db']:.2f} dB",
+        fontsize=10,
+    )
+    figure.savefig(path, dpi=120)
