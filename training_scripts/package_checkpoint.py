@@ -1,0 +1,46 @@
+#!/usr/bin/env python
+"""Puts a trained tokenizer and scorer into one pipeline folder, as float16 safetensors.
+
+    python training_scripts/package_checkpoint.py --tokenizer runs/tokenizer/model --scorer runs/scorer/model \
+        --output adaptok_hf/checkpoints/small
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import torch
+
+from adaptok_hf import AdapTokModel, AdapTokPipeline, AdapTokScorerModel, AdapTokVideoProcessor
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokenizer", required=True)
+    parser.add_argument("--scorer")
+    parser.add_argument("--output", required=True, type=Path)
+    arguments = parser.parse_args()
+    tokenizer = AdapTokModel.from_pretrained(arguments.tokenizer, dtype=torch.float16)
+    scorer = AdapTokScorerModel.from_pretrained(arguments.scorer, dtype=torch.float16) if arguments.scorer else None
+    config = tokenizer.config
+    processor = AdapTokVideoProcessor(config.image_size, config.num_frames, config.tubelet_size)
+    partial = arguments.output.with_name(f".{arguments.output.name}.tmp")
+    shutil.rmtree(partial, ignore_errors=True)
+    AdapTokPipeline(processor, tokenizer, scorer).save_pretrained(partial)
+    for code in partial.rglob("*.py"):  # the copies for loading without this package; here it is the package
+        code.unlink()
+    for config_file in partial.rglob("config.json"):
+        entries = json.loads(config_file.read_text())
+        entries.pop("auto_map", None)
+        config_file.write_text(json.dumps(entries, indent=2) + "\n")
+    for weights in partial.rglob("*.safetensors"):
+        weights.chmod(0o644)
+    shutil.rmtree(arguments.output, ignore_errors=True)
+    partial.rename(arguments.output)
+    size = sum(file.stat().st_size for file in arguments.output.rglob("*") if file.is_file())
+    print(f"wrote {arguments.output}: {size / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    main()
