@@ -156,11 +156,12 @@ def side_by_side(
         )
         for position, count in enumerate(shown):
             x = _GAP + position * slot
+            right = x + max(slot - 3, slot / 2)
             bar = round(_BAR_HEIGHT * count / maximum)
             colour = (255, 176, 59) if first + position == current else (86, 118, 168)
-            draw.rectangle((x, base - _BAR_HEIGHT, x + slot - 3, base), fill=(34, 38, 46))
+            draw.rectangle((x, base - _BAR_HEIGHT, right, base), fill=(34, 38, 46))
             if bar:
-                draw.rectangle((x, base - bar, x + slot - 3, base), fill=colour)
+                draw.rectangle((x, base - bar, right, base), fill=colour)
         yield np.asarray(canvas)
 
 

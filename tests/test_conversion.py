@@ -12,7 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
-from adaptok_hf import AdapTokModel, AdapTokPriorConfig, AdapTokPriorModel, AdapTokScorerModel, AdapTokVideoProcessor
+from adaptok_hf import (
+    AdapTokModel,
+    AdapTokPipeline,
+    AdapTokPriorConfig,
+    AdapTokPriorModel,
+    AdapTokScorerModel,
+    AdapTokVideoProcessor,
+)
 from adaptok_hf.conversion import convert_checkpoint, original_names, read_configs
 from adaptok_hf.conversion_tables import KEYS, TABLES
 
@@ -496,3 +503,16 @@ def test_loads_without_the_package(converted, tmp_path):
     assert torch.equal(result["codes"], encoded.codes)
     torch.testing.assert_close(result["video"], video, atol=1e-6, rtol=0)
     torch.testing.assert_close(result["scores"], scores, atol=1e-6, rtol=0)
+
+
+def test_command_line_converts(tmp_path, capsys):
+    from adaptok_hf.cli import main
+
+    assert main(["convert", str(PARITY / "tokenizer_tiny_causal"), str(tmp_path / "converted")]) == 0
+    assert "parameters" in capsys.readouterr().out
+    assert isinstance(AutoModel.from_pretrained(tmp_path / "converted" / "tokenizer"), AdapTokModel)
+    pipeline = AdapTokPipeline.from_pretrained(tmp_path / "converted")
+    assert pipeline.scorer is None and pipeline.tokenizer.config.adaptive is False
+    capsys.readouterr()
+    assert main(["convert", str(tmp_path / "missing"), str(tmp_path / "other")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1 and not (tmp_path / "other").exists()

@@ -49,6 +49,9 @@ class Arguments:
         default_factory=lambda: [{"steps": 1000, "num_blocks": 4, "batch_size": 8}],
         metadata={"help": "Curriculum: steps, num_blocks (leading blocks of a clip) and batch_size per process."},
     )
+    max_train_steps: int | None = field(
+        default=None, metadata={"help": "Stop after this many steps; the schedule is still that of all stages."}
+    )
     learning_rate: float = field(default=1e-3)
     final_learning_rate: float = field(default=1e-5)
     warmup_steps: int = field(default=100)
@@ -208,18 +211,18 @@ def main() -> None:
     progress = Progress(config.codebook_size)
     accelerator.register_for_checkpointing(progress)
     total_steps = sum(stage["steps"] for stage in args.stages)
+    last_step = min(total_steps, args.max_train_steps or total_steps)
     if args.resume_from_checkpoint == "latest" and run.resume():
         accelerator.print(f"resumed at step {progress.step}")
     model.train()
-    first_step_of_stage, trained_blocks = 0, 0
+    stage_end, trained_blocks = 0, 0
     seconds, clips, recent = time.time(), 0, torch.zeros(config.codebook_size, dtype=torch.bool)
     for stage in args.stages:
-        stage_end = first_step_of_stage + stage["steps"]
-        remaining = stage_end - max(progress.step, first_step_of_stage)
-        first_step_of_stage = stage_end
-        if args.transform_codec_initialization and remaining == stage["steps"] and trained_blocks:
+        stage_start, stage_end = stage_end, stage_end + stage["steps"]
+        if args.transform_codec_initialization and progress.step == stage_start and trained_blocks:
             copy_first_block_tables(model, trained_blocks)
         trained_blocks = stage["num_blocks"]
+        remaining = min(stage_end, last_step) - max(progress.step, stage_start)
         if remaining <= 0:
             continue
         num_frames = stage["num_blocks"] * config.tubelet_size
@@ -267,13 +270,13 @@ def main() -> None:
                     | {"grad_norm": float(grad_norm), "codes_used": int(recent.sum()), "clips_per_s": clips / elapsed}
                 )
                 seconds, clips, recent = time.time(), 0, torch.zeros_like(recent)
-            if progress.step % args.validation_steps == 0 or progress.step == total_steps:
+            if progress.step % args.validation_steps == 0 or progress.step == last_step:
                 with accelerator.autocast():
                     run.log(
                         {"step": progress.step} | validate(model, val_loader, stage["num_blocks"], quantize, video.device)
                     )
                 seconds = time.time()
-            if progress.step % args.checkpointing_steps == 0 or progress.step == total_steps:
+            if progress.step % args.checkpointing_steps == 0 or progress.step == last_step:
                 run.save(model)
     accelerator.end_training()
 
