@@ -118,12 +118,12 @@ def _load(arguments: argparse.Namespace):
 
 
 def _reconstruct(arguments: argparse.Namespace) -> None:
-    from .reporting import write_report
+    from .reporting import check_folder, write_report
 
     request = _allocation(arguments)
+    folder = check_folder(arguments.output or f"{Path(arguments.video).stem}-adaptok")
     pipeline = _load(arguments)
     output = pipeline.reconstruct(arguments.video, resize_mode=arguments.resize, batch_size=arguments.batch_size, **request)
-    folder = Path(arguments.output or f"{Path(arguments.video).stem}-adaptok")
     request = {"video": Path(arguments.video).name, "model": arguments.model or "shipped"} | request
     report = write_report(folder, output, pipeline, request)
     print(

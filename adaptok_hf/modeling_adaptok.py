@@ -116,7 +116,9 @@ class AdapTokEncoder(nn.Module):
         latents = self.latent_queries()[:, :num_latents]
         if self.latent_type is not None:
             latents = latents + self.latent_type()
-        hidden_states = torch.cat([patches, latents.expand(patches.shape[0], -1, -1).to(patches.dtype)], dim=1)
+        hidden_states = torch.cat([patches, latents.expand(patches.shape[0], -1, -1)], dim=1)
+        # fixed position tables stay float32 when weights are loaded in half precision
+        hidden_states = hidden_states.to(self.patch_embedding.projection.weight.dtype)
 
         blocks = torch.arange(num_blocks, device=hidden_states.device)
         block = torch.cat(
@@ -179,7 +181,7 @@ class AdapTokDecoder(nn.Module):
         queries = self.patch_queries()[:, : num_blocks * config.patches_per_block]
         if self.patch_type is not None:
             queries = queries + self.patch_type()
-        hidden_states = torch.cat([latents, queries.expand(batch, -1, -1).to(latents.dtype)], dim=1)
+        hidden_states = torch.cat([latents, queries.expand(batch, -1, -1)], dim=1).to(quantized.dtype)
 
         patch_block = blocks.repeat_interleave(config.patches_per_block)[None].expand(latent_block.shape[0], -1)
         block = torch.cat([latent_block, patch_block], dim=1)

@@ -20,6 +20,21 @@ _BAR_HEIGHT = 64
 _GAP = 8
 
 
+def check_folder(folder: str | os.PathLike) -> Path:
+    """The output folder as a path.
+
+    Raises:
+        NotADirectoryError: if it is a file.
+        FileNotFoundError: if the folder that it lies in does not exist.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file; the output goes into a folder")
+    if not folder.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{folder}: the folder {folder.absolute().parent} does not exist")
+    return folder
+
+
 def write_report(
     folder: str | os.PathLike, output: "AdapTokPipelineOutput", pipeline: "AdapTokPipeline", request: dict[str, Any]
 ) -> dict[str, Any]:
@@ -35,14 +50,9 @@ def write_report(
     Returns:
         The report, as in `report.json`.
 
-    Raises:
-        NotADirectoryError: if `folder` is a file.
+    Raises: see `check_folder`.
     """
-    folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is a file; the output goes into a folder")
-    if not folder.absolute().parent.is_dir():
-        raise FileNotFoundError(f"{folder}: the folder {folder.absolute().parent} does not exist")
+    folder = check_folder(folder)
     tokens = output.tokens
     frames_per_block = pipeline.tokenizer.config.tubelet_size
     quality = measure(output, frames_per_block)

@@ -1,0 +1,37 @@
+"""Makes the pictures of the README with the shipped checkpoint: `python docs/images/make_images.py [--extra CLIP]`."""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from adaptok_hf import AdapTokPipeline
+from adaptok_hf.reporting import write_report
+
+HERE = Path(__file__).parent
+EXAMPLE = HERE.parents[1] / "examples" / "surfing.mp4"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--extra", help="a second video for the strip of budgets")
+    parser.add_argument("--frame", type=int, default=30, help="frame that is shown")
+    arguments = parser.parse_args()
+    pipeline = AdapTokPipeline.from_pretrained()
+    pipeline.set_progress_bar_config(disable=True)
+    rows = []
+    for video in filter(None, (EXAMPLE, arguments.extra)):
+        outputs = [pipeline.reconstruct(video, budget=budget) for budget in (128, 64, 32, 16, 8)]
+        row = [outputs[0].original[arguments.frame], *(output.frames[arguments.frame] for output in outputs)]
+        rows.append(np.concatenate(row, axis=1))
+    strip = Image.fromarray(np.concatenate(rows))
+    strip.save(HERE / "budgets.png", optimize=True)
+    with tempfile.TemporaryDirectory() as folder:
+        write_report(Path(folder) / "report", pipeline.reconstruct(EXAMPLE, budget=32), pipeline, {"budget": 32})
+        (Path(folder) / "report" / "tokens.png").replace(HERE / "tokens.png")
+
+
+if __name__ == "__main__":
+    main()
