@@ -55,7 +55,12 @@ def write_source(tmp_path):
 
 
 def test_training_checkpoint(converted):
-    assert sorted(path.name for path in converted.iterdir()) == ["scorer", "tokenizer", "video_processor"]
+    assert sorted(path.name for path in converted.iterdir()) == [
+        "model_index.json",
+        "scorer",
+        "tokenizer",
+        "video_processor",
+    ]
     tokenizer = AutoModel.from_pretrained(converted / "tokenizer")
     scorer = AutoModel.from_pretrained(converted / "scorer")
     assert (type(tokenizer), type(scorer)) == (AdapTokModel, AdapTokScorerModel)
