@@ -16,9 +16,11 @@ _HOMES = {
     "AdapTokConfig": "configuration_adaptok",
     "AdapTokScorerConfig": "configuration_adaptok_scorer",
     "AdapTokPriorConfig": "configuration_adaptok_prior",
+    "AdapTokARConfig": "configuration_adaptok_ar",
     "AdapTokModel": "modeling_adaptok",
     "AdapTokScorerModel": "modeling_adaptok_scorer",
     "AdapTokPriorModel": "modeling_adaptok_prior",
+    "AdapTokARForCausalLM": "modeling_adaptok_ar",
     "AdapTokVideoProcessor": "video_processing_adaptok",
     "AdapTokPipeline": "pipeline_adaptok",
     "Video": "video_io",
@@ -33,10 +35,12 @@ __all__ = ["__version__", *_HOMES]
 if TYPE_CHECKING:
     from .allocation import allocate
     from .configuration_adaptok import AdapTokConfig
+    from .configuration_adaptok_ar import AdapTokARConfig
     from .configuration_adaptok_prior import AdapTokPriorConfig
     from .configuration_adaptok_scorer import AdapTokScorerConfig
     from .conversion import convert_checkpoint
     from .modeling_adaptok import AdapTokModel
+    from .modeling_adaptok_ar import AdapTokARForCausalLM
     from .modeling_adaptok_prior import AdapTokPriorModel
     from .modeling_adaptok_scorer import AdapTokScorerModel
     from .pipeline_adaptok import AdapTokPipeline

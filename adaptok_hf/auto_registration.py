@@ -23,20 +23,23 @@ _FOUNDATIONS = {
 
 def _register_configs(auto) -> None:
     from .configuration_adaptok import AdapTokConfig
+    from .configuration_adaptok_ar import AdapTokARConfig
     from .configuration_adaptok_prior import AdapTokPriorConfig
     from .configuration_adaptok_scorer import AdapTokScorerConfig
 
-    for config in (AdapTokConfig, AdapTokScorerConfig, AdapTokPriorConfig):
+    for config in (AdapTokConfig, AdapTokScorerConfig, AdapTokARConfig, AdapTokPriorConfig):
         auto.AutoConfig.register(config.model_type, config)
 
 
 def _register_models(auto) -> None:
     from .modeling_adaptok import AdapTokModel
+    from .modeling_adaptok_ar import AdapTokARForCausalLM
     from .modeling_adaptok_prior import AdapTokPriorModel
     from .modeling_adaptok_scorer import AdapTokScorerModel
 
     for model in (AdapTokModel, AdapTokScorerModel, AdapTokPriorModel):
         auto.AutoModel.register(model.config_class, model)
+    auto.AutoModelForCausalLM.register(AdapTokARForCausalLM.config_class, AdapTokARForCausalLM)
 
 
 def _register_video_processor(auto) -> None:

@@ -15,10 +15,11 @@ MODULES = sorted(file.with_suffix("").parts for file in FILES if file.parts[0] !
 
 # First match wins. Imports go to the same layer or to a lower one.
 LAYERS = [
-    (0, ("attention_masks", "token_layout", "block_mask_sampler", "video_io", "tokenized_video", "allocation", "data")),
+    (0, ("attention_masks", "token_layout", "block_mask_sampler", "video_io", "tokenized_video", "class_names")),
+    (0, ("allocation", "data", "metrics")),
     (1, ("configuration_*",)),
-    (2, ("quantization", "layers")),
-    (3, ("modeling_*",)),
+    (2, ("quantization", "layers", "generation_*")),
+    (3, ("modeling_*", "losses")),
     (4, ("video_processing_*", "conversion", "conversion_tables")),
     (5, ("pipeline_*", "reporting")),
     (6, ("cli", "__main__")),

@@ -2,8 +2,8 @@
 """Trains an AdapTok scorer: it learns the loss that a block's reconstruction will have at each token count.
 
 At each step one block q is chosen; the counts of earlier blocks are drawn at random; the clip is decoded with every level
-of block q, and the scorer regresses the measured loss of block q (AdapTok, "scorer"). Decoding is causal, so blocks after
-q are left out.
+of block q (or with `levels_per_step` of them, drawn at random), and the scorer regresses the measured loss of block q
+(AdapTok, "scorer"). Decoding is causal, so blocks after q are left out.
 
     accelerate launch --cpu training_scripts/train_scorer.py training_scripts/recipes/scorer_demo.json \
         --data_root DATA --tokenizer runs/tokenizer_demo/model --output_dir runs/scorer_demo
@@ -12,8 +12,10 @@ q are left out.
 `metrics.jsonl`.
 """
 
+import copy
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,7 +46,15 @@ class Arguments:
     )
     target: str = field(default="rmse", metadata={"help": "Loss per block: 'rmse' or 'l1', both in [0, 1]."})
     max_train_steps: int = field(default=1000)
-    batch_size: int = field(default=4, metadata={"help": "Clips per process and step; each is decoded at every level."})
+    batch_size: int = field(default=4, metadata={"help": "Clips per process and step."})
+    levels_per_step: int | None = field(
+        default=None,
+        metadata={"help": "Levels measured per step, drawn at random; default: every level, as the paper does."},
+    )
+    difference_weight: float = field(
+        default=0.0,
+        metadata={"help": "Weight of the loss's second term, see `scorer_loss`; 0 is the paper's loss."},
+    )
     learning_rate: float = field(default=1e-3)
     warmup_steps: int = field(default=50)
     weight_decay: float = field(default=0.01)
@@ -67,22 +77,27 @@ class Arguments:
 
 @torch.no_grad()
 def measure_levels(
-    tokenizer: AdapTokModel, video: torch.Tensor, quantized: torch.Tensor, counts: torch.Tensor, step: int, target: str
+    tokenizer: AdapTokModel,
+    video: torch.Tensor,
+    quantized: torch.Tensor,
+    counts: torch.Tensor,
+    levels: Iterable[int],
+    target: str,
 ) -> torch.Tensor:
-    """The loss of the last block at every level.
+    """The loss of the last block at each of `levels`.
 
     Args:
         video: (batch, frames, 3, height, width) in [0, 1], up to and with the block that is measured.
         quantized: (batch, blocks, latents_per_block, hidden_size) of these blocks.
         counts: (batch, blocks) long, the counts of the earlier blocks; the last column is ignored.
-        step: tokens between two levels.
+        levels: token counts of the last block.
 
     Returns:
         (batch, levels) float32.
     """
     frames = tokenizer.config.tubelet_size
     losses = []
-    for count in range(step, tokenizer.config.latents_per_block + 1, step):
+    for count in levels:
         counts = counts.clone()
         counts[:, -1] = count
         decoded = tokenizer.decode(quantized=quantized, token_counts=counts).pixel_values_videos[:, -frames:]
@@ -90,6 +105,58 @@ def measure_levels(
         per_clip = error.square().flatten(1).mean(1).sqrt() if target == "rmse" else error.abs().flatten(1).mean(1)
         losses.append(per_clip)
     return torch.stack(losses, dim=1)
+
+
+class InputScale:
+    """Standardises the scorer's input channels while it is trained.
+
+    A few channels of the latents are a hundred times larger than others; Adam's steps, equally long for all weights, would
+    be too long for the ones and too short for the others. The saved model has the scale in its first layer's weights.
+
+    Args:
+        inputs: (tokens, 2 * latent_size), latents and quantised latents of a sample of clips.
+    """
+
+    def __init__(self, inputs: torch.Tensor):
+        self.mean, self.std = inputs.mean(0), inputs.std(0).clamp(min=1e-4)
+
+    def __call__(self, latents: torch.Tensor, quantized: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        inputs = (torch.cat([latents, quantized], dim=-1) - self.mean) / self.std
+        return inputs.chunk(2, dim=-1)
+
+    @torch.no_grad()
+    def fold(self, scorer: AdapTokScorerModel) -> AdapTokScorerModel:
+        """A copy of a scorer of standardised inputs that takes them as they are."""
+        scorer = copy.deepcopy(scorer)
+        scorer.project_in.weight /= self.std
+        scorer.project_in.bias -= scorer.project_in.weight @ self.mean
+        return scorer
+
+    @torch.no_grad()
+    def unfold(self, scorer: AdapTokScorerModel) -> None:
+        """Undoes `fold`, in place."""
+        scorer.project_in.bias += scorer.project_in.weight @ self.mean
+        scorer.project_in.weight *= self.std
+
+
+def scorer_loss(
+    predicted: torch.Tensor, target: torch.Tensor, std: float, typical_difference: torch.Tensor, difference_weight: float
+) -> torch.Tensor:
+    """Mean squared error of the standardised scores (the paper's loss) and, weighted, of their differences.
+
+    Allocation lives on what a few more tokens gain. Between high levels that is a hundredth of what separates two clips,
+    and the paper's loss alone hardly feels it; each difference therefore counts in units of its own typical size.
+
+    Args:
+        predicted, target: (batch, levels), levels in rising order.
+        std: of the targets.
+        typical_difference: (levels - 1,), root mean square of the targets' differences between neighbours.
+    """
+    loss = ((predicted - target) / std).square().mean()
+    if difference_weight:
+        error = (predicted - target).diff(dim=1) / typical_difference
+        loss = loss + difference_weight * error.square().mean()
+    return loss
 
 
 def learning_rate_at(step: int, args: Arguments) -> float:
@@ -109,9 +176,8 @@ def rank_correlations(
     `across_levels`: per clip and block over the levels, then the mean. `across_clips`: per block and level over the
     clips, then the mean; this is what allocation between clips lives on. Earlier blocks keep half of their tokens.
     """
-    was_training = scorer.training
-    scorer.eval()
     config, step = tokenizer.config, scorer.config.score_step
+    levels = range(step, config.latents_per_block + 1, step)
     predicted, measured = [], []
     for batch in loader:
         video = batch["pixel_values_videos"].to(device).float() / 255
@@ -121,13 +187,12 @@ def rank_correlations(
             known = slice(0, block + 1)
             counts = torch.full((len(video), block + 1), config.latents_per_block // 2, device=device)
             frames = video[:, : (block + 1) * config.tubelet_size]
-            truth = measure_levels(tokenizer, frames, encoded.quantized[:, known], counts, step, target)
+            truth = measure_levels(tokenizer, frames, encoded.quantized[:, known], counts, levels, target)
             counts[:, -1] = config.latents_per_block
             guess = scorer(encoded.latents[:, known], encoded.quantized[:, known], counts).scores[:, -1]
             rows.append(torch.stack([guess, truth]))
         predicted.append(torch.stack([row[0] for row in rows], 1))
         measured.append(torch.stack([row[1] for row in rows], 1))
-    scorer.train(was_training)
     guess, truth = torch.cat(predicted).float().cpu(), torch.cat(measured).float().cpu()  # (clips, blocks, levels)
     levels = guess.shape[-1]
     across_levels = spearman_corrcoef(guess.reshape(-1, levels).T, truth.reshape(-1, levels).T)
@@ -168,7 +233,8 @@ def main() -> None:
         scorer_config = AdapTokScorerConfig.from_pretrained(args.init_from)
     else:
         scorer_config = AdapTokScorerConfig(**geometry, **args.model)
-    step_size = scorer_config.score_step
+    if args.levels_per_step is not None and not 1 <= args.levels_per_step <= scorer_config.num_levels:
+        raise ValueError(f"levels_per_step must be 1..{scorer_config.num_levels}, got {args.levels_per_step}")
     run = RunFolder(args.output_dir, args, accelerator)
 
     accelerator.print("decoding the videos ...")
@@ -182,24 +248,34 @@ def main() -> None:
         return train_set.random_batches(weights, args.batch_size, count)
 
     @torch.no_grad()
-    def example(batch):
-        """One training example: latents, quantized and counts up to a random block, and its measured losses."""
+    def example(batch, levels_per_step: int | None = args.levels_per_step):
+        """Latents, quantized and counts up to a random block, the indices of the levels measured, the losses there."""
         block = int(torch.randint(config.num_blocks, ()))
         video = batch["pixel_values_videos"][:, : (block + 1) * config.tubelet_size]
         video = video.to(accelerator.device).float() / 255
         counts = sample_token_counts(len(video), block + 1, config.latents_per_block).to(accelerator.device)
+        drawn = torch.randperm(scorer_config.num_levels)[:levels_per_step].sort().values
+        levels = (drawn + 1) * scorer_config.score_step
         with accelerator.autocast():
             encoded = tokenizer.encode(video)
-            target = measure_levels(tokenizer, video, encoded.quantized, counts, step_size, args.target)
+            target = measure_levels(tokenizer, video, encoded.quantized, counts, levels.tolist(), args.target)
         counts[:, -1] = config.latents_per_block
-        return encoded.latents, encoded.quantized, counts, target
+        return encoded.latents.float(), encoded.quantized.float(), counts, drawn, target
 
+    # Statistics of inputs and targets: the same on every process, and on every resumed run.
+    inputs, targets = [], []
+    for batch in batches(args.statistics_batches):
+        latents, quantized, _, _, target = example(batch, levels_per_step=None)
+        inputs.append(torch.cat([latents, quantized], dim=-1)[:, :1].flatten(0, 2))
+        targets.append(target)
+    scale = InputScale(accelerator.gather(torch.cat(inputs)))
+    targets = accelerator.gather(torch.cat(targets))
+    # (levels, levels), root mean square difference of the targets at two levels
+    typical_difference = (targets[:, :, None] - targets[:, None]).square().mean(0).sqrt().clamp(min=1e-6)
     if args.init_from:
-        scorer = AdapTokScorerModel.from_pretrained(args.init_from).train()
+        scorer = AdapTokScorerModel.from_pretrained(args.init_from, dtype=torch.float32).to(accelerator.device).train()
+        scale.unfold(scorer)
     else:
-        # The targets' statistics are part of the model: the same on every process, and on every resumed run.
-        targets = torch.cat([example(batch)[3].flatten() for batch in batches(args.statistics_batches)])
-        targets = accelerator.gather(targets)
         scorer_config.score_mean, scorer_config.score_std = float(targets.mean()), float(targets.std())
         set_seed(args.seed)
         scorer = AdapTokScorerModel(scorer_config).train()
@@ -216,12 +292,12 @@ def main() -> None:
 
     seconds = time.time()
     for batch in batches(args.max_train_steps - progress.step):
-        latents, quantized, counts, target = example(batch)
+        latents, quantized, counts, drawn, target = example(batch)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(progress.step, args)
-        with accelerator.autocast():
-            predicted = wrapped(latents, quantized, counts).scores[:, -1]
-        loss = ((predicted.float() - target) / scorer_config.score_std).square().mean()
+        predicted = wrapped(*scale(latents, quantized), counts).scores[:, -1, drawn]
+        typical = typical_difference[drawn[:-1], drawn[1:]]
+        loss = scorer_loss(predicted, target, scorer_config.score_std, typical, args.difference_weight)
         accelerator.backward(loss)
         grad_norm = accelerator.clip_grad_norm_(wrapped.parameters(), args.max_grad_norm)
         optimizer.step()
@@ -234,11 +310,13 @@ def main() -> None:
             seconds = time.time()
         if progress.step % args.validation_steps == 0 or last:
             with accelerator.autocast():
-                record = rank_correlations(scorer, tokenizer, val_loader, args.target, accelerator.device)
+                record = rank_correlations(
+                    scale.fold(scorer).eval(), tokenizer, val_loader, args.target, accelerator.device
+                )
             run.log({"step": progress.step} | record)
             seconds = time.time()
         if progress.step % args.checkpointing_steps == 0 or last:
-            run.save(scorer)
+            run.save(scale.fold(scorer))
     accelerator.end_training()
 
 

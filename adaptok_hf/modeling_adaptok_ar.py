@@ -1,0 +1,430 @@
+"""The AdapTok generator: a Llama that writes block sequences of codes and `<EOB>`."""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from transformers import GenerationConfig, LlamaForCausalLM, LlamaModel, LogitsProcessorList, StoppingCriteriaList
+from transformers.cache_utils import Cache
+from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.models.llama.modeling_llama import (
+    LlamaAttention,
+    LlamaDecoderLayer,
+    LlamaRMSNorm,
+    LlamaRotaryEmbedding,
+)
+
+from .configuration_adaptok_ar import AdapTokARConfig
+from .generation_adaptok import (
+    BlocksFinished,
+    BlockTokensLogitsProcessor,
+    PairedGuidanceLogitsProcessor,
+    SeededSamplingLogitsProcessor,
+)
+from .layers import LearnedPositions, SinCosPositions, init_layer_weights, latent_positions
+from .token_layout import pack, unpack
+
+
+class NoRotation(nn.Module):
+    """Stands in for the rotary embedding where positions are added to the embeddings instead."""
+
+    def __init__(self, head_dim: int):
+        super().__init__()
+        self.head_dim = head_dim
+
+    def forward(self, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosine 1 and sine 0, each (batch, sequence, head_dim)."""
+        cosine = hidden_states.new_ones(*position_ids.shape, self.head_dim)
+        return cosine, torch.zeros_like(cosine)
+
+
+class AdapTokARDecoderLayer(LlamaDecoderLayer):
+    """Llama's layer with dropout behind the attention and the MLP."""
+
+    def __init__(self, config: AdapTokARConfig, layer_idx: int):
+        super().__init__(config, layer_idx)
+        self.residual_dropout, self.mlp_dropout = config.residual_dropout, config.mlp_dropout
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
+        attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
+        hidden_states = hidden_states + nn.functional.dropout(attended, self.residual_dropout, self.training)
+        output = self.mlp(self.post_attention_layernorm(hidden_states))
+        return hidden_states + nn.functional.dropout(output, self.mlp_dropout, self.training)
+
+
+def _init_ar_weights(module: nn.Module, std: float) -> bool:
+    """Fills a position table; `False` for other modules."""
+    if isinstance(module, LearnedPositions | SinCosPositions):
+        init_layer_weights(module, std)
+        return True
+    return False
+
+
+class AdapTokARModel(LlamaModel):
+    """Llama's stack, with dropout, and with an absolute position table if the configuration asks for it."""
+
+    config_class = AdapTokARConfig
+    _no_split_modules = ["AdapTokARDecoderLayer"]
+    _can_record_outputs = {"hidden_states": AdapTokARDecoderLayer, "attentions": LlamaAttention}
+
+    def __init__(self, config: AdapTokARConfig):
+        super(LlamaModel, self).__init__(config)  # not LlamaModel's own, which would build its layers
+        self.padding_idx, self.vocab_size = config.pad_token_id, config.vocab_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
+        self.layers = nn.ModuleList(AdapTokARDecoderLayer(config, i) for i in range(config.num_hidden_layers))
+        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.positions = None
+        if config.position_embedding == "rope":
+            self.rotary_emb = LlamaRotaryEmbedding(config)
+        else:
+            self.rotary_emb = NoRotation(config.head_dim)
+            length, width = config.max_position_embeddings - 1, config.hidden_size  # the last token is never read
+            if config.learned_positions:
+                self.positions = LearnedPositions(length, width)
+            else:
+                self.positions = SinCosPositions(lambda: latent_positions(length, width, 10000.0))
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def _init_weights(self, module):
+        if not _init_ar_weights(module, self.config.initializer_range):
+            super()._init_weights(module)
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPast:
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        if self.positions is not None:
+            if position_ids is None:
+                seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+                position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen)[None]
+            inputs_embeds = inputs_embeds + self.positions()[0, position_ids].to(inputs_embeds.dtype)
+        inputs_embeds = nn.functional.dropout(inputs_embeds, self.config.embedding_dropout, self.training)
+        return super().forward(
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+
+
+class AdapTokARForCausalLM(LlamaForCausalLM):
+    """Generator of block sequences (AdapTok, arXiv 2505.17011): class-conditional, or continuing given frames.
+
+    A sequence is a prompt (a class, or the codes of the condition clip and a separator), then the kept codes of each block,
+    each block closed by `<EOB>`. With `position_embedding="rope"` a saved folder is a plain Llama's.
+    """
+
+    config_class = AdapTokARConfig
+    _auto_class = "AutoModelForCausalLM"  # saved folders carry the code, for trust_remote_code
+    _no_split_modules = ["AdapTokARDecoderLayer"]
+
+    def __init__(self, config: AdapTokARConfig):
+        super(LlamaForCausalLM, self).__init__(config)
+        self.model = AdapTokARModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+        self.generation_config = GenerationConfig(
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,  # transformers' default would be 50
+            top_p=1.0,
+            max_new_tokens=config.max_sequence_length,
+            suppress_tokens=config.conditioning_token_ids,
+        )
+
+    def _init_weights(self, module):
+        if not _init_ar_weights(module, self.config.initializer_range):
+            super()._init_weights(module)
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs,
+    ) -> CausalLMOutputWithPast:
+        """As [`LlamaForCausalLM`]'s, but the loss is taken over codes and `<EOB>` only, and in training a share
+        `config.class_dropout` of the clips loses its class.
+
+        Args:
+            input_ids: (batch, sequence) long, see `build_inputs`.
+            labels: (batch, sequence) long, the same ids, -100 where nothing is to be learned. Conditioning ids count
+                as -100.
+        """
+        config = self.config
+        if self.training and config.is_class_conditional and config.class_dropout and input_ids is not None:
+            is_class = (input_ids >= config.first_class_token_id) & (input_ids < config.null_class_token_id)
+            dropped = torch.rand(len(input_ids), 1, device=input_ids.device) < config.class_dropout
+            input_ids = torch.where(is_class & dropped, config.null_class_token_id, input_ids)
+        output = super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            logits_to_keep=logits_to_keep,
+            **{name: value for name, value in kwargs.items() if name not in ("num_items_in_batch", "shift_labels")},
+        )
+        if labels is not None:
+            size = config.eob_token_id + 1
+            labels = labels.masked_fill(labels >= size, -100)
+            items = {name: kwargs[name] for name in ("num_items_in_batch", "shift_labels") if name in kwargs}
+            output.loss = self.loss_function(logits=output.logits[..., :size], labels=labels, vocab_size=size, **items)
+        return output
+
+    def build_prompt(
+        self,
+        class_labels: torch.Tensor | Sequence[int] | None = None,
+        condition_codes: torch.Tensor | None = None,
+    ) -> torch.LongTensor:
+        """What stands in front of a sequence.
+
+        Args:
+            class_labels: (batch,) class ids; a negative one means no class.
+            condition_codes: (batch, blocks, latents_per_block) long, the codes of the condition clip (the given frames,
+                the last of them repeated); the first `num_condition_codes` are used.
+
+        Returns:
+            (batch, prompt_length) long.
+
+        Raises:
+            ValueError: for the wrong kind of condition, a class that does not exist, or codes that do not fit.
+        """
+        config = self.config
+        wanted, other = (class_labels, condition_codes) if config.is_class_conditional else (condition_codes, class_labels)
+        if wanted is None or other is not None:
+            kind = "class_labels" if config.is_class_conditional else "condition_codes"
+            raise ValueError(f"this generator takes {kind}, and nothing else, as its condition")
+        if config.is_class_conditional:
+            labels = torch.as_tensor(class_labels, dtype=torch.long, device=self.device).reshape(-1)
+            if len(labels) and int(labels.max()) >= config.num_classes:
+                raise ValueError(f"class ids must lie in 0..{config.num_classes - 1}, got {int(labels.max())}")
+            ids = torch.where(labels < 0, config.null_class_token_id, config.first_class_token_id + labels)
+            return ids[:, None]
+        codes = condition_codes.to(self.device)
+        if codes.ndim != 3 or tuple(codes.shape[1:]) != (config.num_blocks, config.latents_per_block):
+            raise ValueError(
+                f"condition_codes has shape {tuple(codes.shape)}, expected (batch, {config.num_blocks}, "
+                f"{config.latents_per_block})"
+            )
+        if len(codes) and not 0 <= int(codes.min()) <= int(codes.max()) < config.codebook_size:
+            raise ValueError(f"codes must lie in 0..{config.codebook_size - 1}, got {int(codes.min())}..{int(codes.max())}")
+        return nn.functional.pad(
+            codes.flatten(1)[:, : config.num_condition_codes], (0, 1), value=config.condition_separator_token_id
+        )
+
+    def build_inputs(
+        self,
+        codes: torch.Tensor,
+        token_counts: torch.Tensor,
+        class_labels: torch.Tensor | None = None,
+        condition_codes: torch.Tensor | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Clips -> what `forward` takes for teacher forcing. Every kept code and every `<EOB>` is a target.
+
+        Args:
+            codes: (batch, blocks, latents_per_block) long, of whole clips.
+            token_counts: (batch, blocks) long. Blocks before `config.start_block` are left out.
+            class_labels, condition_codes: as in `build_prompt`.
+
+        Returns:
+            `input_ids`, `attention_mask` and `labels`, each (batch, sequence) long, padded on the right.
+        """
+        config = self.config
+        prompt = self.build_prompt(class_labels, condition_codes)
+        start = config.start_block
+        sequences, mask = pack(
+            codes[:, start:].to(self.device), token_counts[:, start:].to(self.device), config.eob_token_id
+        )
+        labels = sequences.masked_fill(~mask, -100)
+        return {
+            "input_ids": torch.cat([prompt, sequences], dim=1),
+            "attention_mask": torch.cat([torch.ones_like(prompt), mask.long()], dim=1),
+            "labels": torch.cat([torch.full_like(prompt, -100), labels], dim=1),
+        }
+
+    def unpack_sequences(
+        self, sequences: torch.Tensor, condition_codes: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `generate` returned -> what the tokenizer decodes.
+
+        Args:
+            sequences: (batch, length) long, prompts included.
+            condition_codes: as in `build_prompt`; their first `start_block` blocks stand, whole, before the generated ones.
+
+        Returns:
+            codes: (batch, blocks, latents_per_block) long, of whole clips;
+            token_counts: (batch, blocks) long.
+        """
+        config = self.config
+        generated = sequences[:, config.prompt_length :]
+        if config.start_block:
+            given = condition_codes[:, : config.start_block].to(generated.device)
+            given = nn.functional.pad(given, (0, 1), value=config.eob_token_id).flatten(1)
+            generated = torch.cat([given, generated], dim=1)
+        return unpack(generated, config.num_blocks, config.latents_per_block, config.eob_token_id)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs: torch.Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        logits_processor: LogitsProcessorList | None = None,
+        stopping_criteria: StoppingCriteriaList | None = None,
+        *,
+        class_labels: torch.Tensor | Sequence[int] | None = None,
+        condition_codes: torch.Tensor | None = None,
+        seeds: torch.Tensor | Sequence[int] | None = None,
+        guidance_scale: float = 1.0,
+        guidance_interval: int | None = None,
+        budget: float | torch.Tensor | Sequence[int] | None = None,
+        **kwargs,
+    ) -> torch.LongTensor:
+        """Writes valid block sequences, by [`GenerationMixin.generate`].
+
+        Rows that have finished leave the batch once they are half of it.
+
+        Args:
+            inputs: (batch, prompt_length) long, a prompt; or give `class_labels` or `condition_codes`, see
+                `build_prompt`.
+            generation_config, logits_processor, stopping_criteria, kwargs: as usual. `do_sample`, `temperature`, `top_k`,
+                `top_p` choose how tokens are drawn (default: those of the model's `generation_config`);
+                `cache_implementation="static"` and `compile_config` make it fast.
+            seeds: (batch,) one seed per row: what is drawn for a row depends on its seed, not on the rest of the batch.
+                Default: drawn from torch's global generator.
+            guidance_scale: classifier-free guidance, `u + scale * (c - u)`; 1 is none. Class-conditional models only.
+            guidance_interval: guidance stops behind this token, counted from 0 behind the first one, as in the original.
+            budget: the most codes to write: a number is the average per generated block, as everywhere in this package,
+                and limits a sequence as a whole; (generated blocks,) or (batch, generated blocks) limits each block, for
+                example to the counts that were allocated to another clip.
+
+        Returns:
+            (batch, length) long, prompts included; rows are filled with `<EOB>`. See `unpack_sequences`.
+
+        Raises:
+            ValueError: for a bad condition or budget, or for guidance without a null class.
+        """
+        config = self.config
+        prompt = kwargs.pop("input_ids", inputs)
+        if prompt is None:
+            prompt = self.build_prompt(class_labels, condition_codes)
+        elif class_labels is not None or condition_codes is not None:
+            raise ValueError("give either a prompt or its condition, not both")
+        if prompt.ndim != 2 or prompt.shape[1] != config.prompt_length:
+            raise ValueError(f"a prompt must be (batch, {config.prompt_length}), got {tuple(prompt.shape)}")
+        batch, start = prompt.shape
+        if guidance_scale != 1 and not config.is_class_conditional:
+            raise ValueError(f"guidance_scale={guidance_scale} needs a class-conditional generator: this has no null class")
+        if guidance_scale < 1:
+            raise ValueError(f"guidance_scale must be at least 1, got {guidance_scale}")
+        if guidance_interval is not None and guidance_interval < 0:
+            raise ValueError(f"guidance_interval must be at least 0, got {guidance_interval}")
+        block_limits, total_limit = self._limits(budget, batch)
+
+        settings = copy.deepcopy(generation_config or self.generation_config)
+        kwargs = settings.update(**kwargs)
+        drawing = LogitsProcessorList()
+        if settings.do_sample:
+            if settings.temperature not in (None, 1.0):
+                drawing.append(TemperatureLogitsWarper(float(settings.temperature)))
+            if settings.top_k:
+                drawing.append(TopKLogitsWarper(settings.top_k))
+            if settings.top_p is not None and settings.top_p < 1:
+                drawing.append(TopPLogitsWarper(float(settings.top_p)))
+            seeds = torch.randint(2**63 - 1, (batch,)) if seeds is None else torch.as_tensor(seeds, dtype=torch.long)
+            if seeds.shape != (batch,):
+                raise ValueError(f"{seeds.numel()} seeds for {batch} sequences")
+            seeds = seeds.to(prompt.device)
+        # Drawing is our processors' task, so that transformers' own sampling must not draw again.
+        draws = settings.do_sample
+        settings.update(do_sample=False, temperature=1.0, top_k=50, top_p=1.0, return_dict_in_generate=True)
+
+        result = prompt.new_full((batch, start + config.max_sequence_length), config.eob_token_id)
+        active, sequences, cache = torch.arange(batch, device=prompt.device), prompt, None
+        while len(active):
+            ids, row, first, stop_after = sequences, active, LogitsProcessorList(), None
+            if guidance_scale > 1:
+                without_class = sequences.clone()
+                without_class[:, 0] = config.null_class_token_id
+                ids, row = torch.cat([sequences, without_class]), torch.cat([active, active])
+                first.append(PairedGuidanceLogitsProcessor(guidance_scale))
+                stop_after = None if guidance_interval is None else guidance_interval + 2
+            limits = block_limits[row]
+            first.append(BlockTokensLogitsProcessor(start, config.eob_token_id, limits, total_limit))
+            last = [SeededSamplingLogitsProcessor(seeds[row], start)] if draws else []
+            leave = BlocksFinished(
+                start, config.num_generated_blocks, config.eob_token_id, rows=len(active), share=0.5, max_tokens=stop_after
+            )
+            settings.max_new_tokens = result.shape[1] - ids.shape[1]
+            output = super().generate(
+                ids,
+                generation_config=settings,
+                logits_processor=LogitsProcessorList([*first, *(logits_processor or []), *drawing, *last]),
+                stopping_criteria=StoppingCriteriaList([leave, *(stopping_criteria or [])]),
+                attention_mask=torch.ones_like(ids),
+                **({} if cache is None else {"past_key_values": cache}),
+                **kwargs,
+            )
+            sequences, cache = output.sequences[: len(active)], output.past_key_values
+            result[active, : sequences.shape[1]] = sequences
+            settings.cache_implementation = None  # the next round goes on with this round's cache
+            if not leave(sequences, None).all():  # a criterion of the caller's has ended it
+                break
+            going_on = (~leave.finished(sequences)).nonzero()[:, 0]
+            kept_rows = going_on
+            if guidance_scale > 1 and stop_after is not None and sequences.shape[1] - start >= stop_after:
+                guidance_scale = 1.0  # the conditional half goes on alone
+            elif guidance_scale > 1:
+                kept_rows = torch.cat([going_on, going_on + len(active)])
+            if len(kept_rows) < len(ids):
+                cache.reorder_cache(kept_rows)
+            active, sequences = active[going_on], sequences[going_on]
+        return result[:, : sequences.shape[1]] if len(sequences) else result[:, : output.sequences.shape[1]]
+
+    def _limits(self, budget, batch: int) -> tuple[torch.LongTensor, int | None]:
+        """A budget as the codes that each block, (batch, generated blocks), and the whole sequence may hold."""
+        config = self.config
+        blocks, most = config.num_generated_blocks, config.latents_per_block
+        full = torch.full((batch, blocks), most, device=self.device)
+        if budget is None:
+            return full, None
+        if isinstance(budget, int | float):
+            total = int(budget * blocks)
+            if total < 1 or budget > most:
+                raise ValueError(
+                    f"a budget is the average of codes per block and must lie in {1 / blocks:g}..{most}, got {budget}"
+                )
+            return full, total
+        limits = torch.as_tensor(budget, device=self.device)
+        if limits.is_floating_point() or limits.shape[-1:] != (blocks,) or limits.shape not in ((blocks,), full.shape):
+            raise ValueError(
+                f"a budget per block must be integers of shape ({blocks},) or {tuple(full.shape)}, got "
+                f"{limits.dtype} {tuple(limits.shape)}"
+            )
+        limits = limits.long().expand(batch, -1)
+        if int(limits.min()) < 0 or int(limits.max()) > most or int(limits[:, 0].min()) < 1:
+            raise ValueError(f"a budget per block must lie in 0..{most}, and in 1..{most} in the first, got {budget}")
+        return limits, None
+
+
+__all__ = ["AdapTokARForCausalLM", "AdapTokARModel"]
