@@ -17,6 +17,7 @@ _FOUNDATIONS = {
     "transformers.modeling_utils": "PreTrainedModel",
     "transformers.modeling_layers": "GradientCheckpointingLayer",
     "transformers.video_processing_utils": "VideoProcessorMixin",
+    _AUTO + "modeling_auto": "MODEL_MAPPING_NAMES",  # LlamaConfig's docstring decorator looks it up
     _PIPELINES: "DiffusionPipeline",
 }
 

@@ -50,6 +50,33 @@ def build_parser() -> argparse.ArgumentParser:
     _add_model(verb)
     verb.set_defaults(run=_detokenize)
 
+    verb = verbs.add_parser("generate", help="make videos of a class")
+    verb.add_argument(
+        "--class", dest="class_labels", action="append", required=True, metavar="CLASS", help="name or id; may be repeated"
+    )
+    verb.add_argument("--videos", type=int, default=4, metavar="N", help="videos of each class (default: 4)")
+    verb.add_argument(
+        "--guidance", type=float, default=1.0, metavar="SCALE", help="classifier-free guidance (default: 1, none)"
+    )
+    verb.add_argument("--fps", type=float, default=24.0, help="of the videos written (default: 24)")
+    verb.add_argument("-o", "--output", help="output folder (default: 'generated', in this folder)")
+    _add_drawing(verb)
+    _add_model(verb)
+    verb.set_defaults(run=_generate)
+
+    verb = verbs.add_parser("predict", help="go on from the first frames of a video")
+    verb.add_argument("video", help="a video file")
+    verb.add_argument("--condition-frames", type=int, default=5, metavar="N", help="frames that are given (default: 5)")
+    verb.add_argument(
+        "--rollouts", type=int, default=1, metavar="N", help="clips to predict one after the other (default: 1)"
+    )
+    verb.add_argument("--videos", type=int, default=1, metavar="N", help="different continuations (default: 1)")
+    verb.add_argument("-o", "--output", help="output folder (default: VIDEO's name with '-predicted', in this folder)")
+    verb.add_argument("--resize", choices=["crop", "squash"], help="as in reconstruct")
+    _add_drawing(verb)
+    _add_model(verb)
+    verb.set_defaults(run=_predict)
+
     verb = verbs.add_parser("convert", help="convert a checkpoint of the original code")
     verb.add_argument("source", help="folder or Hub id (config.json + model.safetensors), or a training checkpoint (.pth)")
     verb.add_argument("destination", help="folder to write; must not exist or be empty")
@@ -80,6 +107,17 @@ def _add_allocation(verb: argparse.ArgumentParser) -> None:
         choices=["crop", "squash"],
         help="crop the centre square (default), or squeeze the whole picture and restore its proportions afterwards",
     )
+
+
+def _add_drawing(verb: argparse.ArgumentParser) -> None:
+    group = verb.add_argument_group("drawing", "how tokens are drawn; default: what the model's folder says")
+    group.add_argument("--seed", type=int, default=0, help="the same seed gives the same videos (default: 0)")
+    group.add_argument("--temperature", type=float, help="0 takes the likeliest token")
+    group.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest; 0: from all")
+    group.add_argument(
+        "--top-p", type=float, metavar="P", help="draw from the likeliest that have this probability together"
+    )
+    group.add_argument("--budget", type=float, help="the most tokens to write, as an average per block")
 
 
 def _add_model(verb: argparse.ArgumentParser) -> None:
@@ -160,6 +198,66 @@ def _detokenize(arguments: argparse.Namespace) -> None:
     print(f"wrote {output}: {len(frames)} frames at {tokens.fps:.2f} fps")
 
 
+def _drawing(arguments: argparse.Namespace) -> dict:
+    return {name: getattr(arguments, name) for name in ("temperature", "top_k", "top_p", "budget")}
+
+
+def _generate(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from .reporting import check_folder, write_generation
+
+    folder = check_folder(arguments.output or "generated")
+    settings = _drawing(arguments) | {"num_videos_per_class": arguments.videos, "guidance_scale": arguments.guidance}
+    output = _load(arguments).generate(
+        arguments.class_labels,
+        generator=torch.Generator().manual_seed(arguments.seed),
+        fps=arguments.fps,
+        batch_size=arguments.batch_size,
+        **settings,
+    )
+    request = {"model": arguments.model or "shipped", "classes": arguments.class_labels, "seed": arguments.seed} | settings
+    _print_generation(folder, write_generation(folder, output, request))
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from .reporting import check_folder, write_generation
+
+    folder = check_folder(arguments.output or f"{Path(arguments.video).stem}-predicted")
+    settings = _drawing(arguments) | {
+        "num_condition_frames": arguments.condition_frames,
+        "num_rollouts": arguments.rollouts,
+        "num_videos": arguments.videos,
+    }
+    output = _load(arguments).predict(
+        arguments.video,
+        generator=torch.Generator().manual_seed(arguments.seed),
+        resize_mode=arguments.resize,
+        **settings,
+    )
+    request = {
+        "model": arguments.model or "shipped",
+        "video": Path(arguments.video).name,
+        "seed": arguments.seed,
+    } | settings
+    _print_generation(folder, write_generation(folder, output, request))
+
+
+def _print_generation(folder: Path, report: dict) -> None:
+    tokens = [video["tokens"] for video in report["videos"]]
+    blocks = sum(len(video["token_counts"]) for video in report["videos"])
+    print(
+        f"{len(tokens)} videos of {report['frames']} frames: {min(tokens)} to {max(tokens)} tokens each, "
+        f"{sum(tokens) / blocks:.1f} per block"
+    )
+    print(
+        f"wrote {folder}/: {', '.join(video['file'] for video in report['videos'][:3])}"
+        f"{', ...' if len(tokens) > 3 else ''}, contact_sheet.png, report.json"
+    )
+
+
 def _convert(arguments: argparse.Namespace) -> None:
     from transformers.utils import logging as transformers_logging
 
@@ -191,6 +289,8 @@ def _info(arguments: argparse.Namespace) -> None:
         "score_step": scorer.config.score_step if scorer is not None else None,
         "tokenizer_parameters": pipeline.tokenizer.num_parameters(),
         "scorer_parameters": scorer.num_parameters() if scorer is not None else 0,
+        "ar_model_parameters": pipeline.ar_model.num_parameters() if pipeline.ar_model is not None else 0,
+        "fp_model_parameters": pipeline.fp_model.num_parameters() if pipeline.fp_model is not None else 0,
         "model_hash": pipeline.model_hash,
     }
     if arguments.json:

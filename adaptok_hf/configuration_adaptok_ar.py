@@ -1,7 +1,7 @@
 """Configuration of the AdapTok generator."""
 
 from huggingface_hub.dataclasses import strict
-from transformers import LlamaConfig
+from transformers.models.llama.configuration_llama import LlamaConfig
 
 
 @strict
@@ -26,6 +26,7 @@ class AdapTokARConfig(LlamaConfig):
         hidden_size, num_hidden_layers, num_attention_heads ...: as in [`LlamaConfig`].
         intermediate_size (`int`, *optional*): default: 8/3 of `hidden_size`, rounded up to a multiple of 256.
 
+    The sizes' parameters are counted with 8192 codes and 101 classes; the public code states its own for 16384 and 1000.
     `vocab_size` and `max_position_embeddings` follow from these. Raises `ValueError` where the numbers do not fit together.
     """
 
@@ -132,37 +133,37 @@ class AdapTokARConfig(LlamaConfig):
 
     @classmethod
     def small(cls, **overrides) -> "AdapTokARConfig":
-        """Size S of the public code: 12 layers, 6 heads, width 384 (22M)."""
+        """Size S of the public code: 12 layers, 6 heads, width 384 (28.4M; stated 22M, the layers alone)."""
         return cls(**_size(12, 6, 384) | overrides)
 
     @classmethod
     def base(cls, **overrides) -> "AdapTokARConfig":
-        """Size B: 12 layers, 12 heads, width 768 (111M)."""
+        """Size B: 12 layers, 12 heads, width 768 (99.3M; stated 111M)."""
         return cls(**_size(12, 12, 768) | overrides)
 
     @classmethod
     def large(cls, **overrides) -> "AdapTokARConfig":
-        """Size L: 24 layers, 16 heads, width 1024 (343M)."""
+        """Size L: 24 layers, 16 heads, width 1024 (327.4M; stated 343M)."""
         return cls(**_size(24, 16, 1024) | overrides)
 
     @classmethod
     def large_plus(cls, **overrides) -> "AdapTokARConfig":
-        """Size LP, the released one: 30 layers, 20 heads, width 1280 (633M)."""
+        """Size LP, the released one: 30 layers, 20 heads, width 1280 (633.4M; stated 632M)."""
         return cls(**_size(30, 20, 1280) | overrides)
 
     @classmethod
     def extra_large(cls, **overrides) -> "AdapTokARConfig":
-        """Size XL: 36 layers, 20 heads, width 1280 (775M)."""
+        """Size XL: 36 layers, 20 heads, width 1280 (755.3M; stated 775M)."""
         return cls(**_size(36, 20, 1280) | overrides)
 
     @classmethod
     def double_extra_large(cls, **overrides) -> "AdapTokARConfig":
-        """Size XXL: 48 layers, 24 heads, width 1536 (1.4B)."""
+        """Size XXL: 48 layers, 24 heads, width 1536 (1.39B; stated 1.4B)."""
         return cls(**_size(48, 24, 1536) | overrides)
 
     @classmethod
     def triple_extra_large(cls, **overrides) -> "AdapTokARConfig":
-        """Size XXXL: 48 layers, 40 heads, width 2560 (3.9B)."""
+        """Size XXXL: 48 layers, 40 heads, width 2560 (3.85B; stated 3.9B)."""
         return cls(**_size(48, 40, 2560) | overrides)
 
 

@@ -1,7 +1,7 @@
 """Checkpoints of the original AdapTok code -> our folders.
 
 What the original calls things is data, in `conversion_tables`. One of its files holds tokenizer, scorer and prior
-together; each becomes a folder of its own.
+together; each becomes a folder of its own. A generator has a file of its own, and becomes a folder beside them.
 """
 
 import hashlib
@@ -24,13 +24,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
+from .class_names import UCF101
 from .configuration_adaptok import AdapTokConfig
+from .configuration_adaptok_ar import AdapTokARConfig
 from .configuration_adaptok_prior import AdapTokPriorConfig
 from .configuration_adaptok_scorer import AdapTokScorerConfig
 from .conversion_tables import (
     ARGUMENTS,
     ATTENTION_TYPES,
     EQUAL,
+    GENERATOR_ARGUMENTS,
+    GENERATOR_SUPPORTED,
+    GENERATORS,
     KEYS,
     NONE,
     PRIORS,
@@ -40,6 +45,7 @@ from .conversion_tables import (
 )
 from .layers import SinCosPositions
 from .modeling_adaptok import AdapTokModel
+from .modeling_adaptok_ar import AdapTokARForCausalLM
 from .modeling_adaptok_prior import AdapTokPriorModel
 from .modeling_adaptok_scorer import AdapTokScorerModel
 from .video_processing_adaptok import AdapTokVideoProcessor
@@ -47,13 +53,21 @@ from .video_processing_adaptok import AdapTokVideoProcessor
 ACCEPTED = "a folder with config.json and model.safetensors, a training checkpoint (.pth), or a Hub repository's id"
 # Stored position tables may differ from ours by this much.
 TABLE_TOLERANCE = 1e-5
+CLASSES = {
+    "tokenizer": AdapTokModel,
+    "scorer": AdapTokScorerModel,
+    "prior": AdapTokPriorModel,
+    "ar_model": AdapTokARForCausalLM,
+    "fp_model": AdapTokARForCausalLM,
+}
 
 
 @dataclass(frozen=True)
 class ConvertedModel:
     """
     Args:
-        name: `"tokenizer"`, `"scorer"` or `"prior"`; also the name of its folder.
+        name: `"tokenizer"`, `"scorer"`, `"prior"`, `"ar_model"` (class-conditional generator) or `"fp_model"` (frame
+            prediction); also the name of its folder.
         tensors, parameters: how many were taken over.
         tables: fixed position tables that the source holds, found equal to ours, and that are not saved.
         sha256: of the folder's `model.safetensors`.
@@ -95,27 +109,34 @@ def convert_checkpoint(
 ) -> ConversionReport:
     """Converts a checkpoint of the original code.
 
-    Writes `destination/tokenizer`, and `scorer` and `prior` where the source has them (safetensors, each for
-    `from_pretrained`), and what makes `destination` a folder for `AdapTokPipeline.from_pretrained`. The folder appears
+    Of a tokenizer it writes `destination/tokenizer`, and `scorer` and `prior` where the source has them (safetensors, each
+    for `from_pretrained`), and what makes `destination` a folder for `AdapTokPipeline.from_pretrained`. The folder appears
     only when all of it is written.
+
+    Of a generator it writes `destination/ar_model` (class-conditional) or `destination/fp_model` (frame prediction). If
+    `destination` is such a pipeline's folder, the model becomes a part of it.
 
     Args:
         source: a folder with `config.json` and `model.safetensors`, a training checkpoint (`.pth`), or, if there is no
             such path, the id of a Hub repository.
-        destination: a folder that does not exist or is empty.
+        destination: a folder that does not exist or is empty; for a generator also a converted folder.
         ema: of a training checkpoint, take the exponential average with this decay instead of the weights themselves.
 
     Raises:
         FileNotFoundError: if there is no such source, or it cannot be downloaded.
         ValueError: if `destination` is in use; if the source is damaged, asks for anything but tensors and plain
-            values to be unpickled, is a generator, or has no such average; for arguments that we do not support; for
-            missing, unexpected or wrongly shaped tensors; and for a position table that differs from ours.
+            values to be unpickled, or has no such average; for arguments that we do not support; for missing,
+            unexpected or wrongly shaped tensors; for a position table that differs from ours; and for a generator whose
+            codes are not those of the tokenizer in `destination`.
     """
     destination = Path(destination).expanduser().resolve()
-    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+    in_use = destination.exists() and (not destination.is_dir() or any(destination.iterdir()))
+    if in_use and not _is_converted(destination):
         raise ValueError(f"{destination} exists already; give a folder that does not exist or is empty")
     arguments, tensors, weights_file = _read_source(source, ema)
     models = _build_models(arguments)
+    if in_use:
+        _check_addition(models, destination)
     states, tables = map_tensors(models, tensors)
 
     partial = destination.with_name(f"{destination.name}.partial-{os.getpid()}")
@@ -128,54 +149,91 @@ def convert_checkpoint(
             size = sum(tensor.numel() for tensor in states[name].values())
             checksum = _sha256(partial / name / "model.safetensors")
             converted.append(ConvertedModel(name, len(states[name]), size, tables[name], checksum))
-        config = models["tokenizer"].config
-        AdapTokVideoProcessor(
-            image_size=config.image_size, num_frames=config.num_frames, tubelet_size=config.tubelet_size
-        ).save_pretrained(partial / "video_processor")
-        # With this file the folder is one that AdapTokPipeline.from_pretrained loads.
-        (partial / "model_index.json").write_text(json.dumps(_pipeline_index(models), indent=2) + "\n")
-        if destination.exists():
-            destination.rmdir()
-        partial.rename(destination)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+        if "tokenizer" in models:
+            config = models["tokenizer"].config
+            AdapTokVideoProcessor(
+                image_size=config.image_size, num_frames=config.num_frames, tubelet_size=config.tubelet_size
+            ).save_pretrained(partial / "video_processor")
+            # With this file the folder is one that AdapTokPipeline.from_pretrained loads.
+            _write_json(partial / "model_index.json", _pipeline_index(models))
+        if in_use:
+            _add(models, partial, destination)
+        else:
+            if destination.exists():
+                destination.rmdir()
+            partial.rename(destination)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # nothing is left of it if all went well
     return ConversionReport(weights_file, _sha256(weights_file), destination, tuple(converted))
+
+
+def _is_converted(folder: Path) -> bool:
+    """Whether a folder that is not empty is a pipeline's, or holds converted generators and nothing else."""
+    if not folder.is_dir():
+        return False
+    return (folder / "model_index.json").is_file() or {path.name for path in folder.iterdir()} <= {"ar_model", "fp_model"}
+
+
+def _check_addition(models: Mapping[str, PreTrainedModel], folder: Path) -> None:
+    """Raises `ValueError` unless `models` can become a part of the pipeline in `folder`."""
+    if "tokenizer" in models:
+        raise ValueError(f"{folder} exists already; give a folder that does not exist or is empty")
+    for name, model in models.items():
+        if (folder / name).exists():
+            raise ValueError(f"{folder / name} exists already; remove it, or give another folder")
+        if not (folder / "tokenizer").is_dir():
+            continue
+        tokenizer = AdapTokConfig.from_pretrained(folder / "tokenizer")
+        for size in ("codebook_size", "num_blocks", "latents_per_block"):
+            ours, theirs = getattr(model.config, size), getattr(tokenizer, size)
+            if ours != theirs:
+                raise ValueError(f"the generator does not fit the tokenizer in {folder}: {size} is {ours}, there {theirs}")
+
+
+def _add(models: Mapping[str, PreTrainedModel], partial: Path, folder: Path) -> None:
+    """Moves what lies in `partial` into the pipeline's folder; its index is written last, and as a whole."""
+    index_file, new_index = folder / "model_index.json", partial / "model_index.json"
+    if index_file.is_file():
+        _write_json(new_index, json.loads(index_file.read_text(encoding="utf-8")) | _components(models))
+    for name in models:
+        (partial / name).rename(folder / name)
+    if index_file.is_file():
+        new_index.replace(index_file)
 
 
 def _pipeline_index(models: Mapping[str, PreTrainedModel]) -> dict[str, Any]:
     """The `model_index.json` of a pipeline of these components."""
     index: dict[str, Any] = {"_class_name": "AdapTokPipeline", "_diffusers_version": version("diffusers")}
     index["video_processor"] = [AdapTokVideoProcessor.__module__, AdapTokVideoProcessor.__name__]
-    for name in ("tokenizer", "scorer"):
-        component = type(models[name]) if name in models else None
-        index[name] = [component.__module__, component.__name__] if component else [None, None]
-    return index
+    parts = {name: model for name, model in models.items() if name != "prior"}  # which is for training only
+    return index | {"scorer": [None, None]} | _components(parts)
+
+
+def _components(models: Mapping[str, PreTrainedModel]) -> dict[str, list[str]]:
+    return {name: [type(model).__module__, type(model).__name__] for name, model in models.items()}
+
+
+def _write_json(file: Path, content: Any) -> None:
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def read_configs(
     arguments: Mapping[str, Any],
-) -> dict[str, AdapTokConfig | AdapTokScorerConfig | AdapTokPriorConfig]:
-    """The original's constructor arguments -> the configurations of tokenizer and, if there are any, scorer and prior.
+) -> dict[str, AdapTokConfig | AdapTokScorerConfig | AdapTokPriorConfig | AdapTokARConfig]:
+    """The original's constructor arguments -> the configurations of the models that they describe: a generator, or a
+    tokenizer and, if there are any, scorer and prior.
 
     Arguments that we have no use for are ignored.
 
     Raises:
         ValueError: naming the arguments that are missing or not supported.
     """
-    paths = [(path, default) for path, _, default in ARGUMENTS + SUPPORTED]
+    if _is_generator(arguments):
+        return _read_generator_config(arguments)
     has_scorer = _lookup(arguments, "scorer_name", None) == "transformer_scorer"
-    if has_scorer:
-        paths += [(path, default) for path, _, default in SCORER_ARGUMENTS]
-    missing = [path for path, default in paths if _lookup(arguments, path, default) is ...]
-    if missing:
-        raise ValueError(f"the configuration lacks {', '.join(missing)}")
+    _check_present(arguments, ARGUMENTS + SUPPORTED + (SCORER_ARGUMENTS if has_scorer else ()))
 
-    problems = []
-    for path, values, default in SUPPORTED:
-        value = _lookup(arguments, path, default)
-        if value not in values:
-            problems.append(f"{path}={value!r} (supported: {', '.join(map(repr, values))})")
+    problems = _unsupported(arguments, SUPPORTED)
     for path, other, default in EQUAL:
         value, expected = _lookup(arguments, path, default), _lookup(arguments, other, default)
         if value != expected:
@@ -237,8 +295,77 @@ def read_configs(
     return configs
 
 
+def _read_generator_config(arguments: Mapping[str, Any]) -> dict[str, AdapTokARConfig]:
+    geometry = ("cls_token_num", "max_seq_len", "tot_blocks")
+    _check_present(arguments, GENERATOR_ARGUMENTS + GENERATOR_SUPPORTED + tuple((name, name, ...) for name in geometry))
+    problems = _unsupported(arguments, GENERATOR_SUPPORTED)
+    prompt, tokens, blocks = (arguments[name] for name in geometry)
+    start = arguments.get("start_ar_block_idx", 0)
+    multiple = arguments.get("multiple_of", 256)
+    frame_prediction = arguments.get("frame_prediction", False)
+    if not all(isinstance(value, int) and value > 0 for value in (prompt, tokens, blocks, multiple)):
+        problems.append(
+            f"{', '.join(geometry)}, multiple_of = {prompt!r}, {tokens!r}, {blocks!r}, {multiple!r} (must be positive "
+            "integers)"
+        )
+    elif tokens % blocks:
+        problems.append(f"max_seq_len={tokens} (must be a multiple of tot_blocks={blocks})")
+    if not frame_prediction and (prompt, start) != (1, 0):
+        problems.append(f"cls_token_num={prompt!r}, start_ar_block_idx={start!r} (a class-conditional one has 1, 0)")
+    if not isinstance(start, int) or start < 0:
+        problems.append(f"start_ar_block_idx={start!r} (must be an integer of at least 0)")
+    if problems:
+        raise ValueError(f"not supported: {'; '.join(problems)}")
+
+    given = {ours: _lookup(arguments, path, default) for path, ours, default in GENERATOR_ARGUMENTS}
+    if frame_prediction:
+        # Without a number of its own, the condition has as many codes as the blocks that are generated.
+        codes = prompt - 1 if arguments.get("custom_cls_token_num", False) else tokens
+        condition: dict[str, Any] = {"num_classes": 0, "num_condition_codes": codes, "class_dropout": 0.0}
+    else:
+        classes = arguments.get("num_classes", 101)
+        condition = {"num_classes": classes, "class_dropout": arguments.get("class_dropout_prob", 0.1)}
+        if classes == len(UCF101):
+            condition |= {"id2label": dict(enumerate(UCF101)), "label2id": {name: i for i, name in enumerate(UCF101)}}
+    try:
+        config = AdapTokARConfig(
+            num_blocks=start + blocks,
+            latents_per_block=tokens // blocks,
+            start_block=start,
+            position_embedding="absolute",
+            learned_positions=not arguments.get("use_fixed_pe", False),
+            intermediate_size=-(-int(8 * given["hidden_size"] / 3) // multiple) * multiple,
+            **condition,
+            **given,
+        )
+    except (StrictDataclassError, TypeError) as error:
+        raise ValueError(f"not supported: {' '.join(str(error).split())}") from error
+    return {"fp_model" if frame_prediction else "ar_model": config}
+
+
+def _is_generator(arguments: Mapping[str, Any]) -> bool:
+    return "cls_token_num" in arguments
+
+
+def _check_present(arguments: Mapping[str, Any], rows: tuple[tuple[str, Any, Any], ...]) -> None:
+    """Raises `ValueError` naming the arguments without default that are missing."""
+    missing = [path for path, _, default in rows if _lookup(arguments, path, default) is ...]
+    if missing:
+        raise ValueError(f"the configuration lacks {', '.join(missing)}")
+
+
+def _unsupported(arguments: Mapping[str, Any], rows: tuple[tuple[str, tuple, Any], ...]) -> list[str]:
+    """A description of each argument whose value we do not support."""
+    problems = []
+    for path, values, default in rows:
+        value = _lookup(arguments, path, default)
+        if value not in values:
+            problems.append(f"{path}={value!r} (supported: {', '.join(map(repr, values))})")
+    return problems
+
+
 def original_names(part: str, name: str) -> tuple[tuple[str, ...], Any]:
-    """Our parameter of `part` ("tokenizer", "scorer", "prior") -> the original's names for it, how to adapt them."""
+    """Our parameter of `part` (a key of `KEYS`) -> the original's names for it, how to adapt them."""
     for original, ours, *adapt in KEYS[part]:
         match = re.fullmatch(re.escape(ours).replace(r"\*", r"(?P<layer>\d+)") + r"(?P<end>(\.weight|\.bias)?)", name)
         if match is not None:
@@ -283,8 +410,8 @@ def map_tensors(
                 problems.append(f"{', '.join(originals)} is {shapes}, which does not fit {tuple(parameter.shape)}")
             states[part][name] = tensor.detach().contiguous()
         modules = dict(model.named_modules())
-        for original, ours in TABLES.items():
-            if part != "tokenizer" or not isinstance(modules[ours], SinCosPositions):
+        for original, ours in TABLES[part].items():
+            if not isinstance(modules[ours], SinCosPositions):
                 continue
             used.add(original)
             if original not in tensors:
@@ -308,9 +435,8 @@ def map_tensors(
 
 def _build_models(arguments: Mapping[str, Any]) -> dict[str, PreTrainedModel]:
     """Models without memory: on the meta device."""
-    classes = {"tokenizer": AdapTokModel, "scorer": AdapTokScorerModel, "prior": AdapTokPriorModel}
     with torch.device("meta"):
-        return {part: classes[part](config) for part, config in read_configs(arguments).items()}
+        return {part: CLASSES[part](config) for part, config in read_configs(arguments).items()}
 
 
 def _lookup(arguments: Mapping[str, Any], path: str, default: Any) -> Any:
@@ -340,8 +466,6 @@ def _read_source(
         arguments, tensors = _read_folder(folder)
     if str(arguments.get("model_type", "")).startswith("adaptok"):
         raise ValueError(f"{source} is converted already (model_type {arguments['model_type']!r})")
-    if "cls_token_num" in arguments:
-        raise ValueError(f"{source} is a generator (AdapTok-AR); generator checkpoints are not convertible yet")
     if not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
         raise ValueError(f"the weights in {weights_file} are not all tensors")
     return arguments, tensors, weights_file
@@ -407,7 +531,8 @@ def _read_training_checkpoint(path: Path, ema: float | None) -> tuple[Mapping[st
             raise ValueError(f"{path} holds no average with decay {ema}; it holds: {held}")
     if not isinstance(weights, Mapping):
         raise ValueError(f"{path} is not a training checkpoint of AdapTok: it has no model.sd")
-    return model["args"], weights
+    sizes = GENERATORS.get(model.get("name")) if isinstance(model.get("name"), str) else None
+    return dict(model["args"]) | (dict(zip(("n_layer", "n_head", "dim"), sizes, strict=True)) if sizes else {}), weights
 
 
 def _sha256(path: Path) -> str:

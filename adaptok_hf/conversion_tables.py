@@ -48,6 +48,26 @@ SUPPORTED = (
     ("bottleneck.args.regularizer.args.l2_normalized", (True,), ...),
     ("prior_model.args.l2_normalized", (True,), True),
 )
+GENERATOR_ARGUMENTS = (
+    ("vocab_size", "codebook_size", ...),
+    ("dim", "hidden_size", ...),
+    ("n_layer", "num_hidden_layers", ...),
+    ("n_head", "num_attention_heads", ...),
+    ("norm_eps", "rms_norm_eps", 1e-5),
+    ("initializer_range", "initializer_range", 0.02),
+    ("token_dropout_p", "embedding_dropout", 0.1),
+    ("attn_dropout_p", "attention_dropout", 0.0),
+    ("resid_dropout_p", "residual_dropout", 0.1),
+    ("ffn_dropout_p", "mlp_dropout", 0.1),
+)
+GENERATOR_SUPPORTED = (
+    ("model_type", ("class_cond",), "class_cond"),
+    ("with_block_sep", (True,), ...),
+    ("frame_prediction", (False, True), False),
+    ("n_kv_head", NONE, None),
+    ("ffn_dim_multiplier", NONE, None),
+    ("drop_path_rate", (0,), 0.0),
+)
 # path, the path whose value it must have, default of both
 EQUAL = (
     ("decoder_hidden_size", "encoder_hidden_size", 768),
@@ -71,6 +91,17 @@ PRIORS = {
     "gptc-XS": (6, 6, 384),
     "gptc-XXS": (6, 4, 256),
 }
+# Generators: name -> layers, heads, width. A name stands for these three arguments.
+GENERATORS = {
+    "llama-abs-tiny": (2, 4, 64),
+    "llama-abs-S": (12, 6, 384),
+    "llama-abs-B": (12, 12, 768),
+    "llama-abs-L": (24, 16, 1024),
+    "llama-abs-LP": (30, 20, 1280),
+    "llama-abs-XL": (36, 20, 1280),
+    "llama-abs-XXL": (48, 24, 1536),
+    "llama-abs-XXXL": (48, 40, 2560),
+}
 
 
 def flatten_kernel(kernel: torch.Tensor) -> torch.Tensor:
@@ -88,6 +119,36 @@ def sum_axes(time: torch.Tensor, row: torch.Tensor, column: torch.Tensor) -> tor
     return (time + row + column).flatten(1, 3)
 
 
+def first_third(fused: torch.Tensor) -> torch.Tensor:
+    """Query, key and value projections on top of each other, (3 * width, width) -> the query's."""
+    return fused.chunk(3)[0].clone()
+
+
+def second_third(fused: torch.Tensor) -> torch.Tensor:
+    """As `first_third`, the key's."""
+    return fused.chunk(3)[1].clone()
+
+
+def last_third(fused: torch.Tensor) -> torch.Tensor:
+    """As `first_third`, the value's."""
+    return fused.chunk(3)[2].clone()
+
+
+def stack_rows(tokens: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """Embeddings of codes and `<EOB>`, and of the classes and the null class -> one table."""
+    return torch.cat([tokens, classes])
+
+
+def add_class_rows(output: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """Output layer of codes and `<EOB>` -> with a row of zeros for each conditioning id, which has no logit there."""
+    return torch.nn.functional.pad(output, (0, 0, 0, len(classes)))
+
+
+def add_separator_row(output: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """As `add_class_rows`, for the separator behind the condition, which has a row in the embeddings only."""
+    return torch.nn.functional.pad(output, (0, 0, 0, len(tokens) - len(output)))
+
+
 # Parameters: original name, our name, and the function that turns one into the other where it is not the same tensor.
 # A row is about a tensor, or about a module and its `weight` and `bias`; `*` is the number of a layer.
 LAYER = (
@@ -98,6 +159,20 @@ LAYER = (
     ("blocks.*.mlp.fc1", "layers.*.mlp.fc1"),
     ("blocks.*.mlp.fc2", "layers.*.mlp.fc2"),
 )
+GENERATOR = (
+    ("abs_pe", "model.positions.weight"),
+    ("layers.*.attention_norm", "model.layers.*.input_layernorm"),
+    ("layers.*.attention.wqkv.weight", "model.layers.*.self_attn.q_proj.weight", first_third),
+    ("layers.*.attention.wqkv.weight", "model.layers.*.self_attn.k_proj.weight", second_third),
+    ("layers.*.attention.wqkv.weight", "model.layers.*.self_attn.v_proj.weight", last_third),
+    ("layers.*.attention.wo", "model.layers.*.self_attn.o_proj"),
+    ("layers.*.ffn_norm", "model.layers.*.post_attention_layernorm"),
+    ("layers.*.feed_forward.w1", "model.layers.*.mlp.gate_proj"),
+    ("layers.*.feed_forward.w2", "model.layers.*.mlp.down_proj"),
+    ("layers.*.feed_forward.w3", "model.layers.*.mlp.up_proj"),
+    ("norm", "model.norm"),
+)
+CLASS_TABLE = "cls_embedding.embedding_table.weight"
 KEYS = {
     "tokenizer": (
         ("x_embedder.proj.weight", "encoder.patch_embedding.projection.weight", flatten_kernel),
@@ -140,11 +215,27 @@ KEYS = {
         ("prior_model.ln_f", "norm"),
         ("prior_model.head", "head"),
     ),
+    "ar_model": (
+        *GENERATOR,
+        (("tok_embeddings.weight", CLASS_TABLE), "model.embed_tokens.weight", stack_rows),
+        (("output.weight", CLASS_TABLE), "lm_head.weight", add_class_rows),
+    ),
+    "fp_model": (
+        *GENERATOR,
+        ("tok_embeddings", "model.embed_tokens"),
+        (("output.weight", "tok_embeddings.weight"), "lm_head.weight", add_separator_row),
+    ),
 }
 # Fixed sine-cosine tables, which the original stores and we compute: original name -> our module.
 TABLES = {
-    "encoder_patch_pe": "encoder.patch_positions",
-    "encoder_latent_query_embed": "encoder.latent_queries",
-    "decoder_latent_pe": "decoder.latent_positions",
-    "decoder_patch_query_embed": "decoder.patch_queries",
+    "tokenizer": {
+        "encoder_patch_pe": "encoder.patch_positions",
+        "encoder_latent_query_embed": "encoder.latent_queries",
+        "decoder_latent_pe": "decoder.latent_positions",
+        "decoder_patch_query_embed": "decoder.patch_queries",
+    },
+    "scorer": {},
+    "prior": {},
+    "ar_model": {"abs_pe": "model.positions"},
+    "fp_model": {"abs_pe": "model.positions"},
 }

@@ -66,6 +66,7 @@ class PairedGuidanceLogitsProcessor(LogitsProcessor):
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         conditional, unconditional = scores.chunk(2)
         guided = unconditional + self.scale * (conditional - unconditional)
+        guided = guided.masked_fill(conditional == -torch.inf, -torch.inf)  # inf - inf would be nan
         return torch.cat([guided, guided])
 
 
@@ -140,7 +141,7 @@ def uniform_noise(seeds: torch.Tensor, position: int, size: int) -> torch.Tensor
     streams = _mix(_mix(seeds) + torch.tensor(position + 1, device=seeds.device) * _GOLDEN)
     index = torch.arange(1, size + 1, device=seeds.device)
     bits = _mix(streams[:, None] + index * _GOLDEN)
-    return (_shift(bits, 11).double() + 0.5) * 2.0**-53
+    return (_shift(bits, 12).double() + 0.5) * 2.0**-52  # exact: 52 bits and a half are the 53 of a double
 
 
 def _mix(state: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,14 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, LlamaForCausalLM, LlamaModel, LogitsProcessorList, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LlamaForCausalLM,
+    LlamaModel,
+    LogitsProcessorList,
+    PreTrainedModel,  # noqa: F401  diffusers knows a component by a base class in its module
+    StoppingCriteriaList,
+)
 from transformers.cache_utils import Cache
 from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -15,6 +22,7 @@ from transformers.models.llama.modeling_llama import (
     LlamaRMSNorm,
     LlamaRotaryEmbedding,
 )
+from transformers.utils import can_return_tuple
 
 from .configuration_adaptok_ar import AdapTokARConfig
 from .generation_adaptok import (
@@ -109,7 +117,9 @@ class AdapTokARModel(LlamaModel):
             if position_ids is None:
                 seen = past_key_values.get_seq_length() if past_key_values is not None else 0
                 position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen)[None]
-            inputs_embeds = inputs_embeds + self.positions()[0, position_ids].to(inputs_embeds.dtype)
+            # The last token of a full sequence is there in training only, and nothing is read from it.
+            table = self.positions()[0]
+            inputs_embeds = inputs_embeds + table[position_ids.clamp(max=len(table) - 1)].to(inputs_embeds.dtype)
         inputs_embeds = nn.functional.dropout(inputs_embeds, self.config.embedding_dropout, self.training)
         return super().forward(
             attention_mask=attention_mask,
@@ -150,6 +160,7 @@ class AdapTokARForCausalLM(LlamaForCausalLM):
         if not _init_ar_weights(module, self.config.initializer_range):
             super()._init_weights(module)
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -189,7 +200,8 @@ class AdapTokARForCausalLM(LlamaForCausalLM):
             size = config.eob_token_id + 1
             labels = labels.masked_fill(labels >= size, -100)
             items = {name: kwargs[name] for name in ("num_items_in_batch", "shift_labels") if name in kwargs}
-            output.loss = self.loss_function(logits=output.logits[..., :size], labels=labels, vocab_size=size, **items)
+            loss = self.loss_function(logits=output.logits[..., :size], labels=labels, vocab_size=size, **items)
+            output = CausalLMOutputWithPast(loss=loss, **output)  # anew, since the loss is a tuple's first item
         return output
 
     def build_prompt(
@@ -252,6 +264,11 @@ class AdapTokARForCausalLM(LlamaForCausalLM):
         """
         config = self.config
         prompt = self.build_prompt(class_labels, condition_codes)
+        expected = (len(prompt), config.num_blocks, config.latents_per_block)
+        if tuple(codes.shape) != expected:
+            raise ValueError(
+                f"codes has shape {tuple(codes.shape)}, expected (batch, blocks, latents_per_block) = {expected}"
+            )
         start = config.start_block
         sequences, mask = pack(
             codes[:, start:].to(self.device), token_counts[:, start:].to(self.device), config.eob_token_id
@@ -262,6 +279,31 @@ class AdapTokARForCausalLM(LlamaForCausalLM):
             "attention_mask": torch.cat([torch.ones_like(prompt), mask.long()], dim=1),
             "labels": torch.cat([torch.full_like(prompt, -100), labels], dim=1),
         }
+
+    @torch.no_grad()
+    def replace_classes(self, names: Sequence[str]) -> None:
+        """Gives a class-conditional generator a new set of classes, to be fine-tuned to.
+
+        Codes and `<EOB>` keep what they learned; each new class starts as "no class". With peft, train the new rows beside
+        the adapter by `trainable_token_indices=model.config.conditioning_token_ids`.
+
+        Raises:
+            ValueError: without names, or for a frame-prediction generator.
+        """
+        config = self.config
+        if not config.is_class_conditional or not names:
+            raise ValueError("replace_classes needs a class-conditional generator and at least one name")
+        kept, null = config.eob_token_id + 1, config.null_class_token_id
+        for module in (self.model.embed_tokens, self.lm_head):
+            rows = torch.cat([module.weight[:kept], module.weight[null : null + 1].expand(len(names) + 1, -1)])
+            module.weight = nn.Parameter(rows.clone(), requires_grad=module.weight.requires_grad)
+        config.num_classes, config.vocab_size = len(names), kept + len(names) + 1
+        config.id2label = dict(enumerate(names))
+        config.label2id = {name: label for label, name in enumerate(names)}
+        self.model.embed_tokens.num_embeddings = self.lm_head.out_features = config.vocab_size
+        self.vocab_size = self.model.vocab_size = config.vocab_size
+        self.generation_config.suppress_tokens = config.conditioning_token_ids
+        self.tie_weights()
 
     def unpack_sequences(
         self, sequences: torch.Tensor, condition_codes: torch.Tensor | None = None
@@ -279,6 +321,8 @@ class AdapTokARForCausalLM(LlamaForCausalLM):
         config = self.config
         generated = sequences[:, config.prompt_length :]
         if config.start_block:
+            if condition_codes is None:
+                raise ValueError(f"condition_codes are needed: they hold the first {config.start_block} blocks")
             given = condition_codes[:, : config.start_block].to(generated.device)
             given = nn.functional.pad(given, (0, 1), value=config.eob_token_id).flatten(1)
             generated = torch.cat([given, generated], dim=1)
@@ -343,13 +387,16 @@ class AdapTokARForCausalLM(LlamaForCausalLM):
 
         settings = copy.deepcopy(generation_config or self.generation_config)
         kwargs = settings.update(**kwargs)
+        kwargs.pop("attention_mask", None)  # prompts have no padding
+        if settings.num_beams not in (None, 1) or settings.num_return_sequences not in (None, 1):
+            raise ValueError("num_beams and num_return_sequences must be 1; repeat the prompt for more sequences of it")
         drawing = LogitsProcessorList()
         if settings.do_sample:
             if settings.temperature not in (None, 1.0):
                 drawing.append(TemperatureLogitsWarper(float(settings.temperature)))
             if settings.top_k:
                 drawing.append(TopKLogitsWarper(settings.top_k))
-            if settings.top_p is not None and settings.top_p < 1:
+            if settings.top_p not in (None, 1.0):
                 drawing.append(TopPLogitsWarper(float(settings.top_p)))
             seeds = torch.randint(2**63 - 1, (batch,)) if seeds is None else torch.as_tensor(seeds, dtype=torch.long)
             if seeds.shape != (batch,):
@@ -359,9 +406,10 @@ class AdapTokARForCausalLM(LlamaForCausalLM):
         draws = settings.do_sample
         settings.update(do_sample=False, temperature=1.0, top_k=50, top_p=1.0, return_dict_in_generate=True)
 
-        result = prompt.new_full((batch, start + config.max_sequence_length), config.eob_token_id)
+        length = min(settings.max_new_tokens or config.max_sequence_length, config.max_sequence_length)
+        result = prompt.new_full((batch, start + length), config.eob_token_id)
         active, sequences, cache = torch.arange(batch, device=prompt.device), prompt, None
-        while len(active):
+        while len(active) and sequences.shape[1] < result.shape[1]:
             ids, row, first, stop_after = sequences, active, LogitsProcessorList(), None
             if guidance_scale > 1:
                 without_class = sequences.clone()
@@ -396,10 +444,10 @@ class AdapTokARForCausalLM(LlamaForCausalLM):
                 guidance_scale = 1.0  # the conditional half goes on alone
             elif guidance_scale > 1:
                 kept_rows = torch.cat([going_on, going_on + len(active)])
-            if len(kept_rows) < len(ids):
+            if cache is not None and len(kept_rows) < len(ids):
                 cache.reorder_cache(kept_rows)
             active, sequences = active[going_on], sequences[going_on]
-        return result[:, : sequences.shape[1]] if len(sequences) else result[:, : output.sequences.shape[1]]
+        return result[:, : sequences.shape[1]]
 
     def _limits(self, budget, batch: int) -> tuple[torch.LongTensor, int | None]:
         """A budget as the codes that each block, (batch, generated blocks), and the whole sequence may hold."""
@@ -409,12 +457,11 @@ class AdapTokARForCausalLM(LlamaForCausalLM):
         if budget is None:
             return full, None
         if isinstance(budget, int | float):
-            total = int(budget * blocks)
-            if total < 1 or budget > most:
+            if not 1 / blocks <= budget <= most:
                 raise ValueError(
                     f"a budget is the average of codes per block and must lie in {1 / blocks:g}..{most}, got {budget}"
                 )
-            return full, total
+            return full, int(budget * blocks + 1e-6)  # 1/49 * 49 is less than 1
         limits = torch.as_tensor(budget, device=self.device)
         if limits.is_floating_point() or limits.shape[-1:] != (blocks,) or limits.shape not in ((blocks,), full.shape):
             raise ValueError(

@@ -108,12 +108,16 @@ class AdapTokPriorModel(AdapTokPriorPreTrainedModel):
         self.post_init()
 
     def forward(
-        self, code_vectors: torch.Tensor, return_dict: bool | None = None
+        self,
+        code_vectors: torch.Tensor,
+        position_ids: torch.Tensor | None = None,
+        return_dict: bool | None = None,
     ) -> AdapTokPriorOutput | tuple[torch.Tensor]:
         """
         Args:
             code_vectors: (batch, tokens, codebook_dim), 2..`config.num_latent_tokens` tokens: the tokenizer's
                 `code_vectors` with blocks and latents flattened.
+            position_ids: (batch, tokens) long, where the tokens stood before dropped ones were left out; default: 0, 1, ...
 
         Raises:
             ValueError: for a shape that does not fit the configuration.
@@ -129,7 +133,9 @@ class AdapTokPriorModel(AdapTokPriorPreTrainedModel):
                 f"2..{config.num_latent_tokens} tokens, {config.codebook_dim})"
             )
         inputs = code_vectors[:, :-1].to(self.dtype)
-        hidden_states = self.dropout(self.project_in(inputs) + self.positions()[:, : inputs.shape[1]])
+        length = inputs.shape[1]
+        table = self.positions()[:, :length] if position_ids is None else self.positions()[0, position_ids[:, :length]]
+        hidden_states = self.dropout(self.project_in(inputs) + table)
         mask = build_attention_mask(config, hidden_states, lambda b, h, q, kv: kv <= q, per_sample=False)
         for layer in self.layers:
             hidden_states = layer(hidden_states, mask)

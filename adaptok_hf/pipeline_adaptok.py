@@ -1,4 +1,4 @@
-"""The pipeline: any video in, tokens on a budget, video out."""
+"""The pipeline: any video in, tokens on a budget, video out; and new videos (`pipeline_generation`)."""
 
 import hashlib
 import json
@@ -16,7 +16,9 @@ from diffusers.utils import BaseOutput
 
 from .allocation import STRATEGIES, allocate, joint
 from .modeling_adaptok import AdapTokModel
+from .modeling_adaptok_ar import AdapTokARForCausalLM
 from .modeling_adaptok_scorer import AdapTokScorerModel
+from .pipeline_generation import AdapTokGenerationOutput, GenerationMixin, check_output_type
 from .tokenized_video import TokenizedVideo
 from .video_processing_adaptok import AdapTokVideoProcessor, ClipBatch
 
@@ -63,26 +65,34 @@ class AdapTokPipelineOutput(BaseOutput):
         return self.tokens.bits_per_second
 
 
-class AdapTokPipeline(DiffusionPipeline):
-    """Compresses videos of any length to a budget of tokens, and reconstructs them.
+class AdapTokPipeline(GenerationMixin, DiffusionPipeline):
+    """Compresses videos of any length to a budget of tokens and reconstructs them; makes videos of a class or from a few
+    frames.
 
     Args:
         video_processor ([`AdapTokVideoProcessor`])
         tokenizer ([`AdapTokModel`])
         scorer ([`AdapTokScorerModel`], *optional*): needed by every allocation strategy but `"fixed"`.
+        ar_model ([`AdapTokARForCausalLM`], *optional*): class-conditional, for `generate`.
+        fp_model ([`AdapTokARForCausalLM`], *optional*): frame prediction, for `predict`.
     """
 
-    _optional_components = ["scorer"]
+    _optional_components = ["scorer", "ar_model", "fp_model"]
 
     def __init__(
         self,
         video_processor: AdapTokVideoProcessor,
         tokenizer: AdapTokModel,
         scorer: AdapTokScorerModel | None = None,
+        ar_model: AdapTokARForCausalLM | None = None,
+        fp_model: AdapTokARForCausalLM | None = None,
     ):
         super().__init__()
-        self.register_modules(video_processor=video_processor, tokenizer=tokenizer, scorer=scorer)
         _check_components(video_processor, tokenizer, scorer)
+        _check_generators(tokenizer, ar_model, fp_model)
+        self.register_modules(
+            video_processor=video_processor, tokenizer=tokenizer, scorer=scorer, ar_model=ar_model, fp_model=fp_model
+        )
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path | None = None, **kwargs) -> "AdapTokPipeline":
@@ -94,9 +104,19 @@ class AdapTokPipeline(DiffusionPipeline):
         name = SHIPPED_CHECKPOINT if pretrained_model_name_or_path is None else pretrained_model_name_or_path
         return super().from_pretrained(name, **kwargs)
 
-    def __call__(self, video: Any, **kwargs) -> AdapTokPipelineOutput:
-        """The same as `reconstruct`."""
-        return self.reconstruct(video, **kwargs)
+    def __call__(
+        self, video: Any = None, *, class_labels: Any = None, **kwargs
+    ) -> AdapTokPipelineOutput | AdapTokGenerationOutput:
+        """`generate` where `class_labels` are given, `predict` with a video and `num_condition_frames`, else `reconstruct`.
+
+        Raises:
+            ValueError: if not exactly one of `video` and `class_labels` is given.
+        """
+        if (video is None) == (class_labels is None):
+            raise ValueError("give either a video or class_labels")
+        if class_labels is not None:
+            return self.generate(class_labels, **kwargs)
+        return self.predict(video, **kwargs) if "num_condition_frames" in kwargs else self.reconstruct(video, **kwargs)
 
     def reconstruct(
         self,
@@ -116,7 +136,7 @@ class AdapTokPipeline(DiffusionPipeline):
 
         Args: see `tokenize`; `output_type` is `"np"`, `"pt"` or `"pil"`.
         """
-        _check_output_type(output_type)
+        check_output_type(output_type)
         seconds: dict[str, float] = {}
         with _timed(seconds, "read"):
             clips = self.video_processor.clips(video, fps=fps, resize_mode=resize_mode)
@@ -172,7 +192,7 @@ class AdapTokPipeline(DiffusionPipeline):
         Raises:
             ValueError: if the tokens were made by another tokenizer.
         """
-        _check_output_type(output_type)
+        check_output_type(output_type)
         if tokens.model_hash != self.model_hash:
             raise ValueError(
                 f"these tokens were made by another model (hash {tokens.model_hash[:12]}, this model's is "
@@ -329,6 +349,8 @@ class AdapTokPipeline(DiffusionPipeline):
                 allocation = "threshold"
             elif "budget" in given:
                 allocation = "joint" if self.scorer is not None else "fixed"
+            elif given:
+                raise ValueError(f"{', '.join(given)} was given without a budget")
             else:
                 return None
         if allocation not in STRATEGIES:
@@ -369,6 +391,21 @@ def _check_components(
             raise ValueError(f"the scorer is for (width, blocks, latents) {theirs}, the tokenizer has {ours}")
 
 
+def _check_generators(
+    tokenizer: AdapTokModel, ar_model: AdapTokARForCausalLM | None, fp_model: AdapTokARForCausalLM | None
+) -> None:
+    for name, model, is_class_conditional in (("ar_model", ar_model, True), ("fp_model", fp_model, False)):
+        if model is None:
+            continue
+        if model.config.is_class_conditional != is_class_conditional:
+            kind = "frame-prediction" if is_class_conditional else "class-conditional"
+            raise ValueError(f"{name} is a {kind} generator, which belongs into the other place")
+        for entry in ("codebook_size", "num_blocks", "latents_per_block"):
+            theirs, ours = getattr(model.config, entry), getattr(tokenizer.config, entry)
+            if theirs != ours:
+                raise ValueError(f"{name} has {entry}={theirs}, the tokenizer {ours}: they do not belong together")
+
+
 def _tokens_per_block(
     budget: float | str | Sequence[float] | None, latents_per_block: int
 ) -> float | tuple[float, ...] | None:
@@ -386,11 +423,6 @@ def _tokens_per_block(
     if isinstance(budget, Sequence | np.ndarray):
         return tuple(float(value) for value in budget)
     return float(budget)
-
-
-def _check_output_type(output_type: str) -> None:
-    if output_type not in ("np", "pt", "pil"):
-        raise ValueError(f"output_type must be 'np', 'pt' or 'pil', got {output_type!r}")
 
 
 def _convert_frames(frames: np.ndarray, output_type: str) -> np.ndarray | torch.Tensor | list:

@@ -1,10 +1,11 @@
-"""What `adaptok reconstruct` writes: the video, a side-by-side video, a plot of tokens over time, and the numbers."""
+"""What `adaptok reconstruct`, `generate` and `predict` write: videos, pictures that show them, and the numbers."""
 
 import json
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,10 @@ import torch
 from .video_io import write_video
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from .pipeline_adaptok import AdapTokPipeline, AdapTokPipelineOutput
+    from .pipeline_generation import AdapTokGenerationOutput
 
 _BAR_HEIGHT = 64
 _GAP = 8
@@ -83,20 +87,27 @@ def write_report(
         "model_hash": tokens.model_hash,
         "device": str(pipeline.device),
     }
-    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
-    partial.mkdir()
-    try:
+    with _written_together(folder) as partial:
         write_video(partial / "reconstruction.mp4", output.frames, tokens.fps, tokens.timestamps)
         frames = side_by_side(_at_model_size(output), output.original, counts, maximum, frames_per_block)
         write_video(partial / "side_by_side.mp4", frames, tokens.fps, tokens.timestamps)
         plot_tokens(partial / "tokens.png", report, tokens.timestamps[::frames_per_block])
         (partial / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    return report
+
+
+@contextmanager
+def _written_together(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside `folder`, whose files are moved there when all are complete."""
+    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
+    partial.mkdir()
+    try:
+        yield partial
         folder.mkdir(exist_ok=True)
         for file in partial.iterdir():
             os.replace(file, folder / file.name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return report
 
 
 def _at_model_size(output: "AdapTokPipelineOutput") -> np.ndarray:
@@ -195,3 +206,77 @@ def plot_tokens(path: Path, report: dict[str, Any], block_times: np.ndarray) -> 
         fontsize=10,
     )
     figure.savefig(path, dpi=120)
+
+
+def write_generation(
+    folder: str | os.PathLike, output: "AdapTokGenerationOutput", request: dict[str, Any]
+) -> dict[str, Any]:
+    """Writes each generated video as an mp4, `contact_sheet.png` and `report.json` into `folder`.
+
+    Args:
+        folder: as in `write_report`.
+        output: what `pipeline.generate` or `pipeline.predict` returned, with `output_type="np"`.
+        request: the arguments of the call, kept in the report.
+
+    Returns:
+        The report, as in `report.json`; `videos` lists the file, class, seeds and token counts of each.
+    """
+    folder = check_folder(folder)
+    names = output.class_names or ["prediction"] * len(output.frames)
+    videos = []
+    for index, name in enumerate(names):
+        videos.append(
+            {
+                "file": f"{index:03d}_{_file_name(name)}.mp4",
+                "class_name": name if output.class_names else None,
+                "class_label": output.class_labels[index] if output.class_labels else None,
+                "seeds": output.seeds[index].tolist(),
+                "token_counts": output.token_counts[index].flatten().tolist(),
+                "tokens": int(output.token_counts[index].sum()),
+            }
+        )
+    report = {
+        "request": request,
+        "frames": output.frames.shape[1],
+        "condition_frames": output.num_condition_frames,
+        "fps": output.fps,
+        "videos": videos,
+    }
+    with _written_together(folder) as partial:
+        for video, frames in zip(videos, output.frames, strict=True):
+            write_video(partial / video["file"], frames, output.fps)
+        captions = [f"{name}, {video['tokens']} tokens" for name, video in zip(names, videos, strict=True)]
+        contact_sheet(output.frames, captions, output.num_condition_frames).save(partial / "contact_sheet.png")
+        (partial / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    return report
+
+
+def _file_name(text: str) -> str:
+    return "".join(letter if letter.isalnum() else "_" for letter in text.lower())
+
+
+def contact_sheet(
+    videos: np.ndarray, captions: list[str], num_condition_frames: int = 0, columns: int = 8
+) -> "Image.Image":
+    """A picture with one row per video: `columns` of its frames, evenly spaced, under its caption.
+
+    Args:
+        videos: uint8 (videos, frames, height, width, 3).
+        num_condition_frames: frames that were given; they get a frame of another colour.
+    """
+    from PIL import Image, ImageDraw
+
+    total, height, width = videos.shape[1:4]
+    shown = np.linspace(0, total - 1, min(columns, total)).round().astype(int)
+    row_height = height + _GAP + 14
+    sheet = Image.new("RGB", (len(shown) * (width + _GAP) + _GAP, len(videos) * row_height + _GAP), (18, 20, 24))
+    draw = ImageDraw.Draw(sheet)
+    for row, (video, caption) in enumerate(zip(videos, captions, strict=True)):
+        top = row * row_height + 4
+        draw.text((_GAP, top), caption, fill=(200, 205, 212))
+        for column, index in enumerate(shown):
+            left = _GAP + column * (width + _GAP)
+            sheet.paste(Image.fromarray(video[index]), (left, top + 14))
+            if index < num_condition_frames:
+                draw.rectangle((left - 2, top + 12, left + width + 1, top + 15 + height), outline=(255, 176, 59), width=2)
+    return sheet

@@ -162,7 +162,9 @@ def test_fixed_queries_and_their_base(causal, write_source, tmp_path):
 
 def test_half_precision_is_kept(causal, write_source, tmp_path):
     arguments, tensors = causal
-    tensors = {name: tensor if name in TABLES else tensor.to(torch.bfloat16) for name, tensor in tensors.items()}
+    tensors = {
+        name: tensor if name in TABLES["tokenizer"] else tensor.to(torch.bfloat16) for name, tensor in tensors.items()
+    }
     tensors["encoder_latent_query_embed"] = tensors["encoder_latent_query_embed"].to(torch.bfloat16)
     report = convert_checkpoint(write_source(arguments, tensors), tmp_path / "out")
     assert AutoModel.from_pretrained(report.destination / "tokenizer").dtype == torch.bfloat16
@@ -218,7 +220,7 @@ def test_released_size():
             stored = torch.empty(released["shapes"][original], device="meta")
             assert (stored if adapt is None else adapt(stored)).shape == parameter.shape, original
             reached.append(original)
-    for original, ours in TABLES.items():
+    for original, ours in TABLES["tokenizer"].items():
         if original not in reached:
             stored = released["shapes"][original]
             assert tuple(stored) == models["tokenizer"].get_submodule(ours).weight.shape
@@ -271,7 +273,7 @@ def test_every_row_is_used():
         ("frame_num", "16", "'16', 4 .must be positive integers"),
         ("input_size", 30, "image_size=30 must be a positive multiple of patch_size=8"),
         ("input_size", "32", "image_size"),
-        ("cls_token_num", 1, "generator checkpoints are not convertible yet"),
+        ("cls_token_num", 1, "the configuration lacks vocab_size, dim, n_layer, n_head"),
         ("model_type", "adaptok", "converted already"),
     ],
 )
@@ -399,7 +401,8 @@ def test_damaged_training_checkpoint(tmp_path, content, message):
         ({"model": {"sd": {}}}, "has no model.args"),
         ({"model": {"args": {}}}, "has no model.sd"),
         ({"model": {"args": {}, "sd": {"a": 1}}}, "are not all tensors"),
-        ({"model": {"args": {"cls_token_num": 1}, "sd": {}}}, "generator checkpoints are not convertible yet"),
+        ({"model": {"args": {"cls_token_num": 1}, "sd": {}}}, "the configuration lacks vocab_size, dim, n_layer, n_head"),
+        ({"model": {"name": ["x"], "args": {"cls_token_num": 1}, "sd": {}}}, "the configuration lacks vocab_size"),
     ],
 )
 def test_other_training_checkpoints(tmp_path, checkpoint, message):

@@ -166,13 +166,14 @@ def test_classes_are_registered_for_every_import_order(orders):
             exec(order, {{}})
             assert "diffusers" not in order or "adaptok_hf.pipeline_adaptok" in sys.modules
             from transformers import AutoConfig, AutoModel, AutoVideoProcessor
-            from transformers.models.auto.modeling_auto import MODEL_MAPPING
+            from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
             from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPING
             import adaptok_hf
             for name in ("AdapTok", "AdapTokScorer", "AdapTokPrior"):
                 config = getattr(adaptok_hf, name + "Config")
                 assert type(AutoConfig.for_model(config.model_type)) is config, name
                 assert MODEL_MAPPING[config] is getattr(adaptok_hf, name + "Model"), name
+            assert MODEL_FOR_CAUSAL_LM_MAPPING[adaptok_hf.AdapTokARConfig] is adaptok_hf.AdapTokARForCausalLM
             found = VIDEO_PROCESSOR_MAPPING[adaptok_hf.AdapTokConfig]
             if "diffusers.pipelines.pipeline_utils" in sys.modules:
                 assert sys.modules["diffusers"].AdapTokPipeline is adaptok_hf.AdapTokPipeline

@@ -25,7 +25,7 @@ def test_equals_the_original(parity, section):
 def test_every_golden_tensor_was_compared(parity):
     """Runs after the sections."""
     for section in SECTIONS:
-        if section != "prior":
+        if section != "prior" and section not in parity.measured:
             list(measure(parity, section))
     assert {name: file.unread for name, file in parity.files.items() if file.unread and name not in PARTIAL} == {}
 

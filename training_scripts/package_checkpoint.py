@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""Puts a trained tokenizer and scorer into one pipeline folder, as float16 safetensors.
+"""Puts trained models into one pipeline folder, as float16 safetensors.
 
     python training_scripts/package_checkpoint.py --tokenizer runs/tokenizer/model --scorer runs/scorer/model \
-        --output adaptok_hf/checkpoints/small
+        --ar_model runs/ar/model --fp_model runs/fp/model --output adaptok_hf/checkpoints/small
 """
 
 import argparse
@@ -12,22 +12,35 @@ from pathlib import Path
 
 import torch
 
-from adaptok_hf import AdapTokModel, AdapTokPipeline, AdapTokScorerModel, AdapTokVideoProcessor
+from adaptok_hf import (
+    AdapTokARForCausalLM,
+    AdapTokModel,
+    AdapTokPipeline,
+    AdapTokScorerModel,
+    AdapTokVideoProcessor,
+)
+
+OPTIONAL = {"scorer": AdapTokScorerModel, "ar_model": AdapTokARForCausalLM, "fp_model": AdapTokARForCausalLM}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokenizer", required=True)
-    parser.add_argument("--scorer")
+    for name in OPTIONAL:
+        parser.add_argument(f"--{name}")
     parser.add_argument("--output", required=True, type=Path)
     arguments = parser.parse_args()
     tokenizer = AdapTokModel.from_pretrained(arguments.tokenizer, dtype=torch.float16)
-    scorer = AdapTokScorerModel.from_pretrained(arguments.scorer, dtype=torch.float16) if arguments.scorer else None
+    optional = {
+        name: model_class.from_pretrained(getattr(arguments, name), dtype=torch.float16)
+        for name, model_class in OPTIONAL.items()
+        if getattr(arguments, name)
+    }
     config = tokenizer.config
     processor = AdapTokVideoProcessor(config.image_size, config.num_frames, config.tubelet_size)
     partial = arguments.output.with_name(f".{arguments.output.name}.tmp")
     shutil.rmtree(partial, ignore_errors=True)
-    AdapTokPipeline(processor, tokenizer, scorer).save_pretrained(partial)
+    AdapTokPipeline(processor, tokenizer, **optional).save_pretrained(partial)
     for code in partial.rglob("*.py"):  # the copies for loading without this package; here it is the package
         code.unlink()
     for config_file in partial.rglob("config.json"):

@@ -44,6 +44,9 @@ class Arguments:
     init_from: str | None = field(
         default=None, metadata={"help": "Start from this trained scorer, whose configuration and statistics are kept."}
     )
+    augment: bool = field(
+        default=False, metadata={"help": "Vary zoom and contrast of the clips: a scorer overfits few videos quickly."}
+    )
     target: str = field(default="rmse", metadata={"help": "Loss per block: 'rmse' or 'l1', both in [0, 1]."})
     max_train_steps: int = field(default=1000)
     batch_size: int = field(default=4, metadata={"help": "Clips per process and step."})
@@ -107,6 +110,21 @@ def measure_levels(
     return torch.stack(losses, dim=1)
 
 
+def zoom_and_contrast(video: torch.Tensor) -> torch.Tensor:
+    """Each clip (frames, channels, height, width), in [0, 1], cropped to a random square and enlarged again, and its
+    contrast changed."""
+    size = video.shape[-1]
+    clips = []
+    for clip in video:
+        side = int(torch.randint(size // 2, size + 1, ()))
+        top, left = torch.randint(size - side + 1, (2,)).tolist()
+        crop = clip[..., top : top + side, left : left + side]
+        clip = torch.nn.functional.interpolate(crop, size=(size, size), mode="bilinear", antialias=True)
+        mean = clip.mean()
+        clips.append(mean + (clip - mean) * (0.5 + 0.7 * torch.rand(())))
+    return torch.stack(clips).clamp(0, 1)
+
+
 class InputScale:
     """Standardises the scorer's input channels while it is trained.
 
@@ -145,7 +163,8 @@ def scorer_loss(
     """Mean squared error of the standardised scores (the paper's loss) and, weighted, of their differences.
 
     Allocation lives on what a few more tokens gain. Between high levels that is a hundredth of what separates two clips,
-    and the paper's loss alone hardly feels it; each difference therefore counts in units of its own typical size.
+    and the paper's loss alone hardly feels it; each difference therefore counts in units of its own typical size
+    (but not less than a tenth of `std`, or the measurement's noise would rule).
 
     Args:
         predicted, target: (batch, levels), levels in rising order.
@@ -253,6 +272,8 @@ def main() -> None:
         block = int(torch.randint(config.num_blocks, ()))
         video = batch["pixel_values_videos"][:, : (block + 1) * config.tubelet_size]
         video = video.to(accelerator.device).float() / 255
+        if args.augment:
+            video = zoom_and_contrast(video)
         counts = sample_token_counts(len(video), block + 1, config.latents_per_block).to(accelerator.device)
         drawn = torch.randperm(scorer_config.num_levels)[:levels_per_step].sort().values
         levels = (drawn + 1) * scorer_config.score_step
@@ -271,7 +292,8 @@ def main() -> None:
     scale = InputScale(accelerator.gather(torch.cat(inputs)))
     targets = accelerator.gather(torch.cat(targets))
     # (levels, levels), root mean square difference of the targets at two levels
-    typical_difference = (targets[:, :, None] - targets[:, None]).square().mean(0).sqrt().clamp(min=1e-6)
+    typical_difference = (targets[:, :, None] - targets[:, None]).square().mean(0).sqrt()
+    typical_difference = typical_difference.clamp(min=0.1 * float(targets.std()))
     if args.init_from:
         scorer = AdapTokScorerModel.from_pretrained(args.init_from, dtype=torch.float32).to(accelerator.device).train()
         scale.unfold(scorer)

@@ -1,4 +1,7 @@
-"""Makes the pictures of the README with the shipped checkpoint: `python docs/images/make_images.py [--extra CLIP]`."""
+"""Makes the pictures of the README with the shipped checkpoint: `python docs/images/make_images.py [--extra CLIP]`.
+
+Those of generation and prediction are the contact sheets of the commands that stand beside them in the README.
+"""
 
 import argparse
 import tempfile
@@ -8,10 +11,15 @@ import numpy as np
 from PIL import Image
 
 from adaptok_hf import AdapTokPipeline
+from adaptok_hf.cli import main as adaptok
 from adaptok_hf.reporting import write_report
 
 HERE = Path(__file__).parent
 EXAMPLE = HERE.parents[1] / "examples" / "surfing.mp4"
+COMMANDS = {
+    "generated": "generate --class surfing --class juggling --class cartwheeling --videos 1",
+    "predicted": f"predict {EXAMPLE} --condition-frames 5 --videos 2 --temperature 0.6",
+}
 
 
 def main() -> None:
@@ -31,6 +39,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_report(Path(folder) / "report", pipeline.reconstruct(EXAMPLE, budget=32), pipeline, {"budget": 32})
         (Path(folder) / "report" / "tokens.png").replace(HERE / "tokens.png")
+        for name, command in COMMANDS.items():
+            if adaptok([*command.split(), "--output", f"{folder}/{name}"]) != 0:
+                raise SystemExit(f"failed: adaptok {command}")
+            (Path(folder) / name / "contact_sheet.png").replace(HERE / f"{name}.png")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,112 @@
+"""From a video file to clips: decodes no further than the last frame that is wanted, and keeps only frames in use."""
+
+import io
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import takewhile
+
+import numpy as np
+
+from ..video_io import _FORMATS, DEFAULT_FPS, VideoSource, iter_video
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """
+    Args:
+        frames (`np.ndarray`): uint8 `(frames, height, width, 3)`.
+        fps (`float`): frames of the clip per second.
+        timestamps (`np.ndarray`): float64 `(frames,)`, seconds from the first frame of the VIDEO.
+        start (`int`): the first frame's index in the video.
+    """
+
+    frames: np.ndarray
+    fps: float
+    timestamps: np.ndarray
+    start: int
+
+
+class EndedEarly(Exception):
+    """A video has `num_frames` frames, fewer than its container promised."""
+
+    def __init__(self, num_frames: int):
+        super().__init__(num_frames)
+        self.num_frames = num_frames
+
+
+def probe_video(video: str | bytes) -> tuple[int, float | None]:
+    """The number of frames and the nominal frame rate (None: unknown) of a path or the bytes of a file.
+
+    What the index of an mp4 or mov says, elsewhere the number of compressed packets: cheap, and nearly always the number
+    of frames; the decoder has the last word (`EndedEarly`). Animations, which have neither, are decoded to be counted.
+
+    Raises:
+        OSError, ValueError: as `read_video`.
+    """
+    import av
+
+    try:
+        file = io.BytesIO(video) if isinstance(video, bytes) else video
+        with av.open(file, options={"format_whitelist": _FORMATS}, metadata_errors="replace") as container:
+            stream = container.streams.video[0]
+            rate = float(stream.average_rate) if stream.average_rate else None
+            count = stream.frames if "mp4" in container.format.name else 0
+            count = count or sum(packet.size > 0 for packet in container.demux(stream))
+    except (av.error.FFmpegError, IndexError):
+        count = 0
+    if count == 0:
+        # Either another kind of file or a damaged one: `iter_video` knows, and has the right words for it.
+        count, rate = sum(1 for _ in iter_video(video)), None
+    return count, rate
+
+
+def read_clips(
+    video: VideoSource,
+    windows: Sequence[range],
+    *,
+    nominal_fps: float | None = None,
+    transform: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> Iterator[Clip]:
+    """
+    Decode windows of a video.
+
+    Args:
+        video: anything that `iter_video` takes.
+        windows: frame indices of each clip, in order of their start; they may overlap.
+        nominal_fps (*optional*): the video's frame rate, used where the timestamps agree with it (they are often
+            rounded); otherwise the rate is that of the timestamps.
+        transform (*optional*): applied to each wanted uint8 `(height, width, 3)` frame as it is decoded.
+
+    Yields:
+        A `Clip` per window, each as soon as its last frame is decoded.
+
+    Raises:
+        EndedEarly: where the video ends before a window does.
+        OSError, ValueError: as `read_video`. Damage behind the last window goes unnoticed.
+    """
+    pending = deque(windows)
+    kept: dict[int, tuple[np.ndarray, float]] = {}
+    count = 0
+    with closing(iter_video(video)) as decoded:
+        for index, (frame, seconds) in enumerate(decoded):
+            count = index + 1
+            if any(index in window for window in takewhile(lambda w: w.start <= index, pending)):  # noqa: B023
+                kept[index] = (transform(frame) if transform else frame, seconds)
+            while pending and pending[0][-1] <= index:
+                window = pending.popleft()
+                yield _clip(window, kept, nominal_fps)
+                first = pending[0].start if pending else None
+                kept = {i: value for i, value in kept.items() if first is not None and i >= first}
+            if not pending:
+                return
+    raise EndedEarly(count)
+
+
+def _clip(window: range, kept: dict[int, tuple[np.ndarray, float]], nominal_fps: float | None) -> Clip:
+    frames, timestamps = zip(*(kept[index] for index in window), strict=True)
+    fps, span, steps = nominal_fps, timestamps[-1] - timestamps[0], window[-1] - window[0]
+    if steps and (not fps or abs(span - steps / fps) > 0.002):
+        fps = steps / span
+    return Clip(np.stack(frames), (fps or DEFAULT_FPS) / window.step, np.array(timestamps), window.start)

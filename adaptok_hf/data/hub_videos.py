@@ -1,0 +1,104 @@
+"""Videos of a `datasets` data set, streamed."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from .video_item import NO_LABEL, VideoItem
+
+if TYPE_CHECKING:
+    import datasets
+
+
+class HubVideos:
+    """
+    A streaming data set with a column of videos. Its shards (files) are the shards here: they are read one after the
+    other, each in its own order, and shared out as wholes as long as there are as many of them as readers.
+
+    Args:
+        dataset: a `datasets.IterableDataset` that was not shuffled by a buffer, not split by node and not formatted
+            (`ClipStream` does all that itself).
+        label_column (*optional*): a column of class labels or integers, or of class names if `class_names` is given.
+            `json.label` is the entry `label` of the column `json`: how tar shards of `write_shards.py` stream.
+        key_column (*optional*): what names a video in messages, such as `json.key`; by default shard and position.
+        class_names (*optional*): by default those of the label column.
+
+    Raises:
+        ValueError: if the data set has no column of videos or more than one, or not the named columns.
+    """
+
+    def __init__(
+        self,
+        dataset: "datasets.IterableDataset",
+        label_column: str | None = None,
+        key_column: str | None = None,
+        class_names: Sequence[str] | None = None,
+    ):
+        import datasets
+
+        features = dataset.features or {}
+        videos = [name for name, feature in features.items() if isinstance(feature, datasets.Video)]
+        if len(videos) != 1:
+            raise ValueError(f"expected a data set with one column of videos; {videos} of {sorted(features)} are")
+        for column in (label_column, key_column):
+            if column is not None and column.split(".")[0] not in features:
+                raise ValueError(f"the data set has no column {column!r}; there are {sorted(features)}")
+        # `decode=False` gives the file instead of a decoder, and needs no torchcodec
+        self.dataset = dataset.cast_column(videos[0], datasets.Video(decode=False))
+        self.video_column, self.label_column, self.key_column = videos[0], label_column, key_column
+        self.class_names = list(class_names or getattr(features.get(label_column), "names", None) or ())
+
+    @property
+    def num_shards(self) -> int:
+        return self.dataset.num_shards
+
+    def read_shard(self, shard: int) -> Iterator[VideoItem]:
+        # Inside a worker of a DataLoader, iterating over the data set itself would split it a second time: `iter` does not.
+        rows = self.dataset.shard(self.num_shards, shard).iter(batch_size=1)
+        for index, row in enumerate(rows):
+            video = row[self.video_column][0] or {}
+            key = f"shard {shard}, video {index}" if self.key_column is None else str(_entry(row, self.key_column))
+            label = NO_LABEL if self.label_column is None else self._label(_entry(row, self.label_column))
+            yield VideoItem(key, _content(video), label)
+
+    def _label(self, value: Any) -> int:
+        if value is None:
+            return NO_LABEL
+        if isinstance(value, str):
+            if value not in self.class_names:
+                raise ValueError(f"label {value!r} is none of the {len(self.class_names)} class names given")
+            return self.class_names.index(value)
+        return int(value)
+
+
+def hub_videos(
+    path: str, split: str, *, label_column: str | None = None, key_column: str | None = None, **load_options: Any
+) -> HubVideos:
+    """
+    The videos of a data set on the Hub, or of files anywhere: `hub_videos("webdataset", "train", data_files="*.tar")`.
+
+    Args:
+        path, split, load_options: as `datasets.load_dataset`.
+        label_column, key_column (*optional*): see `HubVideos`.
+    """
+    import datasets
+
+    return HubVideos(datasets.load_dataset(path, split=split, streaming=True, **load_options), label_column, key_column)
+
+
+def _entry(row: dict[str, list], column: str) -> Any:
+    name, *inner = column.split(".")
+    value = row[name][0]
+    for name in inner:
+        value = value[name]
+    return value
+
+
+def _content(video: dict[str, Any]) -> str | bytes:
+    """The bytes of a video, or the path of a local file; nothing where the row has neither."""
+    path, content = video.get("path"), video.get("bytes")
+    if content is None and path and "://" in path:
+        import fsspec
+
+        with fsspec.open(path, "rb") as file:
+            content = file.read()
+    return path if content is None and path else content or b""

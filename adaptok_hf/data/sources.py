@@ -1,0 +1,186 @@
+"""What videos there are: folders, lists and archive layouts.
+
+Each function gives `VideoFiles`, one of the kinds of `VideoSource`. Nothing is decoded here.
+"""
+
+import csv
+import logging
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from .video_folder import VIDEO_SUFFIXES
+from .video_item import NO_LABEL, VideoItem
+
+logger = logging.getLogger(__name__)
+
+
+class VideoFiles:
+    """
+    A list of video files, each a shard of one video.
+
+    Args:
+        items: the videos.
+        class_names: the class of each label.
+    """
+
+    def __init__(self, items: Iterable[VideoItem], class_names: Sequence[str] = ()):
+        self.items, self.class_names = list(items), list(class_names)
+
+    @property
+    def num_shards(self) -> int:
+        return len(self.items)
+
+    def read_shard(self, shard: int) -> list[VideoItem]:
+        return [self.items[shard]]
+
+    def only(self, keys: Iterable[str]) -> "VideoFiles":
+        """The videos of a split list (`splits.read_split`), in its order.
+
+        Raises:
+            ValueError: naming keys that are not in this source.
+        """
+        by_key = {item.key: item for item in self.items}
+        keys = list(keys)
+        if unknown := [key for key in keys if key not in by_key]:
+            raise ValueError(f"{len(unknown)} of {len(keys)} listed videos are not there, such as {unknown[:3]}")
+        return VideoFiles([by_key[key] for key in keys], self.class_names)
+
+
+def video_folder(folder: str | Path, class_names: Sequence[str] | None = None) -> VideoFiles:
+    """
+    All videos below a folder. The label is the first sub-folder; a video that lies in the folder itself has none.
+
+    Args:
+        folder: searched recursively; the key of a video is its path within the folder.
+        class_names (*optional*): classes in the order of their labels, such as those of the training folder. By default
+            the sub-folders with videos, sorted.
+
+    Raises:
+        ValueError: if there is no video below the folder, or a sub-folder is not among `class_names`.
+    """
+    keys = _video_keys(Path(folder))
+    if not keys:
+        raise ValueError(f"{folder}: no video below this folder (looked for {', '.join(VIDEO_SUFFIXES)})")
+    classes = {key: key.split("/")[0] if "/" in key else "" for key in keys}
+    names = _check_class_names(set(classes.values()) - {""}, class_names, str(folder))
+    labels = {name: index for index, name in enumerate(names)}
+    items = [VideoItem(key, str(Path(folder) / key), labels.get(classes[key], NO_LABEL)) for key in keys]
+    return VideoFiles(items, names)
+
+
+def manifest(path: str | Path, where: Mapping[str, str] | None = None) -> VideoFiles:
+    """
+    The videos of a csv file with a column `path` (relative to the file) and, optionally, `label` (empty: none).
+
+    Args:
+        path: the csv file, with a header line.
+        where (*optional*): keep the rows with these values, such as `{"set": "action32", "split": "train"}`.
+
+    The classes are the sorted labels of ALL rows, so that every split of a manifest numbers them alike.
+
+    Raises:
+        ValueError: for missing columns, and where no row matches (naming the values there are).
+    """
+    path, where = Path(path), dict(where or {})
+    with open(path, newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        columns, rows = reader.fieldnames or [], list(reader)
+    if missing := [name for name in ("path", *where) if name not in columns]:
+        raise ValueError(f"{path}: no column {missing[0]!r}; there are {columns}")
+    chosen = [row for row in rows if all(row[name] == value for name, value in where.items())]
+    if not chosen:
+        found = {name: sorted({row[name] for row in rows})[:10] for name in where}
+        raise ValueError(f"{path}: no row with {where}; there are {found}")
+    names = sorted({row["label"] for row in rows if row.get("label")})
+    labels = {name: index for index, name in enumerate(names)}
+    items = [
+        VideoItem(row["path"], str(path.parent / row["path"]), labels.get(row.get("label") or "", NO_LABEL))
+        for row in chosen
+    ]
+    return VideoFiles(items, names)
+
+
+def ucf101(folder: str | Path, split_folder: str | Path, split: str = "train", fold: int = 1) -> VideoFiles:
+    """
+    UCF-101 as its archives unpack: `folder/<Class>/v_<Class>_g01_c01.avi` and the official split files
+    `classInd.txt`, `trainlist0<fold>.txt`, `testlist0<fold>.txt` in `split_folder`.
+
+    Raises:
+        FileNotFoundError: for a missing list.
+        ValueError: for a split or fold that does not exist, a list that is not one, and listed videos that are missing.
+    """
+    if split not in ("train", "test") or fold not in (1, 2, 3):
+        raise ValueError(f"UCF-101 has the splits 'train' and 'test' and the folds 1, 2, 3; got {split!r} and {fold!r}")
+    split_folder = Path(split_folder)
+    class_file, list_file = split_folder / "classInd.txt", split_folder / f"{split}list0{fold}.txt"
+    numbered = [line.split() for line in class_file.read_text().splitlines() if line.strip()]
+    if not numbered or any(len(words) != 2 for words in numbered):
+        raise ValueError(f"{class_file}: expected lines such as '1 ApplyEyeMakeup'")
+    names = [name for _, name in numbered]
+    labels = {name: index for index, name in enumerate(names)}
+    # a line of a training list ends in the class's number, one of a test list does not
+    keys = [line.split()[0] for line in list_file.read_text().splitlines() if line.strip()]
+    if unknown := [key for key in keys if key.split("/")[0] not in labels]:
+        raise ValueError(f"{list_file}: {unknown[0]!r} is in no class of {class_file}")
+    files = VideoFiles((VideoItem(k, str(Path(folder) / k), labels[k.split("/")[0]]) for k in _video_keys(Path(folder))
+                        if k.split("/")[0] in labels), names)  # fmt: skip
+    return files.only(keys)
+
+
+def kinetics(csv_path: str | Path, folder: str | Path, class_names: Sequence[str] | None = None) -> VideoFiles:
+    """
+    Kinetics: a csv list (columns `label`, `youtube_id`, `time_start`, `time_end`) and the videos below a folder, in any
+    sub-folders, named `<youtube_id>_<start>_<end>.mp4` (six digits each) or `<youtube_id>.mp4`.
+
+    Videos that were never downloaded are counted in a warning: part of every list has vanished from the web.
+
+    Args:
+        class_names (*optional*): classes in the order of their labels; by default the sorted labels of this list. Give
+            those of the training list where a list does not have every class.
+
+    Raises:
+        ValueError: for missing columns, a label that is not in `class_names`, and if no listed video is there.
+    """
+    with open(csv_path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    needed = ("label", "youtube_id", "time_start", "time_end")
+    if not rows or any(name not in rows[0] for name in needed):
+        raise ValueError(f"{csv_path}: expected the columns {needed}, got {tuple(rows[0]) if rows else 'no rows'}")
+    names = _check_class_names({row["label"] for row in rows}, class_names, str(csv_path))
+    labels = {name: index for index, name in enumerate(names)}
+    by_stem = {os.path.splitext(os.path.basename(key))[0]: key for key in _video_keys(Path(folder))}
+    items, missing = [], []
+    for row in rows:
+        span = f"{int(float(row['time_start'])):06d}_{int(float(row['time_end'])):06d}"
+        stems = (f"{row['youtube_id']}_{span}", row["youtube_id"])
+        key = next((by_stem[stem] for stem in stems if stem in by_stem), None)
+        if key is None:
+            missing.append(stems[0])
+        else:
+            items.append(VideoItem(key, str(Path(folder) / key), labels[row["label"]]))
+    if not items:
+        raise ValueError(f"{folder}: holds none of the {len(rows)} videos of {csv_path}, such as {missing[0]}.mp4")
+    if missing:
+        logger.warning("%s: %d of %d listed videos are not in %s, such as %s", csv_path, len(missing), len(rows), folder,
+                       missing[:3])  # fmt: skip
+    return VideoFiles(items, names)
+
+
+def _video_keys(folder: Path) -> list[str]:
+    """Sorted paths, relative and with forward slashes, of all videos below a folder."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder")
+    keys = []
+    for parent, _, names in os.walk(folder, followlinks=True):
+        relative = Path(parent).relative_to(folder)
+        keys += [(relative / name).as_posix() for name in names if name.lower().endswith(VIDEO_SUFFIXES)]
+    return sorted(keys)
+
+
+def _check_class_names(found: set[str], given: Sequence[str] | None, where: str) -> list[str]:
+    if given is None:
+        return sorted(found)
+    if unknown := sorted(found - set(given)):
+        raise ValueError(f"{where}: classes {unknown[:3]} are not among the {len(given)} class names given")
+    return list(given)

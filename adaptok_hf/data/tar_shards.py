@@ -1,0 +1,97 @@
+"""Tar shards in WebDataset form: the files of a sample share their name up to the first dot."""
+
+import json
+import tarfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from .video_folder import VIDEO_SUFFIXES
+from .video_item import NO_LABEL, TarMember, VideoItem
+
+
+class TarShards:
+    """
+    Videos in tar files on disk. A sample is a video (`0001.mp4`) and, beside it, `0001.json` with `label` (an integer)
+    and `key`, or `0001.cls` with the label as text; both may be missing.
+
+    Only headers and labels are read when a shard is opened; videos are read one by one, in any order. (For tar files on
+    the Hub see `hub_videos`.)
+
+    Args:
+        paths: the tar files. The order counts: it is part of what makes a run repeatable.
+
+    Raises:
+        ValueError: if there are none.
+        FileNotFoundError: naming the first that is missing.
+    """
+
+    def __init__(self, paths: Iterable[str | Path]):
+        self.paths = [str(path) for path in paths]
+        if not self.paths:
+            raise ValueError("no tar shards given")
+        for path in self.paths:
+            if not Path(path).is_file():
+                raise FileNotFoundError(f"{path}: no such tar shard")
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> "TarShards":
+        """All `*.tar` of a folder, sorted.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        paths = sorted(Path(folder).glob("*.tar"))
+        if not paths:
+            raise ValueError(f"{folder}: no .tar file in this folder")
+        return cls(paths)
+
+    @property
+    def num_shards(self) -> int:
+        return len(self.paths)
+
+    def read_shard(self, shard: int) -> list[VideoItem]:
+        """The shard's videos in the order of the file.
+
+        Raises:
+            ValueError: for a file that is not a tar file or whose headers are damaged. Of a file that was cut short, the
+                videos before the cut are given, and the one that was cut fails when it is read.
+        """
+        path, samples = self.paths[shard], {}
+        for name, member in _members(path):
+            folder, _, base = name.rpartition("/")
+            stem, _, suffix = base.partition(".")
+            sample = samples.setdefault(f"{folder}/{stem}" if folder else stem, {})
+            if f".{suffix.lower()}".endswith(VIDEO_SUFFIXES):
+                sample["video"] = member
+            elif suffix in ("json", "cls"):
+                sample[suffix] = member
+        items = []
+        for name, sample in samples.items():
+            if "video" not in sample:
+                continue
+            facts = json.loads(sample["json"].read()) if "json" in sample else {}
+            label = facts.get("label", int(sample["cls"].read()) if "cls" in sample else NO_LABEL)
+            if not isinstance(label, int):
+                raise ValueError(f"{path}: label of {name} must be an integer, got {label!r}")
+            items.append(VideoItem(facts.get("key", name), sample["video"], label))
+        return items
+
+
+def _members(path: str) -> list[tuple[str, TarMember]]:
+    """Name and place of each file in a tar file; only headers are read."""
+    members = []
+    try:
+        with tarfile.open(path, "r:") as tar:
+            while info := tar.next():
+                if info.isfile():
+                    members.append((info.name, TarMember(path, info.offset_data, info.size)))
+            end = tar.offset
+    except tarfile.ReadError as error:
+        if members and "unexpected end of data" in str(error):
+            return members
+        raise ValueError(f"{path}: not a tar file, or damaged after {len(members)} files ({error})") from error
+    with open(path, "rb") as file:
+        file.seek(end)
+        if file.read(512).strip(b"\0"):  # a tar file ends in empty blocks: this one goes on, but tarfile cannot read it
+            raise ValueError(f"{path}: damaged after {len(members)} files")
+    return members

@@ -1,0 +1,120 @@
+"""What the tokenizer minimises: the weighted sum of its named losses."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..modeling_adaptok import AdapTokOutput
+from .adversarial import AdversarialLoss
+from .perceptual import perceptual_loss
+
+if TYPE_CHECKING:
+    from ..metrics.lpips_network import LPIPSNetwork
+
+
+@dataclass(frozen=True)
+class TokenizerLossWeights:
+    """The defaults are the paper's; a term of weight 0 is not computed. Raises `ValueError` for negative weights.
+
+    Args:
+        l1, mse: mean absolute and mean squared error of pixels in [0, 1].
+        perceptual: LPIPS (vgg).
+        adversarial: the tokenizer's adversarial loss.
+        commitment, codebook: the quantiser's two losses, 0.1 x 0.25 and 0.1 x 1.
+        prior: cross-entropy of the prior.
+    """
+
+    l1: float = 1.0
+    mse: float = 0.0
+    perceptual: float = 1.0
+    adversarial: float = 0.3
+    commitment: float = 0.025
+    codebook: float = 0.1
+    prior: float = 0.06
+
+    def __post_init__(self):
+        for name, weight in asdict(self).items():
+            if not (weight >= 0 and math.isfinite(weight)):
+                raise ValueError(f"the weight {name} must be finite and not negative, got {weight}")
+
+
+class TokenizerLoss:
+    """Computes the terms and their weighted sum. A training step, with everything that has parameters prepared:
+
+    ```python
+    output, prior_term = step_module(video, token_counts, ratio)  # the tokenizer, and `prior_loss`, in one wrapped module
+    terms = tokenizer_loss(video, output, step, prior_term)
+    accelerator.backward(terms["total"])
+    ...
+    if adversarial.is_discriminator_turn(step):
+        terms = wrapped_adversarial(video, output.pixel_values_videos)  # wrapped_adversarial = prepare(adversarial)
+        accelerator.backward(terms["total"])
+        ...
+    ```
+
+    It is no module, so that the frozen networks in it are neither wrapped nor saved.
+
+    Args:
+        weights: of the terms.
+        perceptual_network: `LPIPSNetwork.from_pretrained("vgg")`, on the right device.
+        adversarial: the adversarial loss itself, not its distributed wrapper.
+
+    Raises:
+        ValueError: if a term has a weight but not what computes it.
+    """
+
+    def __init__(
+        self,
+        weights: TokenizerLossWeights,
+        perceptual_network: "LPIPSNetwork | None" = None,
+        adversarial: AdversarialLoss | None = None,
+    ):
+        if weights.perceptual and perceptual_network is None:
+            raise ValueError(f"the weight perceptual is {weights.perceptual}, but there is no perceptual_network")
+        if weights.adversarial and adversarial is None:
+            raise ValueError(f"the weight adversarial is {weights.adversarial}, but there is no adversarial loss")
+        self.weights = weights
+        self.perceptual_network, self.adversarial = perceptual_network, adversarial
+
+    def __call__(
+        self, video: torch.Tensor, output: AdapTokOutput, step: int, prior_term: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
+        """
+        Args:
+            video: (batch, frames, 3, height, width) float32 in [0, 1].
+            output: of `AdapTokModel` for that video. Where a run starts without quantiser, its losses are `None`.
+            step: counted from 0.
+            prior_term: from `prior_loss`; needed if its weight is not 0 and there are codes.
+
+        Returns:
+            scalars: `total`, to be minimised, and each unweighted term by the name of its weight. Terms that play no
+            part yet are left out.
+
+        Raises:
+            ValueError: if the prior has a weight and no term, or for shapes that do not fit.
+        """
+        weights = self.weights
+        reconstruction = output.pixel_values_videos.float()
+        if reconstruction.shape != video.shape:
+            raise ValueError(f"video is {tuple(video.shape)}, its reconstruction {tuple(reconstruction.shape)}")
+        if weights.prior and prior_term is None and output.codes is not None:
+            raise ValueError(f"the weight prior is {weights.prior}, but there is no prior_term")
+        terms = {
+            "commitment": output.commitment_loss if weights.commitment else None,
+            "codebook": output.codebook_loss if weights.codebook else None,
+            "prior": prior_term if weights.prior else None,
+        }
+        if weights.l1:
+            terms["l1"] = (reconstruction - video).abs().mean()
+        if weights.mse:
+            terms["mse"] = (reconstruction - video).square().mean()
+        if weights.perceptual:
+            terms["perceptual"] = perceptual_loss(self.perceptual_network, reconstruction, video)
+        if weights.adversarial and self.adversarial.is_active(step):
+            terms["adversarial"] = self.adversarial.generator_loss(reconstruction)
+        terms = {name: term for name, term in terms.items() if term is not None}
+        if not terms:
+            raise ValueError("no term has a weight: nothing to minimise")
+        return {"total": sum(getattr(weights, name) * term for name, term in terms.items())} | terms

