@@ -11,7 +11,6 @@ A generator is class-conditional, or continues given frames (frame prediction), 
 """
 
 import json
-import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import set_seed
 from datasets import Dataset, concatenate_datasets, load_dataset
+from learning_rate import learning_rate_at
 from recipe_arguments import parse_arguments
 from run_folder import RunFolder
 from torch.utils.data import DataLoader
@@ -89,15 +89,6 @@ def model_inputs(model: AdapTokARForCausalLM, batch: dict[str, torch.Tensor]) ->
         else {"condition_codes": batch["condition_codes"].reshape(shape)}
     )
     return model.build_inputs(batch["codes"].reshape(shape), batch["token_counts"], **condition)
-
-
-def learning_rate_at(step: int, args: Arguments) -> float:
-    """Linear warm-up, then cosine to `final_learning_rate`."""
-    if step < args.warmup_steps:
-        return args.learning_rate * (step + 1) / args.warmup_steps
-    progress = (step - args.warmup_steps) / max(1, args.max_train_steps - args.warmup_steps)
-    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-    return args.final_learning_rate + (args.learning_rate - args.final_learning_rate) * cosine
 
 
 @torch.no_grad()
@@ -170,13 +161,21 @@ def main() -> None:
     if args.resume_from_checkpoint == "latest" and run.resume():
         accelerator.print(f"resumed at step {progress.step}")
 
+    schedule = {
+        "peak": args.learning_rate,
+        "final": args.final_learning_rate,
+        "warmup_steps": args.warmup_steps,
+    }
+    rank = accelerator.process_index
     seconds, tokens = time.time(), 0
     while progress.step < args.max_train_steps:
         epoch, done = divmod(progress.step, len(loader))
         loader.set_epoch(epoch)
         for batch in accelerator.skip_first_batches(loader, done) if done else loader:
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate_at(progress.step, args)
+                group["lr"] = learning_rate_at(progress.step, args.max_train_steps, **schedule)
+            # dropout depends on the step alone, so that a resumed run draws what the uninterrupted one would have
+            torch.manual_seed((args.seed + 1) * 1_000_003 + progress.step * accelerator.num_processes + rank)
             inputs = model_inputs(model, batch)
             with accelerator.autocast():
                 loss = wrapped(**inputs, use_cache=False).loss

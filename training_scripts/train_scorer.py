@@ -13,7 +13,6 @@ of block q (or with `levels_per_step` of them, drawn at random), and the scorer 
 """
 
 import copy
-import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import set_seed
+from learning_rate import learning_rate_at
 from recipe_arguments import parse_arguments
 from run_folder import RunFolder
 from torch.utils.data import DataLoader
@@ -178,14 +178,6 @@ def scorer_loss(
     return loss
 
 
-def learning_rate_at(step: int, args: Arguments) -> float:
-    """Linear warm-up, then cosine to 1% of the peak."""
-    if step < args.warmup_steps:
-        return args.learning_rate * (step + 1) / args.warmup_steps
-    progress = (step - args.warmup_steps) / max(1, args.max_train_steps - args.warmup_steps)
-    return args.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
-
-
 @torch.no_grad()
 def rank_correlations(
     scorer: AdapTokScorerModel, tokenizer: AdapTokModel, loader: DataLoader, target: str, device: torch.device
@@ -312,11 +304,13 @@ def main() -> None:
     if args.resume_from_checkpoint == "latest" and run.resume():
         accelerator.print(f"resumed at step {progress.step}")
 
-    seconds = time.time()
+    seconds, peak = time.time(), args.learning_rate
     for batch in batches(args.max_train_steps - progress.step):
         latents, quantized, counts, drawn, target = example(batch)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(progress.step, args)
+            group["lr"] = learning_rate_at(
+                progress.step, args.max_train_steps, peak=peak, final=0.01 * peak, warmup_steps=args.warmup_steps
+            )
         predicted = wrapped(*scale(latents, quantized), counts).scores[:, -1, drawn]
         typical = typical_difference[drawn[:-1], drawn[1:]]
         loss = scorer_loss(predicted, target, scorer_config.score_std, typical, args.difference_weight)

@@ -1,283 +1,235 @@
 #!/usr/bin/env python
-"""Trains an AdapTok tokenizer: L1 + MSE + quantiser loss, with the block-mask sampler.
+"""Trains an AdapTok tokenizer (or its CausalTok baseline: `"adaptive": false` in the recipe's model).
 
-A run that finishes in a minute on a CPU:
+A run that finishes in minutes on a CPU:
 
-    accelerate launch --cpu training_scripts/train_tokenizer.py training_scripts/recipes/tokenizer_smoke.json \
-        --data_root DATA --output_dir runs/smoke
+    accelerate launch --cpu training_scripts/train_tokenizer.py training_scripts/recipes/tokenizer_tiny.json \
+        --data_root DATA --output_dir runs/tokenizer_tiny
 
-The checkpoint that ships with the package:
+The paper's tokenizer, on one machine with 8 GPUs (its batch of 128 clips in 2 parts for each GPU):
 
-    accelerate launch --cpu --mixed_precision bf16 training_scripts/train_tokenizer.py \
-        training_scripts/recipes/tokenizer_demo.json --data_root DATA --output_dir runs/tokenizer_demo
+    accelerate launch --multi_gpu --num_processes 8 --mixed_precision bf16 training_scripts/train_tokenizer.py \
+        training_scripts/recipes/tokenizer_paper.json --data_root DATA --ucf101_folder UCF-101 \
+        --ucf101_splits ucfTrainTestlist --val_folder val --num_workers 8 --gradient_accumulation_steps 2 \
+        --output_dir runs/tokenizer_paper --report_to tensorboard
 
-The recipe holds every number of the run; an option on the command line overrides it. `output_dir` gets `model/`
-(loads with `AutoModel.from_pretrained`), `checkpoint/` (everything that is needed to resume, written every
-`checkpointing_steps`), `recipe.json` and `metrics.jsonl`.
+More lines, for many machines too, are in `training_scripts/README.md`. The recipe holds every number of the run; an option
+on the command line overrides it. Number of processes and mixed precision are accelerate's (`accelerate config`, or
+options of `accelerate launch`). Processes hold whole models: FSDP and DeepSpeed are refused.
+
+`output_dir` gets `model/` and, with `ema_decay`, `model_ema/` (both load with `AutoModel.from_pretrained`),
+`checkpoint-<step>/` (everything that is needed to resume), `validation/` (pictures), `recipe.json` and `metrics.jsonl`.
+The same command with `--resume_from_checkpoint latest` goes on where a run was killed, on a CPU bit for bit.
 """
 
-import math
+import json
 import time
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, DataLoaderConfiguration
-from accelerate.utils import broadcast, set_seed
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import DistributedType, ProjectConfiguration, set_seed
+from code_reseeding import reseed_codes, start_codebook
+from learning_rate import learning_rate_at
 from recipe_arguments import parse_arguments
 from run_folder import RunFolder
-from torch import nn
-from torch.utils.data import DataLoader
+from running_means import RunningMeans
+from tokenizer_arguments import Arguments, epochs_to_steps, plan_stages
+from tokenizer_training_step import TrainingStep, build_adversarial_loss, build_model, build_optimizers, build_prior
+from tokenizer_validation import Reconstructor, draw_reconstructions, measure_psnr, save_picture
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from training_clips import make_training_clips, shared_draws
 from transform_codec import copy_first_block_tables, initialize_as_transform_codec
 
-from adaptok_hf import AdapTokConfig, AdapTokModel
 from adaptok_hf.block_mask_sampler import sample_token_counts
 from adaptok_hf.data import VideoFolderClips
-
-
-@dataclass
-class Arguments:
-    data_root: str = field(metadata={"help": "Folder that train_folders and val_folder are relative to."})
-    output_dir: str = field(metadata={"help": "Where the model, the checkpoint and the log go."})
-    train_folders: list[str] = field(default_factory=lambda: ["wild/train", "action32/train"])
-    train_weights: list[float] = field(
-        default_factory=lambda: [0.75, 0.25], metadata={"help": "Share of the clips drawn from each training folder."}
-    )
-    val_folder: str = field(default="wild/val")
-    model: dict = field(default_factory=dict, metadata={"help": "AdapTokConfig fields (in the recipe file)."})
-    stages: list[dict] = field(
-        default_factory=lambda: [{"steps": 1000, "num_blocks": 4, "batch_size": 8}],
-        metadata={"help": "Curriculum: steps, num_blocks (leading blocks of a clip) and batch_size per process."},
-    )
-    max_train_steps: int | None = field(
-        default=None, metadata={"help": "Stop after this many steps; the schedule is still that of all stages."}
-    )
-    learning_rate: float = field(default=1e-3)
-    final_learning_rate: float = field(default=1e-5)
-    warmup_steps: int = field(default=100)
-    weight_decay: float = field(default=0.01)
-    l1_weight: float = field(default=1.0)
-    mse_weight: float = field(default=0.0)
-    commitment_weight: float = field(default=0.025, metadata={"help": "The paper's 0.1 x 0.25."})
-    codebook_weight: float = field(default=0.1, metadata={"help": "The paper's 0.1 x 1."})
-    max_grad_norm: float = field(default=1.0)
-    quantize_after: int = field(
-        default=0, metadata={"help": "Steps without quantiser; the codebook then starts from encoder outputs."}
-    )
-    drop_after: int = field(default=0, metadata={"help": "Steps without dropping tails."})
-    reseed_every: int = field(default=25, metadata={"help": "Steps after which an unused code is re-seeded; 0 = never."})
-    transform_codec_initialization: bool = field(
-        default=False,
-        metadata={"help": "Start as a rough codec; needs learned position tables (see the function of that name)."},
-    )
-    seed: int = field(default=0)
-    validation_steps: int = field(default=250)
-    checkpointing_steps: int = field(default=250)
-    logging_steps: int = field(default=25)
-    resume_from_checkpoint: str | None = field(default=None, metadata={"help": "'latest' goes on from checkpoint/."})
-
-    def __post_init__(self):
-        if len(self.train_folders) != len(self.train_weights):
-            raise ValueError(f"{len(self.train_folders)} train_folders but {len(self.train_weights)} train_weights")
-        if self.resume_from_checkpoint not in (None, "latest"):
-            raise ValueError(f"resume_from_checkpoint must be 'latest', got {self.resume_from_checkpoint!r}")
-
-
-class TrainingStep(nn.Module):
-    """The model with its loss, so that distributed wrappers see one forward pass."""
-
-    def __init__(self, model: AdapTokModel, args: Arguments):
-        super().__init__()
-        self.model, self.args = model, args
-
-    def forward(self, video: torch.Tensor, token_counts: torch.Tensor | None, quantize: bool):
-        """Video (batch, frames, 3, height, width) in [0, 1] -> loss, loss terms, codes or `None`, unit latents."""
-        model, args = self.model, self.args
-        if quantize:
-            output = model(video, token_counts)
-            reconstruction, codes = output.pixel_values_videos, output.codes
-            commitment_loss, codebook_loss = output.commitment_loss, output.codebook_loss
-            with torch.no_grad():
-                projected = model.quantizer.project(output.latents)
-        else:
-            projected = model.quantizer.project(model.encoder(video))
-            quantized = model.quantizer.project_out(projected).unflatten(1, (-1, model.config.latents_per_block))
-            reconstruction, codes = model.decoder(quantized, token_counts), None
-            commitment_loss = codebook_loss = video.new_zeros(())
-        error = reconstruction.float() - video
-        terms = {"l1": error.abs().mean(), "mse": error.square().mean()}
-        loss = (
-            args.l1_weight * terms["l1"]
-            + args.mse_weight * terms["mse"]
-            + args.commitment_weight * commitment_loss
-            + args.codebook_weight * codebook_loss
-        )
-        return loss, terms | {"commitment": commitment_loss}, codes, projected
-
-
-def build_optimizers(model: nn.Module, args: Arguments) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the transformer layers, AdamW for the rest; both at the same learning rate."""
-    matrices = [p for n, p in model.named_parameters() if ".layers." in n and p.ndim == 2]
-    others = [p for n, p in model.named_parameters() if not (".layers." in n and p.ndim == 2)]
-    return [
-        torch.optim.Muon(matrices, lr=args.learning_rate, weight_decay=args.weight_decay, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=args.learning_rate, betas=(0.9, 0.95), weight_decay=0.0),
-    ]
-
-
-def learning_rate_at(step: int, total: int, args: Arguments) -> float:
-    """Linear warm-up, then cosine to `final_learning_rate`."""
-    if step < args.warmup_steps:
-        return args.learning_rate * (step + 1) / args.warmup_steps
-    progress = (step - args.warmup_steps) / max(1, total - args.warmup_steps)
-    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-    return args.final_learning_rate + (args.learning_rate - args.final_learning_rate) * cosine
-
-
-@torch.no_grad()
-def reseed_codes(model: AdapTokModel, last_used: torch.Tensor, step: int, projected: torch.Tensor, every: int) -> int:
-    """Moves codes that nothing chose for `every` steps onto latents of the current batch; returns how many."""
-    dead = (step - last_used >= every).nonzero().flatten()
-    if len(dead) == 0:
-        return 0
-    pool = projected.reshape(-1, projected.shape[-1])
-    dead = dead[torch.randperm(len(dead))[: len(pool)]]
-    model.quantizer.codebook.weight[dead] = pool[torch.randperm(len(pool))[: len(dead)]].to(model.quantizer.codebook.weight)
-    last_used[dead] = step
-    return len(dead)
-
-
-@torch.no_grad()
-def validate(model: AdapTokModel, loader: DataLoader, num_blocks: int, quantize: bool, device) -> dict[str, float]:
-    """Mean PSNR in dB at 1/16, 1/4 and all of the tokens (per clip over all its pixels, then the mean)."""
-    model.eval()
-    m = model.config.latents_per_block
-    totals: dict[str, list[float]] = {}
-    for batch in loader:
-        video = batch["pixel_values_videos"][:, : num_blocks * model.config.tubelet_size].to(device).float() / 255
-        if quantize:
-            quantized = model.encode(video).quantized
-        else:
-            projected = model.quantizer.project(model.encoder(video))
-            quantized = model.quantizer.project_out(projected).unflatten(1, (-1, m))
-        for name, count in (("psnr_1/16", m // 16), ("psnr_1/4", m // 4), ("psnr_full", m)):
-            counts = torch.full(quantized.shape[:2], count, device=device)
-            reconstruction = model.decode(quantized=quantized, token_counts=counts).pixel_values_videos
-            mse = (reconstruction.float().clamp(0, 1) - video).square().flatten(1).mean(1)
-            totals.setdefault(name, []).extend((-10 * mse.log10()).tolist())
-    model.train()
-    return {name: sum(values) / len(values) for name, values in totals.items()}
+from adaptok_hf.losses import TokenizerLoss, scheduled_sampling_ratio
+from adaptok_hf.metrics.lpips_network import LPIPSNetwork
 
 
 class Progress:
-    """What a resumed run needs beside weights and optimisers."""
+    """What a resumed run needs beside weights, optimisers and the place in the data."""
 
     def __init__(self, codebook_size: int):
         self.step = 0
         self.last_used = torch.zeros(codebook_size, dtype=torch.long)
+        self.recent = torch.zeros(codebook_size, dtype=torch.bool)  # the codes used since the last log entry
+        self.means = RunningMeans()
 
     def state_dict(self):
-        return {"step": self.step, "last_used": self.last_used}
+        return {"step": self.step, "last_used": self.last_used, "recent": self.recent, "means": self.means.state_dict()}
 
     def load_state_dict(self, state):
-        self.step, self.last_used = state["step"], state["last_used"]
+        self.step, self.last_used, self.recent = state["step"], state["last_used"], state["recent"]
+        self.means.load_state_dict(state["means"])
 
 
 def main() -> None:
     args = parse_arguments(Arguments)
-    # Every process draws its own clips, so the loaders need no sharding.
-    accelerator = Accelerator(dataloader_config=DataLoaderConfiguration(dispatch_batches=False))
+    report_to = None if args.report_to == "none" else args.report_to
+    accelerator = Accelerator(
+        log_with=report_to,
+        project_config=ProjectConfiguration(args.output_dir, str(Path(args.output_dir) / "tracker")),
+        # without quantiser the codebook has no gradient
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=args.quantize_after > 0)],
+    )
+    whole = (DistributedType.NO, *(getattr(DistributedType, name) for name in dir(DistributedType) if "MULTI_" in name))
+    if accelerator.distributed_type not in whole:
+        raise ValueError(f"this script keeps whole models on each process, which {accelerator.distributed_type} does not")
+    device, rank, world_size = accelerator.device, accelerator.process_index, accelerator.num_processes
     set_seed(args.seed)
-    config = AdapTokConfig(**args.model)
-    model = AdapTokModel(config)
+    model = build_model(args)
+    config = model.config
     run = RunFolder(args.output_dir, args, accelerator)
+    if run.checkpoints() and args.resume_from_checkpoint is None:
+        raise ValueError(f"{run.path} has checkpoints: give --resume_from_checkpoint latest, or another output_dir")
+    if report_to:
+        flat = {k: v if isinstance(v, int | float | str) else json.dumps(v) for k, v in asdict(args).items()}
+        accelerator.init_trackers("train_tokenizer", config=flat)
 
-    accelerator.print("decoding the videos ...")
-    root = Path(args.data_root)
-    train_set = VideoFolderClips([root / f for f in args.train_folders], config.num_frames, config.image_size)
-    val_set = VideoFolderClips([root / args.val_folder], config.num_frames, config.image_size, random_clips=False)
-    val_loader = DataLoader(val_set, batch_size=8)
-    weights = train_set.sampling_weights(args.train_weights)
-    accelerator.print(f"{len(train_set)} training videos, {len(val_set)} validation videos")
-    accelerator.print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters")
-
+    accelerator.print("looking for the videos ...")
+    clips = make_training_clips(args, config)
+    val_set = None
+    if args.val_folder:
+        folder = Path(args.data_root) / args.val_folder
+        val_set = VideoFolderClips([folder], config.num_frames, config.image_size, random_clips=False)
+    stages = plan_stages(args, clips.num_videos, world_size, config.num_blocks)
+    total_steps = stages[-1].end
+    last_step = min(total_steps, args.max_train_steps or total_steps)
+    warmup_steps = args.warmup_steps
+    if args.warmup_epochs is not None:
+        warmup_steps = epochs_to_steps(args, args.warmup_epochs, stages[0].batch_size, clips.num_videos)
     if args.transform_codec_initialization:
-        sample = torch.stack([train_set[int(i)]["pixel_values_videos"] for i in torch.multinomial(weights, 64, True)])
-        initialize_as_transform_codec(model, sample[:, : config.tubelet_size].float() / 255)
-    set_seed(args.seed, device_specific=True)
-    step_module = TrainingStep(model, args)
+        initialize_as_transform_codec(model, clips.sample(64)[:, : config.tubelet_size].float() / 255)
+    step_module = TrainingStep(model, build_prior(args, config), args)
+    adversarial = build_adversarial_loss(args, config)
+    lpips = None
+    if args.perceptual_weight:
+        lpips = LPIPSNetwork.from_pretrained("vgg", args.perceptual_network).to(device)
+    accelerator.print(f"{clips.num_videos or 'uncounted'} training videos, {len(val_set or [])} for validation")
+    size = sum(p.numel() for p in step_module.parameters()) / 1e6
+    accelerator.print(f"{size:.2f}M parameters, {total_steps} steps on {world_size} processes")
+
+    set_seed(args.seed, device_specific=True)  # processes draw the same clips (`shared_draws`), but their own noise
     optimizers = build_optimizers(step_module, args)
     step_module, *optimizers = accelerator.prepare(step_module, *optimizers)
-    progress = Progress(config.codebook_size)
-    accelerator.register_for_checkpointing(progress)
-    total_steps = sum(stage["steps"] for stage in args.stages)
-    last_step = min(total_steps, args.max_train_steps or total_steps)
-    if args.resume_from_checkpoint == "latest" and run.resume():
+    tokenizer_loss = TokenizerLoss(args.loss_weights, lpips, adversarial)
+    wrapped_adversarial = discriminator_optimizer = None
+    if adversarial is not None:
+        betas, rate = (args.adam_beta1, args.adam_beta2), args.discriminator_learning_rate
+        discriminator_optimizer = torch.optim.Adam(adversarial.parameters(), lr=rate, betas=betas)
+        wrapped_adversarial, discriminator_optimizer = accelerator.prepare(adversarial, discriminator_optimizer)
+    progress, ema = Progress(config.codebook_size), None
+    accelerator.register_for_checkpointing(progress, clips)
+    if args.ema_decay:
+        ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(args.ema_decay))
+        accelerator.register_for_checkpointing(ema)
+    if args.resume_from_checkpoint is not None and run.resume(args.resume_from_checkpoint):
         accelerator.print(f"resumed at step {progress.step}")
-    model.train()
-    stage_end, trained_blocks = 0, 0
-    seconds, clips, recent = time.time(), 0, torch.zeros(config.codebook_size, dtype=torch.bool)
-    for stage in args.stages:
-        stage_start, stage_end = stage_end, stage_end + stage["steps"]
-        if args.transform_codec_initialization and progress.step == stage_start and trained_blocks:
-            copy_first_block_tables(model, trained_blocks)
-        trained_blocks = stage["num_blocks"]
-        remaining = min(stage_end, last_step) - max(progress.step, stage_start)
-        if remaining <= 0:
-            continue
-        num_frames = stage["num_blocks"] * config.tubelet_size
-        for batch in train_set.random_batches(weights, stage["batch_size"], remaining):
-            step = progress.step
-            video = batch["pixel_values_videos"]
+
+    seconds, seen = time.time(), 0
+    while progress.step < last_step:
+        step = progress.step
+        index = next(i for i, stage in enumerate(stages) if step < stage.end)
+        stage = stages[index]
+        if args.transform_codec_initialization and index > 0 and step == stage.start:
+            copy_first_block_tables(model, stages[index - 1].num_blocks)
+        quantize = step >= args.quantize_after
+        num_frames = stage.num_blocks * config.tubelet_size
+        with shared_draws(args.seed, step):
+            videos = clips.next_batch(stage.batch_size)
             start = int(torch.randint(config.num_frames - num_frames + 1, ()))
-            video = video[:, start : start + num_frames].to(accelerator.device).float() / 255
-            quantize, drop = step >= args.quantize_after, step >= args.drop_after
             counts = None
-            if drop:
-                counts = sample_token_counts(len(video), stage["num_blocks"], config.latents_per_block).to(video.device)
-            if step == args.quantize_after and step > 0:  # the codebook starts from the latents of this batch
-                with torch.no_grad(), accelerator.autocast():
-                    projected = model.quantizer.project(model.encoder(video)).flatten(0, 1).float()
-                    pick = torch.randint(len(projected), (config.codebook_size,))
-                    codebook = projected[pick] + 0.02 * torch.randn_like(projected[pick])
-                    model.quantizer.codebook.weight.copy_(broadcast(codebook))
-                progress.last_used.fill_(step)
-            for optimizer in optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate_at(step, total_steps, args)
-            with accelerator.autocast():
-                loss, terms, codes, projected = step_module(video, counts, quantize)
-            accelerator.backward(loss)
-            grad_norm = accelerator.clip_grad_norm_(step_module.parameters(), args.max_grad_norm)
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad()
-            clips += len(video)
-            if codes is not None:
-                used = accelerator.gather(codes).flatten().unique().cpu()
-                progress.last_used[used] = step
-                recent[used] = True
-                if args.reseed_every and step < 0.8 * total_steps:
-                    with torch.no_grad(), accelerator.autocast():
-                        reseed_codes(model, progress.last_used, step, projected, args.reseed_every)
-                        # each process drew from its own batch
-                        model.quantizer.codebook.weight.copy_(broadcast(model.quantizer.codebook.weight.detach()))
-            progress.step = step + 1
-            if progress.step % args.logging_steps == 0:
-                elapsed = time.time() - seconds
-                run.log(
-                    {"step": progress.step, "loss": loss.item(), **{k: v.item() for k, v in terms.items()}}
-                    | {"grad_norm": float(grad_norm), "codes_used": int(recent.sum()), "clips_per_s": clips / elapsed}
-                )
-                seconds, clips, recent = time.time(), 0, torch.zeros_like(recent)
-            if progress.step % args.validation_steps == 0 or progress.step == last_step:
+            if config.adaptive and step >= args.drop_after:
+                counts = sample_token_counts(stage.batch_size, stage.num_blocks, config.latents_per_block)
+                counts = counts[rank::world_size].to(device)
+        videos = videos[:, start : start + num_frames].to(device)
+        if step == args.quantize_after and step > 0:
+            with torch.no_grad(), accelerator.autocast():
+                start_codebook(model, model.quantizer.project(model.encoder(videos.float() / 255)).flatten(0, 1))
+            progress.last_used.fill_(step)
+
+        schedule = {"peak": args.learning_rate, "final": args.final_learning_rate, "warmup_steps": warmup_steps}
+        learning_rate = learning_rate_at(step, total_steps, **schedule)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * group["factor"]
+        sampling_ratio = scheduled_sampling_ratio(step, total_steps, args.prior_sampling_peak, args.prior_sampling_peak_at)
+        discriminator_turn = adversarial is not None and adversarial.is_discriminator_turn(step)
+
+        num_parts = args.gradient_accumulation_steps
+        size = len(videos) // num_parts
+        codes, projected = [], []
+        for part in range(num_parts):
+            own = slice(part * size, (part + 1) * size)
+            video, own_counts = videos[own].float() / 255, None if counts is None else counts[own]
+            last_part = part == num_parts - 1
+            with nullcontext() if last_part else accelerator.no_sync(step_module):
                 with accelerator.autocast():
-                    run.log(
-                        {"step": progress.step} | validate(model, val_loader, stage["num_blocks"], quantize, video.device)
-                    )
-                seconds = time.time()
-            if progress.step % args.checkpointing_steps == 0 or progress.step == last_step:
-                run.save(model)
+                    output, own_projected, prior_term = step_module(video, own_counts, quantize, sampling_ratio)
+                    terms = tokenizer_loss(video, output, step, prior_term)
+                accelerator.backward(terms["total"] / num_parts)
+            progress.means.add({"loss": terms.pop("total")} | terms)
+            projected.append(own_projected.flatten(0, 1))
+            if output.codes is not None:
+                codes.append(output.codes)
+            if discriminator_turn:
+                reconstruction = output.pixel_values_videos.detach()
+                with nullcontext() if last_part else accelerator.no_sync(wrapped_adversarial):
+                    with accelerator.autocast():
+                        terms = wrapped_adversarial(video, reconstruction)
+                    accelerator.backward(terms.pop("total") / num_parts)
+                progress.means.add(terms)
+        grad_norm = accelerator.clip_grad_norm_(step_module.parameters(), args.max_grad_norm)
+        progress.means.add({"grad_norm": torch.as_tensor(grad_norm)})
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        if discriminator_turn:
+            grad_norm = accelerator.clip_grad_norm_(wrapped_adversarial.parameters(), args.max_grad_norm)
+            progress.means.add({"discriminator_grad_norm": torch.as_tensor(grad_norm)})
+            for group in discriminator_optimizer.param_groups:
+                group["lr"] = args.discriminator_learning_rate * learning_rate / args.learning_rate
+            discriminator_optimizer.step()
+            discriminator_optimizer.zero_grad()
+        if codes:
+            used = accelerator.gather(torch.cat(codes)).flatten().unique().cpu()
+            progress.last_used[used] = step
+            progress.recent[used] = True
+            if args.reseed_every and step < 0.8 * total_steps:
+                reseed_codes(model, progress.last_used, step, torch.cat(projected), args.reseed_every)
+        if counts is not None:
+            kept = counts.float().mean(0)
+            progress.means.add({"tokens_kept": kept.mean()} | {f"tokens_kept_{i}": n for i, n in enumerate(kept)})
+        if ema is not None:
+            ema.update_parameters(model)
+        progress.step = step + 1
+        seen += stage.batch_size
+
+        last = progress.step == last_step
+        if progress.step % args.logging_steps == 0:
+            record = progress.means.pop(accelerator) | {"learning_rate": learning_rate}
+            record["codes_used"] = int(progress.recent.sum())
+            run.log({"step": progress.step} | record | {"clips_per_s": seen / (time.time() - seconds)})
+            progress.recent.zero_()
+            seconds, seen = time.time(), 0
+        if val_set is not None and (progress.step % args.validation_steps == 0 or last):
+            record = {}
+            with accelerator.autocast():
+                for prefix, measured in (("", model), *((("ema_", ema.module),) if ema is not None else ())):
+                    reconstruct = Reconstructor(measured, stage.num_blocks, quantize)
+                    psnr = measure_psnr(reconstruct, val_set, accelerator)
+                    record |= {prefix + name: value for name, value in psnr.items()}
+                if accelerator.is_main_process:
+                    picture = draw_reconstructions(reconstruct, val_set, device)
+                    save_picture(picture, run.path / "validation" / f"step-{progress.step:06d}.png")
+                    run.log_picture("reconstructions", picture, progress.step)
+            run.log({"step": progress.step} | record)
+            seconds, seen = time.time(), 0
+        if progress.step % args.checkpointing_steps == 0 or last:
+            run.save(model, progress.step, ema and ema.module, args.checkpoints_total_limit)
     accelerator.end_training()
 
 

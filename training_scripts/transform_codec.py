@@ -125,7 +125,7 @@ def copy_first_block_tables(model: AdapTokModel, first_new_block: int) -> None:
         model.decoder.patch_queries,
     ):
         rows = module.weight[0].unflatten(0, (model.config.num_blocks, -1))  # (blocks, tokens, width)
-        initial_first = module.initial_weight[0].unflatten(0, (model.config.num_blocks, -1))
+        initial_first = module.initial_weight[0].to(rows.device).unflatten(0, (model.config.num_blocks, -1))
         for block in range(first_new_block, model.config.num_blocks):
             rows[block] = rows[0] + initial_first[block] - initial_first[0]
 
