@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import tarfile
+import tempfile
 
 import huggingface_hub
 import numpy as np
@@ -19,6 +20,8 @@ from adaptok_hf.metrics.weight_formats import (
     sum_of_norms,
     tensors_sha256,
 )
+
+MARK = os.path.join(tempfile.gettempdir(), "adaptok_hf_was_here")
 
 
 @pytest.fixture(autouse=True)
@@ -77,14 +80,14 @@ def pip(monkeypatch, cache):
 
 class Evil:
     def __reduce__(self):
-        return os.system, ("touch /tmp/adaptok_hf_was_here",)
+        return os.system, (f"touch {MARK}",)
 
 
 @pytest.mark.parametrize("content", [Evil(), {"a": Evil()}, np.array([Evil()], dtype=object)])
 def test_pickles_cannot_call_anything(content):
     with pytest.raises(ValueError, match="asks for posix.system; only numpy arrays"):
         read_numpy_pickle(pickle.dumps(content, protocol=4))
-    assert not os.path.exists("/tmp/adaptok_hf_was_here")
+    assert not os.path.exists(MARK)
 
 
 @pytest.mark.parametrize("content", [{"a": 3}, {"a": np.array(["text"])}, [np.zeros(3)], {"a": np.array([1])}])
