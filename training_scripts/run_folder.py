@@ -9,9 +9,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
+from run_arguments import RunArguments
+from running_means import RunningMeans
 from safetensors import SafetensorError
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import PreTrainedModel
+
+
+class Progress:
+    """What a resumed run needs beside weights, optimisers and the place in the data: `step` is that of the next update."""
+
+    def __init__(self):
+        self.step = 0
+        self.means = RunningMeans()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.step, "means": self.means.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step = state["step"]
+        self.means.load_state_dict(state["means"])
 
 
 class RunFolder:
@@ -123,3 +143,30 @@ class RunFolder:
 
 def _step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def start_run(args: RunArguments, name: str, **accelerator_options: Any) -> tuple[Accelerator, RunFolder]:
+    """The accelerator, with the trackers that `report_to` names, and the folder of a run.
+
+    Args:
+        name: of the script; trackers call the project so.
+
+    Raises:
+        ValueError: if the folder has checkpoints and the run is not told to go on from one.
+    """
+    report_to = None if args.report_to == "none" else args.report_to
+    project = ProjectConfiguration(args.output_dir, str(Path(args.output_dir) / "tracker"))
+    accelerator = Accelerator(log_with=report_to, project_config=project, **accelerator_options)
+    run = RunFolder(args.output_dir, args, accelerator)
+    if run.checkpoints() and args.resume_from_checkpoint is None:
+        raise ValueError(f"{run.path} has checkpoints: give --resume_from_checkpoint latest, or another output_dir")
+    if report_to:
+        entries = dataclasses.asdict(args).items()
+        flat = {k: v if isinstance(v, int | float | str) else json.dumps(v) for k, v in entries}
+        accelerator.init_trackers(name, config=flat)
+    return accelerator, run
+
+
+def average_of_weights(model: torch.nn.Module, decay: float) -> AveragedModel | None:
+    """The exponential moving average of a model's weights, from now on; `None` if `decay` is 0."""
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None

@@ -22,24 +22,20 @@ options of `accelerate launch`). Processes hold whole models: FSDP and DeepSpeed
 The same command with `--resume_from_checkpoint latest` goes on where a run was killed, on a CPU bit for bit.
 """
 
-import json
 import time
 from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import DistributedType, ProjectConfiguration, set_seed
+from accelerate import DistributedDataParallelKwargs
+from accelerate.utils import DistributedType, set_seed
 from code_reseeding import reseed_codes, start_codebook
 from learning_rate import learning_rate_at
 from recipe_arguments import parse_arguments
-from run_folder import RunFolder
-from running_means import RunningMeans
+from run_folder import Progress, average_of_weights, start_run
 from tokenizer_arguments import Arguments, epochs_to_steps, plan_stages
 from tokenizer_training_step import TrainingStep, build_adversarial_loss, build_model, build_optimizers, build_prior
 from tokenizer_validation import Reconstructor, draw_reconstructions, measure_psnr, save_picture
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from training_clips import make_training_clips, shared_draws
 from transform_codec import copy_first_block_tables, initialize_as_transform_codec
 
@@ -49,32 +45,25 @@ from adaptok_hf.losses import TokenizerLoss, scheduled_sampling_ratio
 from adaptok_hf.metrics.lpips_network import LPIPSNetwork
 
 
-class Progress:
-    """What a resumed run needs beside weights, optimisers and the place in the data."""
-
+class TokenizerProgress(Progress):
     def __init__(self, codebook_size: int):
-        self.step = 0
+        super().__init__()
         self.last_used = torch.zeros(codebook_size, dtype=torch.long)
         self.recent = torch.zeros(codebook_size, dtype=torch.bool)  # the codes used since the last log entry
-        self.means = RunningMeans()
 
     def state_dict(self):
-        return {"step": self.step, "last_used": self.last_used, "recent": self.recent, "means": self.means.state_dict()}
+        return super().state_dict() | {"last_used": self.last_used, "recent": self.recent}
 
     def load_state_dict(self, state):
-        self.step, self.last_used, self.recent = state["step"], state["last_used"], state["recent"]
-        self.means.load_state_dict(state["means"])
+        super().load_state_dict(state)
+        self.last_used, self.recent = state["last_used"], state["recent"]
 
 
 def main() -> None:
     args = parse_arguments(Arguments)
-    report_to = None if args.report_to == "none" else args.report_to
-    accelerator = Accelerator(
-        log_with=report_to,
-        project_config=ProjectConfiguration(args.output_dir, str(Path(args.output_dir) / "tracker")),
-        # without quantiser the codebook has no gradient
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=args.quantize_after > 0)],
-    )
+    # without quantiser the codebook has no gradient
+    unused = DistributedDataParallelKwargs(find_unused_parameters=args.quantize_after > 0)
+    accelerator, run = start_run(args, "train_tokenizer", kwargs_handlers=[unused])
     whole = (DistributedType.NO, *(getattr(DistributedType, name) for name in dir(DistributedType) if "MULTI_" in name))
     if accelerator.distributed_type not in whole:
         raise ValueError(f"this script keeps whole models on each process, which {accelerator.distributed_type} does not")
@@ -82,12 +71,6 @@ def main() -> None:
     set_seed(args.seed)
     model = build_model(args)
     config = model.config
-    run = RunFolder(args.output_dir, args, accelerator)
-    if run.checkpoints() and args.resume_from_checkpoint is None:
-        raise ValueError(f"{run.path} has checkpoints: give --resume_from_checkpoint latest, or another output_dir")
-    if report_to:
-        flat = {k: v if isinstance(v, int | float | str) else json.dumps(v) for k, v in asdict(args).items()}
-        accelerator.init_trackers("train_tokenizer", config=flat)
 
     accelerator.print("looking for the videos ...")
     clips = make_training_clips(args, config)
@@ -121,10 +104,10 @@ def main() -> None:
         betas, rate = (args.adam_beta1, args.adam_beta2), args.discriminator_learning_rate
         discriminator_optimizer = torch.optim.Adam(adversarial.parameters(), lr=rate, betas=betas)
         wrapped_adversarial, discriminator_optimizer = accelerator.prepare(adversarial, discriminator_optimizer)
-    progress, ema = Progress(config.codebook_size), None
+    progress = TokenizerProgress(config.codebook_size)
     accelerator.register_for_checkpointing(progress, clips)
-    if args.ema_decay:
-        ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(args.ema_decay))
+    ema = average_of_weights(model, args.ema_decay)
+    if ema is not None:
         accelerator.register_for_checkpointing(ema)
     if args.resume_from_checkpoint is not None and run.resume(args.resume_from_checkpoint):
         accelerator.print(f"resumed at step {progress.step}")

@@ -5,7 +5,7 @@ its share of it.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import accumulate, islice
@@ -16,14 +16,17 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from run_arguments import ClipArguments
 
 from adaptok_hf import AdapTokConfig
 from adaptok_hf.data import (
     ClipStream,
+    HubVideos,
     TarShards,
     VideoFiles,
     VideoFolderClips,
     VideoItem,
+    hub_videos,
     kinetics,
     random_window,
     ucf101,
@@ -113,7 +116,7 @@ class StreamBatches:
 class JoinedSources:
     """Several sources of videos as one."""
 
-    def __init__(self, sources: Sequence[VideoFiles | TarShards]):
+    def __init__(self, sources: Sequence[VideoFiles | TarShards | HubVideos]):
         self.sources = list(sources)
         self._ends = list(accumulate(source.num_shards for source in self.sources))
         self.num_shards = self._ends[-1]
@@ -125,12 +128,12 @@ class JoinedSources:
             return sum(len(source.items) for source in self.sources)
         return None
 
-    def read_shard(self, shard: int) -> list[VideoItem]:
+    def read_shard(self, shard: int) -> Iterable[VideoItem]:
         index = bisect_right(self._ends, shard)
         return self.sources[index].read_shard(shard - (self._ends[index - 1] if index else 0))
 
 
-def make_training_clips(args, config: AdapTokConfig) -> FolderBatches | StreamBatches:
+def make_training_clips(args: ClipArguments, config: AdapTokConfig) -> FolderBatches | StreamBatches:
     """What the data arguments of a run name (`tokenizer_arguments.py`); relative paths start at `data_root`.
 
     Raises:
@@ -139,10 +142,12 @@ def make_training_clips(args, config: AdapTokConfig) -> FolderBatches | StreamBa
     root = Path(args.data_root)
     if args.train_folders:
         return FolderBatches([root / folder for folder in args.train_folders], args.train_weights, config)
-    sources: list[VideoFiles | TarShards] = [video_folder(root / folder) for folder in args.stream_folders]
+    sources: list[VideoFiles | TarShards | HubVideos] = [video_folder(root / folder) for folder in args.stream_folders]
     if args.ucf101_folder:
         sources.append(ucf101(root / args.ucf101_folder, root / args.ucf101_splits))
     if args.kinetics_folder:
         sources.append(kinetics(root / args.kinetics_csv, root / args.kinetics_folder))
     sources += [TarShards.from_folder(root / folder) for folder in args.shard_folders]
+    if args.hub_dataset:
+        sources.append(hub_videos(args.hub_dataset, args.hub_split))
     return StreamBatches(JoinedSources(sources), config, args.seed, args.num_workers)

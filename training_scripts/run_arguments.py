@@ -1,0 +1,91 @@
+"""Arguments that the training scripts share: where clips come from, how weights are updated, what a run writes."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(kw_only=True)
+class ClipArguments:
+    """Videos to train on: either train_folders, or any of those below it, joined."""
+
+    data_root: str = field(metadata={"help": "Folder that the paths of data below are relative to."})
+    train_folders: list[str] = field(default_factory=list, metadata={"help": "Folders of videos to keep in memory."})
+    train_weights: list[float] = field(
+        default_factory=list, metadata={"help": "Share of the clips drawn from each of train_folders."}
+    )
+    stream_folders: list[str] = field(default_factory=list, metadata={"help": "Folders of videos to stream."})
+    ucf101_folder: str | None = field(default=None, metadata={"help": "UCF-101 as its archive unpacks."})
+    ucf101_splits: str | None = field(default=None, metadata={"help": "Its official lists; trainlist01 is used."})
+    kinetics_folder: str | None = field(default=None, metadata={"help": "The training videos of Kinetics."})
+    kinetics_csv: str | None = field(default=None, metadata={"help": "Its csv list."})
+    shard_folders: list[str] = field(default_factory=list, metadata={"help": "Folders of tar shards (write_shards.py)."})
+    hub_dataset: str | None = field(
+        default=None, metadata={"help": "A data set on the Hub with a column of videos, streamed."}
+    )
+    hub_split: str = field(default="train", metadata={"help": "Of hub_dataset."})
+    num_workers: int = field(default=0, metadata={"help": "Decoding processes per training process, for streams."})
+    val_folder: str | None = field(
+        default=None, metadata={"help": "Some tens of videos to measure and draw reconstructions of, kept in memory."}
+    )
+
+    def __post_init__(self):
+        if len(self.train_folders) != len(self.train_weights):
+            raise ValueError(f"{len(self.train_folders)} train_folders but {len(self.train_weights)} train_weights")
+        for one, other in (("ucf101_folder", "ucf101_splits"), ("kinetics_folder", "kinetics_csv")):
+            if (getattr(self, one) is None) != (getattr(self, other) is None):
+                raise ValueError(f"{one} and {other} need each other; got {getattr(self, one)} and {getattr(self, other)}")
+        single = (self.ucf101_folder, self.kinetics_folder, self.hub_dataset)
+        streams = [name for name in (*self.stream_folders, *self.shard_folders, *single) if name]
+        if bool(streams) == bool(self.train_folders):
+            raise ValueError(
+                "give either train_folders (kept in memory) or some of stream_folders, ucf101_folder, kinetics_folder, "
+                f"shard_folders, hub_dataset; got {self.train_folders} and {streams}"
+            )
+
+
+@dataclass(kw_only=True)
+class RunArguments:
+    output_dir: str = field(metadata={"help": "Where models, checkpoints, pictures and the log go."})
+    learning_rate: float = field(default=1e-3, metadata={"help": "The peak, after a linear warm-up."})
+    final_learning_rate: float = field(default=1e-5, metadata={"help": "At the end of the cosine."})
+    warmup_steps: int = field(default=100)
+    weight_decay: float = field(default=0.01)
+    max_grad_norm: float = field(default=1.0)
+    gradient_accumulation_steps: int = field(
+        default=1, metadata={"help": "Parts into which each process cuts its share of a batch, to save memory."}
+    )
+    ema_decay: float = field(default=0.0, metadata={"help": "Of the average of the weights, model_ema/; 0: none."})
+    seed: int = field(default=0)
+    validation_steps: int = field(default=250)
+    checkpointing_steps: int = field(default=250)
+    checkpoints_total_limit: int = field(default=2, metadata={"help": "How many of the newest are kept."})
+    logging_steps: int = field(default=25)
+    report_to: Literal["none", "tensorboard", "wandb"] = field(default="none", metadata={"help": "A tracker for the log."})
+    resume_from_checkpoint: str | None = field(
+        default=None, metadata={"help": "'latest' (from the start if there is none), or a name such as 'checkpoint-500'."}
+    )
+
+    def __post_init__(self):
+        for name in ("gradient_accumulation_steps", "checkpoints_total_limit", "logging_steps", "validation_steps",
+                     "checkpointing_steps"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
+        resume = self.resume_from_checkpoint
+        if resume not in (None, "latest") and not (resume.startswith("checkpoint-") and resume[11:].isdigit()):
+            raise ValueError(f"resume_from_checkpoint must be 'latest' or such as 'checkpoint-500', got {resume!r}")
+
+
+def share_of_batch(batch_size: int, num_processes: int, gradient_accumulation_steps: int) -> int:
+    """Each process' share of a batch.
+
+    Raises:
+        ValueError: if the batch cannot be shared evenly by processes and their gradient accumulation steps.
+    """
+    if batch_size % (num_processes * gradient_accumulation_steps):
+        raise ValueError(
+            f"a batch of {batch_size} cannot be shared evenly by {num_processes} processes with "
+            f"gradient_accumulation_steps {gradient_accumulation_steps}"
+        )
+    return batch_size // num_processes
