@@ -7,10 +7,8 @@ together; each becomes a folder of its own. A generator has a file of its own, a
 import hashlib
 import json
 import os
-import pickle
 import re
 import shutil
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -18,31 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, StrictDataclassError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from .class_names import UCF101
 from .configuration_adaptok import AdapTokConfig
-from .configuration_adaptok_ar import AdapTokARConfig
-from .configuration_adaptok_prior import AdapTokPriorConfig
-from .configuration_adaptok_scorer import AdapTokScorerConfig
-from .conversion_tables import (
-    ARGUMENTS,
-    ATTENTION_TYPES,
-    EQUAL,
-    GENERATOR_ARGUMENTS,
-    GENERATOR_SUPPORTED,
-    GENERATORS,
-    KEYS,
-    NONE,
-    PRIORS,
-    SCORER_ARGUMENTS,
-    SUPPORTED,
-    TABLES,
-)
+from .conversion_configs import read_configs
+from .conversion_sources import read_source
+from .conversion_tables import KEYS, TABLES
 from .layers import SinCosPositions
 from .modeling_adaptok import AdapTokModel
 from .modeling_adaptok_ar import AdapTokARForCausalLM
@@ -50,7 +29,6 @@ from .modeling_adaptok_prior import AdapTokPriorModel
 from .modeling_adaptok_scorer import AdapTokScorerModel
 from .video_processing_adaptok import AdapTokVideoProcessor
 
-ACCEPTED = "a folder with config.json and model.safetensors, a training checkpoint (.pth), or a Hub repository's id"
 # Stored position tables may differ from ours by this much.
 TABLE_TOLERANCE = 1e-5
 CLASSES = {
@@ -133,7 +111,7 @@ def convert_checkpoint(
     in_use = destination.exists() and (not destination.is_dir() or any(destination.iterdir()))
     if in_use and not _is_converted(destination):
         raise ValueError(f"{destination} exists already; give a folder that does not exist or is empty")
-    arguments, tensors, weights_file = _read_source(source, ema)
+    arguments, tensors, weights_file = read_source(source, ema)
     models = _build_models(arguments)
     if in_use:
         _check_addition(models, destination)
@@ -217,153 +195,6 @@ def _write_json(file: Path, content: Any) -> None:
     file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def read_configs(
-    arguments: Mapping[str, Any],
-) -> dict[str, AdapTokConfig | AdapTokScorerConfig | AdapTokPriorConfig | AdapTokARConfig]:
-    """The original's constructor arguments -> the configurations of the models that they describe: a generator, or a
-    tokenizer and, if there are any, scorer and prior.
-
-    Arguments that we have no use for are ignored.
-
-    Raises:
-        ValueError: naming the arguments that are missing or not supported.
-    """
-    if _is_generator(arguments):
-        return _read_generator_config(arguments)
-    has_scorer = _lookup(arguments, "scorer_name", None) == "transformer_scorer"
-    _check_present(arguments, ARGUMENTS + SUPPORTED + (SCORER_ARGUMENTS if has_scorer else ()))
-
-    problems = _unsupported(arguments, SUPPORTED)
-    for path, other, default in EQUAL:
-        value, expected = _lookup(arguments, path, default), _lookup(arguments, other, default)
-        if value != expected:
-            problems.append(f"{path}={value!r} (must be {other}={expected!r})")
-    attention = {}
-    for part in ("encoder", "decoder", "scorer"):
-        value = arguments.get(f"{part}_attn_type")
-        if value not in list(ATTENTION_TYPES):
-            problems.append(f"{part}_attn_type={value!r} (supported: {', '.join(map(repr, ATTENTION_TYPES))})")
-        else:
-            attention[part] = ATTENTION_TYPES[value]
-    prior = _lookup(arguments, "prior_model.name", None)
-    if prior not in [*NONE, *PRIORS]:
-        problems.append(f"prior_model.name={prior!r} (supported: 'none', {', '.join(map(repr, PRIORS))})")
-
-    geometry = {"bottleneck_token_num": 1024, "frame_num": 16, "temporal_patch_size": 4}
-    tokens, frames, tubelet = (arguments.get(name, default) for name, default in geometry.items())
-    if not all(isinstance(value, int) and value > 0 for value in (tokens, frames, tubelet)):
-        problems.append(f"{', '.join(geometry)} = {tokens!r}, {frames!r}, {tubelet!r} (must be positive integers)")
-    elif frames % tubelet or tokens % (frames // tubelet):
-        problems.append(f"bottleneck_token_num={tokens} (must be a multiple of the blocks, {frames} / {tubelet})")
-    if problems:
-        raise ValueError(f"not supported: {'; '.join(problems)}")
-
-    num_blocks = frames // tubelet
-    latents_per_block = tokens // num_blocks
-    mask_type = _lookup(arguments, "mask_generator.mask_type", "none_masking")
-    try:
-        configs = {
-            "tokenizer": AdapTokConfig(
-                latents_per_block=latents_per_block,
-                adaptive=mask_type != "none_masking",
-                encoder_attention_type=attention["encoder"],
-                decoder_attention_type=attention["decoder"],
-                **{ours: _lookup(arguments, path, default) for path, ours, default in ARGUMENTS},
-            )
-        }
-        if has_scorer:
-            configs["scorer"] = AdapTokScorerConfig(
-                latent_size=configs["tokenizer"].hidden_size,
-                num_blocks=num_blocks,
-                latents_per_block=latents_per_block,
-                attention_type=attention["scorer"],
-                **{ours: _lookup(arguments, path, default) for path, ours, default in SCORER_ARGUMENTS},
-            )
-        if prior not in NONE:
-            layers, heads, width = PRIORS[prior]
-            no_dropout = {"embedding_dropout": 0.0, "residual_dropout": 0.0, "attention_dropout": 0.0}
-            configs["prior"] = AdapTokPriorConfig(
-                codebook_dim=configs["tokenizer"].codebook_dim,
-                num_latent_tokens=tokens,
-                hidden_size=width,
-                num_attention_heads=heads,
-                num_hidden_layers=layers,
-                **(no_dropout if _lookup(arguments, "prior_model.no_dropout", False) else {}),
-            )
-    except StrictDataclassError as error:
-        raise ValueError(f"not supported: {' '.join(str(error).split())}") from error
-    return configs
-
-
-def _read_generator_config(arguments: Mapping[str, Any]) -> dict[str, AdapTokARConfig]:
-    geometry = ("cls_token_num", "max_seq_len", "tot_blocks")
-    _check_present(arguments, GENERATOR_ARGUMENTS + GENERATOR_SUPPORTED + tuple((name, name, ...) for name in geometry))
-    problems = _unsupported(arguments, GENERATOR_SUPPORTED)
-    prompt, tokens, blocks = (arguments[name] for name in geometry)
-    start = arguments.get("start_ar_block_idx", 0)
-    multiple = arguments.get("multiple_of", 256)
-    frame_prediction = arguments.get("frame_prediction", False)
-    if not all(isinstance(value, int) and value > 0 for value in (prompt, tokens, blocks, multiple)):
-        problems.append(
-            f"{', '.join(geometry)}, multiple_of = {prompt!r}, {tokens!r}, {blocks!r}, {multiple!r} (must be positive "
-            "integers)"
-        )
-    elif tokens % blocks:
-        problems.append(f"max_seq_len={tokens} (must be a multiple of tot_blocks={blocks})")
-    if not frame_prediction and (prompt, start) != (1, 0):
-        problems.append(f"cls_token_num={prompt!r}, start_ar_block_idx={start!r} (a class-conditional one has 1, 0)")
-    if not isinstance(start, int) or start < 0:
-        problems.append(f"start_ar_block_idx={start!r} (must be an integer of at least 0)")
-    if problems:
-        raise ValueError(f"not supported: {'; '.join(problems)}")
-
-    given = {ours: _lookup(arguments, path, default) for path, ours, default in GENERATOR_ARGUMENTS}
-    if frame_prediction:
-        # Without a number of its own, the condition has as many codes as the blocks that are generated.
-        codes = prompt - 1 if arguments.get("custom_cls_token_num", False) else tokens
-        condition: dict[str, Any] = {"num_classes": 0, "num_condition_codes": codes, "class_dropout": 0.0}
-    else:
-        classes = arguments.get("num_classes", 101)
-        condition = {"num_classes": classes, "class_dropout": arguments.get("class_dropout_prob", 0.1)}
-        if classes == len(UCF101):
-            condition |= {"id2label": dict(enumerate(UCF101)), "label2id": {name: i for i, name in enumerate(UCF101)}}
-    try:
-        config = AdapTokARConfig(
-            num_blocks=start + blocks,
-            latents_per_block=tokens // blocks,
-            start_block=start,
-            position_embedding="absolute",
-            learned_positions=not arguments.get("use_fixed_pe", False),
-            intermediate_size=-(-int(8 * given["hidden_size"] / 3) // multiple) * multiple,
-            **condition,
-            **given,
-        )
-    except (StrictDataclassError, TypeError) as error:
-        raise ValueError(f"not supported: {' '.join(str(error).split())}") from error
-    return {"fp_model" if frame_prediction else "ar_model": config}
-
-
-def _is_generator(arguments: Mapping[str, Any]) -> bool:
-    return "cls_token_num" in arguments
-
-
-def _check_present(arguments: Mapping[str, Any], rows: tuple[tuple[str, Any, Any], ...]) -> None:
-    """Raises `ValueError` naming the arguments without default that are missing."""
-    missing = [path for path, _, default in rows if _lookup(arguments, path, default) is ...]
-    if missing:
-        raise ValueError(f"the configuration lacks {', '.join(missing)}")
-
-
-def _unsupported(arguments: Mapping[str, Any], rows: tuple[tuple[str, tuple, Any], ...]) -> list[str]:
-    """A description of each argument whose value we do not support."""
-    problems = []
-    for path, values, default in rows:
-        value = _lookup(arguments, path, default)
-        if value not in values:
-            problems.append(f"{path}={value!r} (supported: {', '.join(map(repr, values))})")
-    return problems
-
-
 def original_names(part: str, name: str) -> tuple[tuple[str, ...], Any]:
     """Our parameter of `part` (a key of `KEYS`) -> the original's names for it, how to adapt them."""
     for original, ours, *adapt in KEYS[part]:
@@ -437,102 +268,6 @@ def _build_models(arguments: Mapping[str, Any]) -> dict[str, PreTrainedModel]:
     """Models without memory: on the meta device."""
     with torch.device("meta"):
         return {part: CLASSES[part](config) for part, config in read_configs(arguments).items()}
-
-
-def _lookup(arguments: Mapping[str, Any], path: str, default: Any) -> Any:
-    value: Any = arguments
-    for key in path.split("."):
-        if not isinstance(value, Mapping) or key not in value:
-            return default
-        value = value[key]
-    return value
-
-
-def _read_source(
-    source: str | os.PathLike, ema: float | None
-) -> tuple[Mapping[str, Any], Mapping[str, torch.Tensor], Path]:
-    """Constructor arguments, tensors, and the file that held the tensors."""
-    path = Path(source).expanduser()
-    if not path.exists():
-        path = _download(str(source))
-    if path.is_file() and path.suffix != ".safetensors":
-        weights_file = path
-        arguments, tensors = _read_training_checkpoint(path, ema)
-    elif ema is not None:
-        raise ValueError(f"ema={ema} was given, but only training checkpoints (.pth) hold averages, {source} does not")
-    else:
-        folder = path if path.is_dir() else path.parent
-        weights_file = folder / "model.safetensors"
-        arguments, tensors = _read_folder(folder)
-    if str(arguments.get("model_type", "")).startswith("adaptok"):
-        raise ValueError(f"{source} is converted already (model_type {arguments['model_type']!r})")
-    if not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
-        raise ValueError(f"the weights in {weights_file} are not all tensors")
-    return arguments, tensors, weights_file
-
-
-def _download(source: str) -> Path:
-    """The local folder of a Hub repository."""
-    if not re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", source) or source.endswith((".pth", ".pt", ".safetensors")):
-        raise FileNotFoundError(f"{source} does not exist; accepted is {ACCEPTED}")
-    try:
-        return Path(snapshot_download(source, allow_patterns=["config.json", "model.safetensors"]))
-    except (OSError, HFValidationError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise FileNotFoundError(
-            f"{source} is not a path here, and could not be downloaded from the Hub ({type(error).__name__}: {reason})"
-        ) from error
-
-
-def _read_folder(folder: Path) -> tuple[Mapping[str, Any], Mapping[str, torch.Tensor]]:
-    config_file, weights_file = folder / "config.json", folder / "model.safetensors"
-    for file in (config_file, weights_file):
-        if not file.is_file():
-            raise FileNotFoundError(f"{folder} has no {file.name}; accepted is {ACCEPTED}")
-    try:
-        arguments = json.loads(config_file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{config_file} is not JSON: {error}") from error
-    if not isinstance(arguments, dict):
-        raise ValueError(f"{config_file} must hold a JSON object, got {type(arguments).__name__}")
-    try:
-        return arguments, load_file(weights_file)
-    except SafetensorError as error:
-        raise ValueError(f"{weights_file} is not a safetensors file, or is damaged: {error}") from error
-
-
-def _read_training_checkpoint(path: Path, ema: float | None) -> tuple[Mapping[str, Any], Mapping[str, torch.Tensor]]:
-    """`{"model": {"name", "args", "sd", "ema_sd"}, ...}`; nothing but tensors and plain values is unpickled.
-
-    The original's `args` are EasyDicts; they are read as the ordered dictionaries that they are.
-    """
-    try:
-        with torch.serialization.safe_globals([(OrderedDict, "easydict.EasyDict")]):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # a damaged or hostile file can make the unpickler raise anything
-        forbidden = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if isinstance(error, pickle.UnpicklingError) and forbidden:
-            raise ValueError(
-                f"{path} was refused: it asks for {forbidden[1]}, and only tensors and plain values are unpickled"
-            ) from error
-        raise ValueError(f"{path} is not a PyTorch checkpoint, or is damaged ({type(error).__name__})") from error
-    model = checkpoint.get("model") if isinstance(checkpoint, Mapping) else None
-    if not isinstance(model, Mapping) or not isinstance(model.get("args"), Mapping):
-        raise ValueError(f"{path} is not a training checkpoint of AdapTok: it has no model.args")
-    weights = model.get("sd")
-    if ema is not None:
-        averages = model.get("ema_sd")
-        averages = averages if isinstance(averages, Mapping) else {}
-        weights = {float(decay): average for decay, average in averages.items()}.get(float(ema))
-        if weights is None:
-            held = ", ".join(map(str, averages)) or "none"
-            raise ValueError(f"{path} holds no average with decay {ema}; it holds: {held}")
-    if not isinstance(weights, Mapping):
-        raise ValueError(f"{path} is not a training checkpoint of AdapTok: it has no model.sd")
-    sizes = GENERATORS.get(model.get("name")) if isinstance(model.get("name"), str) else None
-    return dict(model["args"]) | (dict(zip(("n_layer", "n_head", "dim"), sizes, strict=True)) if sizes else {}), weights
 
 
 def _sha256(path: Path) -> str:

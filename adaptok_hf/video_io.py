@@ -26,7 +26,7 @@ DEFAULT_FPS = 24.0
 ACCEPTED = "a video file (mp4, mov, webm, mkv, avi, ...) or an animated GIF, WebP or PNG"
 
 # What FFmpeg may recognise: its other formats open files and addresses named in playlists, or draw text as a video.
-_FORMATS = (
+CONTAINER_FORMATS = (
     "mov,mp4,m4a,3gp,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,ivf,nut,mxf,dv,rm,h264,hevc,m4v,"
     "yuv4mpegpipe,mp3,wav,flac,aac"
 )
@@ -242,7 +242,7 @@ def _iter_frames(source: VideoSource) -> Iterator[tuple[np.ndarray, float, float
         cut_short = _is_cut_short(file, head)
         file.seek(0)
         try:
-            container = av.open(file, options={"format_whitelist": _FORMATS}, metadata_errors="replace")
+            container = av.open(file, options={"format_whitelist": CONTAINER_FORMATS}, metadata_errors="replace")
         except av.error.FFmpegError as error:
             if isinstance(error, av.error.EOFError) and not cut_short:
                 raise ValueError(f"{name}: the file holds no video frames") from error

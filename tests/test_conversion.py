@@ -19,7 +19,8 @@ from adaptok_hf import (
     AdapTokScorerModel,
     AdapTokVideoProcessor,
 )
-from adaptok_hf.conversion import convert_checkpoint, original_names, read_configs
+from adaptok_hf.conversion import convert_checkpoint, original_names
+from adaptok_hf.conversion_configs import read_configs
 from adaptok_hf.conversion_tables import KEYS, TABLES
 
 PARITY = Path(__file__).parent / "assets" / "parity"
@@ -444,7 +445,7 @@ def test_hub_id(tmp_path, monkeypatch):
         asked.update(repo_id=repo_id, allow_patterns=allow_patterns)
         return str(CAUSAL)
 
-    monkeypatch.setattr("adaptok_hf.conversion.snapshot_download", download)
+    monkeypatch.setattr("adaptok_hf.conversion_sources.snapshot_download", download)
     assert convert_checkpoint("somebody/something", tmp_path / "out").models[0].parameters == 304_720
     assert asked == {"repo_id": "somebody/something", "allow_patterns": ["config.json", "model.safetensors"]}
 

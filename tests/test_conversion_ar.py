@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from adaptok_hf import AdapTokARForCausalLM, AdapTokPipeline
 from adaptok_hf.class_names import ACTION32, UCF101
-from adaptok_hf.conversion import convert_checkpoint, map_tensors, original_names, read_configs
+from adaptok_hf.conversion import convert_checkpoint, map_tensors, original_names
+from adaptok_hf.conversion_configs import read_configs
 from adaptok_hf.conversion_tables import KEYS
 from adaptok_hf.layers import latent_positions
 

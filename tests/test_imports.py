@@ -20,7 +20,7 @@ LAYERS = [
     (1, ("configuration_*",)),
     (2, ("quantization", "layers", "generation_*")),
     (3, ("modeling_*", "losses")),
-    (4, ("video_processing_*", "conversion", "conversion_tables")),
+    (4, ("video_processing_*", "conversion", "conversion_*")),
     (5, ("pipeline_*", "reporting")),
     (6, ("cli", "__main__")),
 ]

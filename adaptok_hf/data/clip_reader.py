@@ -9,7 +9,7 @@ from itertools import takewhile
 
 import numpy as np
 
-from ..video_io import _FORMATS, DEFAULT_FPS, VideoSource, iter_video
+from ..video_io import CONTAINER_FORMATS, DEFAULT_FPS, VideoSource, iter_video
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +49,7 @@ def probe_video(video: str | bytes) -> tuple[int, float | None]:
 
     try:
         file = io.BytesIO(video) if isinstance(video, bytes) else video
-        with av.open(file, options={"format_whitelist": _FORMATS}, metadata_errors="replace") as container:
+        with av.open(file, options={"format_whitelist": CONTAINER_FORMATS}, metadata_errors="replace") as container:
             stream = container.streams.video[0]
             rate = float(stream.average_rate) if stream.average_rate else None
             count = stream.frames if "mp4" in container.format.name else 0
