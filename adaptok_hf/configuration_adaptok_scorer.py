@@ -16,6 +16,8 @@ class AdapTokScorerConfig(PreTrainedConfig):
         attention_type (`str`): `"block_causal"` or `"full"`.
         score_mean, score_std (`float`): the mean and standard deviation by which the training targets were
             standardised; the model's output is turned back with them.
+        target (`str`, *optional*): which loss the scores predict, such as `"perceptual"` (LPIPS of a block's frames, the
+            paper's); for the record, nothing is computed from it.
         initializer_range (`float`): standard deviation of the initial position table.
 
     Raises `ValueError` where the numbers do not fit together.
@@ -36,6 +38,7 @@ class AdapTokScorerConfig(PreTrainedConfig):
     attention_type: str = "block_causal"
     score_mean: float = 0.0
     score_std: float = 1.0
+    target: str | None = None
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):

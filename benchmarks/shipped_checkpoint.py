@@ -12,15 +12,15 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader
+from accelerate import Accelerator
 
 from adaptok_hf import AdapTokPipeline
 from adaptok_hf.data import VideoFolderClips
 from adaptok_hf.reporting import measure
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training_scripts"))
-from train_scorer import rank_correlations  # noqa: E402
+from scorer_targets import BlockLoss  # noqa: E402
+from scorer_validation import measure_scores, predict_scores, rank_correlations  # noqa: E402
 
 
 def main() -> None:
@@ -49,8 +49,9 @@ def main() -> None:
         print(f"| 1/{round(1 / share)} | {budget:g} |" + "".join(f" {value:.2f} |" for value in row), flush=True)
 
     clips = VideoFolderClips([arguments.folder], config.num_frames, config.image_size, random_clips=False)
-    loader = DataLoader(clips, batch_size=8)
-    result = rank_correlations(pipeline.scorer, pipeline.tokenizer, loader, "rmse", torch.device("cpu"))
+    accelerator, step = Accelerator(cpu=True), pipeline.scorer.config.score_step
+    measured = measure_scores(pipeline.tokenizer, clips, step, BlockLoss("rmse"), accelerator)
+    result = rank_correlations(predict_scores(pipeline.scorer, pipeline.tokenizer, clips, accelerator), measured)
     print(f"\nscorer, {len(clips)} clips: " + ", ".join(f"{name} {value:.3f}" for name, value in result.items()))
 
 
