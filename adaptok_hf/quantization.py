@@ -44,7 +44,9 @@ class VectorQuantizer(nn.Module):
 
     def project(self, latents: torch.Tensor) -> torch.Tensor:
         """(batch, tokens, hidden_size) -> (batch, tokens, codebook_dim), unit length."""
-        return nn.functional.normalize(self.project_in(latents), dim=-1)
+        # autocast would leave 8 bits to cosines, which near codes differ by less
+        with torch.autocast(latents.device.type, enabled=False):
+            return nn.functional.normalize(self.project_in(latents.to(self.project_in.weight.dtype)), dim=-1)
 
     def forward(self, latents: torch.Tensor, kept: torch.Tensor | None = None, sample: bool = False) -> QuantizerOutput:
         """
@@ -56,7 +58,7 @@ class VectorQuantizer(nn.Module):
         """
         projected = self.project(latents)
         codebook = self.normalized_codebook()
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(latents.device.type, enabled=False):
             similarity = projected @ codebook.T  # (batch, tokens, codebook_size)
             if sample:  # Gumbel-max: the same law as sampling from the softmax, without the softmax
                 noise = -torch.empty_like(similarity, dtype=torch.float32).exponential_().log()

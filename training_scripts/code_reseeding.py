@@ -7,12 +7,22 @@ from adaptok_hf import AdapTokModel
 
 
 @torch.no_grad()
-def start_codebook(model: AdapTokModel, projected: torch.Tensor) -> None:
-    """Puts the codes near projected latents (tokens, codebook_dim) of the main process."""
+def start_codebook(model: AdapTokModel, projected: torch.Tensor, rounds: int = 8) -> None:
+    """Sets the codes to the result of k-means on unit latents (tokens, codebook_dim) of the main process."""
     codebook = model.quantizer.codebook.weight
-    pick = torch.randint(len(projected), (len(codebook),), device=projected.device)
-    chosen = projected[pick].float()
-    codebook.copy_(broadcast(chosen + 0.02 * torch.randn_like(chosen)))
+    projected = projected.float()
+    pick = torch.randperm(len(projected), device=projected.device)[: len(codebook)]
+    missing = len(codebook) - len(pick)  # fewer latents than codes: some codes start as copies, apart by noise
+    codes = projected[torch.cat([pick, pick[torch.randint(len(pick), (missing,), device=pick.device)]])]
+    codes = codes + 1e-3 * torch.randn_like(codes)
+    for _ in range(rounds):
+        codes = torch.nn.functional.normalize(codes, dim=-1)
+        nearest = torch.cat([(part @ codes.T).argmax(-1) for part in projected.split(2048)])
+        sums = torch.zeros_like(codes).index_add_(0, nearest, projected)
+        used = torch.bincount(nearest, minlength=len(codes)) > 0
+        random = projected[torch.randint(len(projected), (len(codes),), device=projected.device)]
+        codes = torch.where(used[:, None], sums, random)
+    codebook.copy_(broadcast(torch.nn.functional.normalize(codes, dim=-1)))
 
 
 @torch.no_grad()

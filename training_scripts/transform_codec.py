@@ -1,115 +1,189 @@
-"""A start for the tokenizer's weights from which the latents are used at once: a rough transform codec."""
+"""A start for the tokenizer's weights that already is a working codec: principal components, shared among latents."""
 
 import torch
+from code_reseeding import start_codebook
 from torch import nn
+from transform_codec_layout import TransformCodecLayout
 
 from adaptok_hf import AdapTokConfig, AdapTokModel
-from adaptok_hf.layers import sincos_1d
+from adaptok_hf.block_mask_sampler import sample_token_counts
+
+CONTENT_SHARE = 0.08  # energy of a token's content over that of its position: layer norms then hardly bend the content
+CODE_LENGTH = 0.15  # typical length of a token's code channels, beside a constant of 1
 
 
 @torch.no_grad()
 def initialize_as_transform_codec(model: AdapTokModel, video: torch.Tensor) -> None:
-    """Starts the model as a rough codec: patches -> principal components -> nearest latents -> codes -> patches.
+    """Starts the model as a product quantiser of principal components, which the training then improves.
 
     From a usual random start the decoder ignores the latents for thousands of steps, since their content drowns in the
-    position tables. Here the channels get a role each at the start (space, time, kind of token, content): attention
-    looks at tokens of the other kind that are near in space and time and copies their content; the patch embedding
-    computes principal components of patches; the head is the least-squares map back. All of it is trained afterwards.
+    position tables. Here everything is in use from the first step:
+
+    * The channels have roles: place, time, group and kind of a token, then `codebook_dim - 1` channels for the content of
+      latents, then the content of patches, which the patch embedding fills with principal components of patches.
+    * The latents of a block come in groups. Each group has one latent at every patch, in an order in which any beginning
+      covers the frame evenly. The first group carries the first few principal components, the next group further ones.
+    * Each group has one attention head of the encoder, which copies the group's components from the patch at the
+      latent's place, and one of the decoder, which copies them back. Where the latent was dropped, that head looks at the
+      patch itself and copies nothing (mean content); for the first group it looks at the nearest latents that are left.
+    * The codebook is the result of k-means on encoder outputs. Beside the content a latent has a constant, so that the
+      unit sphere of codes is nearly flat where the contents lie.
+    * The head of the decoder is the least-squares map from its states to the patches, at full and at random budgets.
+
+    MLPs and the other heads start with no effect.
 
     Args:
-        model: needs learned position tables, and heads of at least 20 channels.
-        video: (batch, frames, 3, height, width) in [0, 1], a sample of the training clips.
+        model: needs learned position tables, and enough heads and channels for its latents.
+        video: (batch, frames of one block, 3, height, width) in [0, 1], a sample of the training clips; codes are
+            found best if it makes at least 10 times as many latents.
+
+    Raises:
+        ValueError: if the latents need more heads or channels than there are.
     """
     config = model.config
-    width, m, g, blocks = config.hidden_size, config.latents_per_block, config.grid_size, config.num_blocks
-    n_time, n_type = 8, 8
-    n_space = (width // config.num_attention_heads - n_time - n_type) // 4 * 4  # what one head can compare
-    space, time_ = slice(0, n_space), slice(n_space, n_space + n_time)
-    kind, content = slice(n_space + n_time, n_space + n_time + n_type), slice(n_space + n_time + n_type, width)
-    n_content = width - content.start
-
-    def table(block, row, column, sign):
-        rows = torch.zeros(len(row), width)
-        half = n_space // 2
-        rows[:, space] = torch.cat([sincos_1d(1.6 * column, half, 8), sincos_1d(1.6 * row, half, 8)], -1).float()
-        rows[:, time_] = sincos_1d(torch.full_like(row, 3 * block), n_time, 10).float()
-        rows[:, kind] = sign
-        return rows
-
-    # Latents sit on points of the frame such that every prefix covers it evenly (the R2 low-discrepancy sequence).
-    plastic = 1.32471795724474602596  # real root of x^3 = x + 1
-    n = torch.arange(1, m + 1, dtype=torch.float64)
-    latent_row, latent_column = ((0.5 + n / plastic) % 1) * g - 0.5, ((0.5 + n / plastic**2) % 1) * g - 0.5
-    patch_row = torch.arange(g, dtype=torch.float64).repeat_interleave(g)
-    patch_column = torch.arange(g, dtype=torch.float64).repeat(g)
-    latents = torch.cat([table(float(b), latent_row, latent_column, -1.0) for b in range(blocks)])
-    patches = torch.cat([table(float(b), patch_row, patch_column, 1.0) for b in range(blocks)])
+    layout = TransformCodecLayout(config)
+    patch_rows, latent_rows = layout.position_tables()
     for module, rows in (
-        (model.encoder.patch_positions, patches),
-        (model.encoder.latent_queries, latents),
-        (model.decoder.latent_positions, latents),
-        (model.decoder.patch_queries, patches),
+        (model.encoder.patch_positions, patch_rows),
+        (model.encoder.latent_queries, latent_rows),
+        (model.decoder.latent_positions, latent_rows),
+        (model.decoder.patch_queries, patch_rows),
     ):
         module.weight.copy_(rows[None])
         module.initial_weight = rows[None]
+    for type_embedding in (model.encoder.patch_type, model.encoder.latent_type,
+                           model.decoder.patch_type, model.decoder.latent_type):  # fmt: skip
+        if type_embedding is not None:
+            type_embedding.weight.zero_()
+    for layers, decoder in ((model.encoder.layers, False), (model.decoder.layers, True)):
+        _set_attention(layers, layout, latent_rows, decoder)
 
-    sharpness = 3.0
-    for layer in [*model.encoder.layers, *model.decoder.layers]:
-        attention = layer.attention
-        query, key, value = attention.qkv.weight.view(3, width, width)
-        heads, head_dim = attention.num_heads, attention.head_dim
-        query.mul_(0.1)
-        key.mul_(0.1)
-        for head in range(heads):
-            q, k, v = (x[head * head_dim : (head + 1) * head_dim] for x in (query, key, value))
-            near = torch.eye(n_space + n_time) * sharpness
-            q[: len(near), : len(near)] += near
-            k[: len(near), : len(near)] += near
-            q[-n_type:, kind] -= 3 * torch.eye(n_type)  # the other kind of token attracts
-            k[-n_type:, kind] += 3 * torch.eye(n_type)
-            nn.init.orthogonal_(v[:, content])
-            attention.proj.weight[:, head * head_dim : (head + 1) * head_dim] *= 0.1
-            attention.proj.weight[content, head * head_dim : (head + 1) * head_dim] += v[:, content].T / heads
-        layer.mlp.fc2.weight.mul_(0.1)
-
-    # Patch embedding: principal components of patches, the first one with standard deviation 2.
-    model.encoder.patch_embedding.projection.weight.zero_()
-    model.encoder.patch_embedding.projection.bias.zero_()
+    # Patch embedding: principal components of patches. The square root of their deviation keeps large ones at bay.
     pixels = _patches(video, config)  # (patches, channels * tubelet_size * patch_size**2)
     mean = pixels.mean(0)
-    _, deviation, components = torch.pca_lowrank(pixels - mean, q=n_content, center=False)
-    scale = 2 / (deviation[0] / len(pixels) ** 0.5)
-    weight = components.T * scale
-    model.encoder.patch_embedding.projection.weight[content] = weight
-    model.encoder.patch_embedding.projection.bias[content] = -weight @ mean
+    count = min(layout.content.stop - layout.content.start, *pixels.shape)
+    _, deviation, components = torch.pca_lowrank(pixels - mean, q=count, center=False)
+    deviation = deviation / len(pixels) ** 0.5
+    energy = latent_rows.square().sum(-1).mean() * CONTENT_SHARE
+    weight = components.T * (energy / deviation.sum() / deviation[:, None]).sqrt()
+    embedding = model.encoder.patch_embedding.projection
+    embedding.weight.zero_()
+    embedding.bias.zero_()
+    embedding.weight[layout.content.start :][:count] = weight
+    embedding.bias[layout.content.start :][:count] = -weight @ mean
 
-    # Quantiser: the principal components of the latents' content, beside a constant that keeps the magnitude.
-    sample = model.encoder(video).flatten(0, 1)[:, content]
-    center, d = sample.mean(0), config.codebook_dim - 1
-    _, deviation, components = torch.pca_lowrank(sample - center, q=d, center=False)
-    std = deviation / len(sample) ** 0.5
-    gain = 1 / (std * std[0]).sqrt()  # between whitening and none
-    model.quantizer.project_in.weight.zero_()
-    model.quantizer.project_in.weight[:d, content] = components.T * gain[:, None]
-    model.quantizer.project_in.bias[:d] = -(components.T * gain[:, None]) @ center
-    model.quantizer.project_in.bias[d:] = 1.0
-    model.quantizer.project_out.weight.mul_(0.1)
-    model.quantizer.project_out.weight[content, :d] += components / gain
-    std = model.quantizer.project_out(model.quantizer.project(model.encoder(video))).flatten(0, 1).std(0)
-    model.quantizer.project_out.weight.mul_(1.5 / std.max())
+    # Encoder: how large the components of each group come out is measured, and then set.
+    lengths = torch.stack([deviation[part].norm() for part in layout.parts])
+    unit = CODE_LENGTH / lengths.mean().sqrt()
+    codes = model.encoder(video[:32])[..., layout.code]
+    for group, part in enumerate(layout.parts):
+        wanted = unit * deviation[part] / lengths[group].sqrt()
+        found = codes[:, layout.group == group, : len(wanted)].flatten(0, 1).std(0)
+        layer, columns = layout.slot(model.encoder.layers, group)
+        layer.attention.proj.weight[layout.code, columns][: len(wanted)] *= (wanted / found)[:, None]
 
-    # Head: least squares from the decoder's last states to the patches.
-    states = []
-    hook = model.decoder.head.norm.register_forward_hook(lambda module, inputs, output: states.append(output))
-    projected = model.quantizer.project(model.encoder(video))
-    model.decoder(model.quantizer.project_out(projected).unflatten(1, (-1, m)))
-    hook.remove()
-    features = torch.cat([states[0].flatten(0, 1), torch.ones(states[0].shape[0] * states[0].shape[1], 1)], 1)
-    target = _patches(video, config, channel_last=True)
-    gram = features.T @ features + 1e-3 * len(features) * torch.eye(width + 1)
+    # Quantiser: the centred content beside the constant.
+    d = config.codebook_dim - 1
+    quantizer = model.quantizer
+    for linear in (quantizer.project_in, quantizer.project_out):
+        linear.weight.zero_()
+        linear.bias.zero_()
+    latents = _in_parts(model.encoder, video)
+    quantizer.project_in.weight[:d, layout.code] = torch.eye(d)
+    quantizer.project_in.bias[:d] = -latents[..., layout.code].flatten(0, 1).mean(0)
+    quantizer.project_in.bias[d] = 1.0
+    quantizer.project_out.weight[layout.code, :d] = torch.eye(d)
+    start_codebook(model, quantizer.project(latents).flatten(0, 1))
+
+    # Decoder: sizes as in the encoder, and then the head.
+    video, latents = video[:128], latents[:128]
+    quantized = _in_parts(lambda part: quantizer(part).quantized, latents).unflatten(1, (1, -1))
+    states = _decoder_states(model, quantized[:32], None, normalized=False)[..., layout.content]
+    for group, part in enumerate(layout.parts):
+        wanted = (deviation[part] * energy / deviation.sum()).sqrt()
+        found = states[..., part].flatten(0, 1).std(0)
+        layer, columns = layout.slot(model.decoder.layers, group)
+        layer.attention.proj.weight[layout.content, columns][part] *= (wanted / found)[:, None]
+    counts = sample_token_counts(len(video), 1, config.latents_per_block) if config.adaptive else None
+    features = torch.cat([_decoder_states(model, quantized, c, normalized=True).flatten(0, 1) for c in (None, counts)])
+    features = torch.cat([features[:, layout.content], torch.ones(len(features), 1)], 1)
+    target = _patches(video, config, channel_last=True).repeat(2, 1)
+    gram = features.T @ features + 1e-6 * len(features) * torch.eye(features.shape[1])
     solution = torch.linalg.solve(gram, features.T @ target)
-    model.decoder.head.projection.weight.copy_(solution[:-1].T)
-    model.decoder.head.projection.bias.copy_(solution[-1])
+    head = model.decoder.head.projection
+    head.weight.zero_()
+    head.weight[:, layout.content] = solution[:-1].T
+    head.bias.copy_(solution[-1])
+
+
+def _set_attention(layers: nn.ModuleList, layout: TransformCodecLayout, rows: torch.Tensor, decoder: bool) -> None:
+    """Attention that looks at the same place and time, and in one head for each group copies the group's components.
+
+    Args:
+        rows: position table, for the factor that a layer norm will put before it.
+    """
+    config = layout.config
+    width, head_dim = config.hidden_size, layout.head_dim
+    gain = 1 / rows.std(-1).mean() / (1 + CONTENT_SHARE) ** 0.5
+    to_logits = head_dim**0.5 / gain**2
+    # Logits fall off with distance in the frame like a bell, from 0 to -8 for the next patch; in time likewise.
+    size = (layout.place.stop - layout.place.start) // 4
+    bell = torch.exp(-0.5 * torch.linspace(torch.pi / config.grid_size, torch.pi, size).square() * 0.8**2)
+    n_time = layout.time.stop - layout.time.start
+    place = bell.repeat(4) * 14 / bell.sum()
+    near = torch.diag(torch.cat([place, torch.full((n_time,), 16.0 / n_time)]))
+    n_near = len(near)
+    for layer in layers:
+        layer.attention.qkv.weight.mul_(0.1)
+        layer.attention.proj.weight.zero_()
+        layer.mlp.fc2.weight.zero_()
+        query, key, _ = layer.attention.qkv.weight.view(3, config.num_attention_heads, head_dim, width)
+        query[:, :n_near, :n_near] += near * to_logits * 0.5
+        key[:, :n_near, :n_near] += torch.eye(n_near)
+    for group, part in enumerate(layout.parts):
+        layer, columns = layout.slot(layers, group)
+        query, key, value = (x[columns] for x in layer.attention.qkv.weight.view(3, width, width))
+        query[:n_near, :n_near] += near * to_logits * 0.5
+        own = torch.full((layout.num_groups,), -1.0)  # +1 for latents of this group, -1 for others
+        own[group] = 1.0
+        for x in (query, key, value):
+            x[n_near] = 0
+        if decoder:  # patches look for latents of this group; in their absence at themselves
+            query[n_near, layout.kind] = 5 * to_logits
+            key[n_near, layout.groups] = own
+            key[n_near, layout.kind] = -3.0 if group == 0 else 0.0
+            read, write = layout.code, layout.content
+            write = slice(write.start + part.start, write.start + part.stop)
+            read = slice(read.start, read.start + part.stop - part.start)
+        else:  # latents of this group look at patches, those of others at latents
+            query[n_near, layout.groups] = 5 * to_logits * own
+            key[n_near, layout.kind] = 1.0
+            read, write = layout.content, layout.code
+            read = slice(read.start + part.start, read.start + part.stop)
+            write = slice(write.start, write.start + part.stop - part.start)
+        n = part.stop - part.start
+        value[:n] = 0
+        value[:n, read] = torch.eye(n)
+        layer.attention.proj.weight[write, columns][:, :n] = torch.eye(n)
+
+
+def _in_parts(function, batch: torch.Tensor) -> torch.Tensor:
+    return torch.cat([function(part) for part in batch.split(8)])
+
+
+def _decoder_states(model, quantized, counts, normalized) -> torch.Tensor:
+    """(batch, patches, width), the decoder's last states, before or after the head's norm."""
+    states = []
+
+    def keep(module, inputs, output):
+        states.append(output if normalized else inputs[0])
+
+    hook = model.decoder.head.norm.register_forward_hook(keep)
+    for start in range(0, len(quantized), 8):
+        own = slice(start, start + 8)
+        model.decoder(quantized[own], None if counts is None else counts[own])
+    hook.remove()
+    return torch.cat(states)
 
 
 @torch.no_grad()

@@ -1,0 +1,131 @@
+"""The start of tokenizer training: a codec before the first step (`training_scripts/transform_codec.py`)."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from adaptok_hf import AdapTokConfig, AdapTokModel
+
+SCRIPTS = Path(__file__).parents[1] / "training_scripts"
+GEOMETRY = {
+    "image_size": 32,
+    "num_frames": 8,
+    "patch_size": 8,
+    "hidden_size": 96,
+    "num_attention_heads": 2,
+    "num_encoder_layers": 2,
+    "num_decoder_layers": 2,
+    "latents_per_block": 64,
+    "codebook_size": 512,
+    "codebook_dim": 8,
+    "learned_encoder_patch_positions": True,
+    "learned_decoder_latent_positions": True,
+    "learned_decoder_patch_queries": True,
+    "stochastic_quantizer": False,
+}
+
+
+@pytest.fixture
+def transform_codec(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    from accelerate import PartialState
+
+    PartialState(cpu=True)
+    import transform_codec
+
+    return transform_codec
+
+
+def smooth_clips(count, seed):
+    """Random waves with energy at low frequencies, (count, 8, 3, 32, 32) in [0, 1]; the two blocks differ."""
+    generator = torch.Generator().manual_seed(seed)
+    spectrum = torch.randn(count, 8, 3, 32, 17, 2, generator=generator)
+    rows, columns = torch.fft.fftfreq(32).abs()[:, None], torch.fft.rfftfreq(32)
+    spectrum = spectrum / (0.003 + rows.square() + columns.square()).pow(1.2)[..., None]
+    waves = torch.fft.irfft2(torch.view_as_complex(spectrum), s=(32, 32))
+    return (0.5 + 0.15 * waves / waves.std()).clamp(0, 1).repeat_interleave(4, 1)[:, 8:16]
+
+
+def psnr(decoded, video):
+    return float((-10 * (decoded - video).square().flatten(1).mean(1).log10()).mean())
+
+
+@pytest.fixture
+def started(transform_codec):
+    torch.manual_seed(0)
+    model = AdapTokModel(AdapTokConfig(**GEOMETRY)).eval()
+    transform_codec.initialize_as_transform_codec(model, smooth_clips(64, 0)[:, :4])
+    return model
+
+
+@torch.no_grad()
+def test_every_doubling_of_the_budget_helps_from_the_start(started):
+    video = smooth_clips(8, 1)
+    codes = started.encode(video).codes
+    found = [
+        psnr(started.decode(codes, torch.full((8, 2), count)).pixel_values_videos, video) for count in (4, 8, 16, 32, 64)
+    ]
+    mean_picture = psnr(video.mean((0, 1, 3, 4), keepdim=True).expand_as(video), video)
+    assert found[2] > mean_picture + 1, found  # one latent at every patch
+    assert found[-1] > mean_picture + 6
+    assert all(more > less + 0.3 for less, more in zip(found[:-1], found[1:], strict=True)), found
+    assert codes.unique().numel() > 200
+
+
+@torch.no_grad()
+def test_all_blocks_start_as_good_as_the_first(started):
+    video = smooth_clips(8, 2)
+    decoded = started.decode(started.encode(video).codes).pixel_values_videos
+    assert psnr(decoded[:, 4:], video[:, 4:]) == pytest.approx(psnr(decoded[:, :4], video[:, :4]), abs=1.0)
+
+
+@torch.no_grad()
+def test_a_dropped_latent_changes_its_patch_only(started):
+    video = smooth_clips(1, 3)[:, :4]
+    quantized = started.encode(video).quantized
+    full, fewer = (
+        started.decode(quantized=quantized, token_counts=torch.tensor([[n]])).pixel_values_videos for n in (64, 63)
+    )
+    changed = (full - fewer).abs().amax((0, 1, 2)).unflatten(0, (4, 8)).unflatten(2, (4, 8)).amax((1, 3)).flatten()
+    changed = changed.sort(descending=True).values
+    assert changed[0] > 20 * changed[1]
+
+
+@pytest.mark.usefixtures("transform_codec")
+def test_scattered_order_covers_the_frame_evenly():
+    from transform_codec_layout import scattered_order
+
+    order = scattered_order(8)
+    assert sorted(order.tolist()) == list(range(64))
+    first = order[:4]
+    assert len({(int(i) // 8 // 4, int(i) % 8 // 4) for i in first}) == 4  # one in each quarter
+
+
+def test_too_few_heads(transform_codec):
+    model = AdapTokModel(AdapTokConfig(**GEOMETRY | {"latents_per_block": 128}))
+    with pytest.raises(ValueError, match="need 8 heads"):
+        transform_codec.initialize_as_transform_codec(model, smooth_clips(2, 0)[:, :4])
+
+
+def test_tables_of_new_blocks_follow_the_first(transform_codec, started):
+    before = started.encoder.latent_queries.weight.detach().clone()
+    with torch.no_grad():
+        started.encoder.latent_queries.weight[:, :64] += 0.5
+    transform_codec.copy_first_block_tables(started, 1)
+    torch.testing.assert_close(started.encoder.latent_queries.weight.detach(), before + 0.5)
+
+
+@torch.no_grad()
+def test_codes_start_by_k_means(transform_codec):
+    from code_reseeding import start_codebook
+
+    model = AdapTokModel(AdapTokConfig(**GEOMETRY | {"codebook_size": 4, "codebook_dim": 4}))
+    centres = torch.eye(4)
+    latents = torch.nn.functional.normalize(centres.repeat(50, 1) + 0.05 * torch.randn(200, 4), dim=-1)
+    torch.manual_seed(1)
+    start_codebook(model, torch.cat([latents, latents[:20]]), rounds=20)
+    similarity = model.quantizer.normalized_codebook() @ latents.T
+    assert similarity.amax(0).mean() > 0.8
+    start_codebook(model, latents[:2])  # fewer latents than codes
+    assert torch.isfinite(model.quantizer.codebook.weight).all()
