@@ -8,13 +8,15 @@ import resource
 import sys
 from dataclasses import dataclass
 
+import datasets
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from script_runs import SCRIPTS
 from transformers import AutoModel
-from video_files import make_frames, write_avi
+from video_files import make_frames, write_audio_only, write_avi, write_empty, write_text
 
 from adaptok_hf import AdapTokConfig, AdapTokPriorConfig, AdapTokPriorModel
 
@@ -142,7 +144,44 @@ def test_sources_are_joined(scripts, tmp_path):
     keys = [source.read_shard(i)[0].key for i in range(4)]
     assert keys == ["1.avi", "a/0.avi", "Archery/v_Archery_g01_c01.avi", "abcdefghijk.avi"]
     sample = clips.sample(2)
+    before = torch.get_rng_state()
     assert sample.shape == (2, 8, 3, 16, 16) and torch.equal(clips.next_batch(2), sample)
+    assert torch.equal(torch.get_rng_state(), before)  # else a resumed run would draw other token counts
+
+
+def test_a_hub_data_set(scripts, tmp_path, monkeypatch, caplog):
+    """A folder of classes, as `load_dataset` streams it from the Hub, with files among the good ones that are none."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    videos = tmp_path / "videos" / "train" / "running"
+    videos.mkdir(parents=True)
+    for i in range(3):
+        write_avi(videos / f"good_{i}.avi", frames=np.full((8 + i, 16, 16, 3), 40 + 60 * i, np.uint8))
+    write_empty(videos / "empty.avi")
+    write_text(videos / "text.avi")
+    write_avi(videos / "one_frame.avi", frames=make_frames(1, 16, 16))
+    write_audio_only(videos / "sound.mp4")
+    data = {"data_root": ".", "output_dir": "out", "hub_dataset": str(tmp_path / "videos"), "hub_split": "train"}
+    args = scripts("tokenizer_arguments").Arguments(**data)
+    config = AdapTokConfig(image_size=16, num_frames=8, hidden_size=16, num_attention_heads=2)
+    clips = scripts("training_clips").make_training_clips(args, config)
+    assert clips.num_videos is None  # it takes reading to count them
+    source = clips.make_stream().source
+    assert sum(len(list(source.read_shard(i))) for i in range(source.num_shards)) == 7
+    batch = clips.next_batch(6)  # two epochs
+    assert batch.shape == (6, 8, 3, 16, 16)
+    brightness = batch.float().mean((1, 2, 3, 4))
+    for epoch in (brightness[:3], brightness[3:]):
+        assert epoch.sort().values == pytest.approx([40, 100, 160], abs=4)
+    for reason in ("the file is empty", "not a video", "1 frames, but a clip of 8", "no video stream"):
+        assert reason in caplog.text
+    # the next clips after a restart
+    state = clips.state_dict()
+    expected = clips.next_batch(3)
+    resumed = scripts("training_clips").make_training_clips(args, config)
+    resumed.load_state_dict(state)
+    assert torch.equal(resumed.next_batch(3), expected)
+    with pytest.raises(ValueError, match="either train_folders"):
+        scripts("tokenizer_arguments").Arguments(**(data | TINY))
 
 
 def test_random_numbers_are_shared_and_leave_the_others_alone(scripts):
@@ -243,7 +282,7 @@ def test_options_override_the_recipe(parse_arguments, tmp_path):
     (tmp_path / "recipe.json").write_text(json.dumps(TINY))
     required = ["--data_root", "data", "--output_dir", "out"]
     arguments = parse_arguments(tmp_path / "recipe.json", *required, "--logging_steps", "7")
-    assert (arguments.logging_steps, arguments.validation_steps, arguments.learning_rate) == (7, 50, 1e-3)
+    assert arguments.logging_steps == 7 and arguments.validation_steps == TINY["validation_steps"]
     assert arguments.model == TINY["model"] and arguments.data_root == "data"
 
 

@@ -224,6 +224,24 @@ def test_two_processes_train_like_one(tokenizer_run, tmp_path):
 
 
 @pytest.mark.slow
+def test_two_processes_are_resumed_exactly_with_parts_of_batches(tokenizer_run, tmp_path):
+    """Streamed, each process with its own place in the data and its own random numbers (stochastic quantiser)."""
+    recipe = TOKENIZER_RECIPE | {"train_folders": [], "train_weights": [], "stream_folders": ["train"], "report_to": "none"}
+    recipe |= {"stages": [{"steps": 4, "num_blocks": 4, "batch_size": 4}], "gradient_accumulation_steps": 2}
+    recipe |= {"quantize_after": 1, "num_workers": 1}
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    arguments = ["train_tokenizer.py", str(tmp_path / "recipe.json"), *tokenizer_run.options, "--output_dir"]
+    run_script(*arguments, tmp_path / "whole", processes=2)
+    run_script(*arguments, tmp_path / "halves", "--max_train_steps", "2", processes=2)
+    resumed = run_script(*arguments, tmp_path / "halves", "--resume_from_checkpoint", "latest", processes=2)
+    assert "resumed at step 2" in resumed and "on 2 processes" in resumed
+    assert metrics(tmp_path / "halves") == metrics(tmp_path / "whole")
+    for name in ("model", "model_ema"):
+        weights = [tmp_path / run / name / "model.safetensors" for run in ("halves", "whole")]
+        assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+@pytest.mark.slow
 def test_fine_tuning_the_decoder(tokenizer_run, tmp_path):
     recipe = {name: value for name, value in TOKENIZER_RECIPE.items() if "prior" not in name and name != "model"}
     recipe |= {"transform_codec_initialization": False, "quantize_after": 0, "reseed_every": 0}

@@ -77,6 +77,19 @@ class RunArguments:
             raise ValueError(f"resume_from_checkpoint must be 'latest' or such as 'checkpoint-500', got {resume!r}")
 
 
+@dataclass(kw_only=True)
+class ShardingArguments:
+    """Of scripts that use `sharding.py`."""
+
+    shard_over: int = field(
+        default=0,
+        metadata={
+            "help": "Cut weights, gradients, optimiser states and averages into this many parts (FSDP), each on another "
+            "process: all of them, or those of one machine. 0: each process has the whole."
+        },
+    )
+
+
 def share_of_batch(batch_size: int, num_processes: int, gradient_accumulation_steps: int) -> int:
     """Each process' share of a batch.
 

@@ -88,8 +88,8 @@ class RunFolder:
         for name, saved in (("model", model), ("model_ema", model_ema)):
             if saved is not None:
                 write = saved.save_pretrained if self.accelerator.is_main_process else lambda path: None
-                self._replace(name, write)
-        self._replace("checkpoint" if step is None else f"checkpoint-{step}", self.accelerator.save_state)
+                self.replace(name, write)
+        self.replace("checkpoint" if step is None else f"checkpoint-{step}", self.accelerator.save_state)
         if step is not None and self.accelerator.is_main_process:
             # those of later steps are left from before the run was taken back to an earlier one
             past = [path for path in self.checkpoints() if _step_of(path) <= step]
@@ -112,7 +112,7 @@ class RunFolder:
         """
         single, old = self.path / "checkpoint", self.path / "checkpoint.old"
         if self.accelerator.is_main_process and old.exists() and not single.exists():
-            os.replace(old, single)  # killed between the two renames of `_replace`
+            os.replace(old, single)  # killed between the two renames of `replace`
         self.accelerator.wait_for_everyone()
         found = self.checkpoints() or [path for path in [single] if path.exists()]
         if checkpoint != "latest":
@@ -123,7 +123,7 @@ class RunFolder:
             self.accelerator.load_state(str(found[-1]))
         return bool(found)
 
-    def _replace(self, name: str, write: Callable[[str], Any]) -> None:
+    def replace(self, name: str, write: Callable[[str], Any]) -> None:
         final, new, old = (self.path / (name + suffix) for suffix in ("", ".new", ".old"))
         if self.accelerator.is_main_process:
             shutil.rmtree(new, ignore_errors=True)

@@ -4,13 +4,13 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from run_arguments import ClipArguments, RunArguments, share_of_batch
+from run_arguments import ClipArguments, RunArguments, ShardingArguments, share_of_batch
 
 from adaptok_hf.losses import TokenizerLossWeights
 
 
 @dataclass(kw_only=True)
-class Arguments(ClipArguments, RunArguments):
+class Arguments(ClipArguments, RunArguments, ShardingArguments):
     # model
     model: dict = field(default_factory=dict, metadata={"help": "AdapTokConfig fields (in the recipe file)."})
     init_from: str | None = field(default=None, metadata={"help": "Start from this trained tokenizer, folder or Hub id."})
@@ -88,6 +88,11 @@ class Arguments(ClipArguments, RunArguments):
                 "with decoder_only the codes are fixed: prior_weight and reseed_every must be 0, got "
                 f"{self.prior_weight} and {self.reseed_every}"
             )
+        if self.shard_over:
+            # what reaches into whole weights while training; Muon needs whole matrices
+            names = ("use_muon", "transform_codec_initialization", "quantize_after", "reseed_every")
+            if given := {name: getattr(self, name) for name in names if getattr(self, name)}:
+                raise ValueError(f"with shard_over these must be off (as in the paper's recipes): {given}")
         self.loss_weights  # noqa: B018 (raises ValueError)
         for stage in self.stages:
             known = {"num_blocks", "batch_size", "steps"}, {"num_blocks", "batch_size", "epochs"}

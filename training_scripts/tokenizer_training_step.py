@@ -62,7 +62,10 @@ def build_prior(args: Arguments, config: AdapTokConfig) -> AdapTokPriorModel | N
     if not args.prior_weight:
         return None
     entries = {"codebook_dim": config.codebook_dim, "num_latent_tokens": config.num_latent_tokens} | args.prior
-    return AdapTokPriorModel(AdapTokPriorConfig(**entries)).train()
+    prior = AdapTokPriorModel(AdapTokPriorConfig(**entries))
+    if args.gradient_checkpointing:
+        prior.gradient_checkpointing_enable({"use_reentrant": False})
+    return prior.train()
 
 
 def build_adversarial_loss(args: Arguments, config: AdapTokConfig) -> AdversarialLoss | None:

@@ -81,7 +81,7 @@ def save(run: RunFolder, args: Arguments, model: nn.Module, average: nn.Module |
     """Every process must call this."""
     if args.use_lora:
         write = model.save_pretrained if run.accelerator.is_main_process else lambda path, **options: None
-        run._replace("adapter", lambda path: write(path, save_embedding_layers=False))
+        run.replace("adapter", lambda path: write(path, save_embedding_layers=False))
         model, average = merged(model), average and merged(average)
     run.save(model, step, average, args.checkpoints_total_limit)
 

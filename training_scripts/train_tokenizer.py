@@ -15,7 +15,8 @@ The paper's tokenizer, on one machine with 8 GPUs (its batch of 128 clips in 2 p
 
 More lines, for many machines too, are in `training_scripts/README.md`. The recipe holds every number of the run; an option
 on the command line overrides it. Number of processes and mixed precision are accelerate's (`accelerate config`, or
-options of `accelerate launch`). Processes hold whole models: FSDP and DeepSpeed are refused.
+options of `accelerate launch`). Processes hold whole models, or parts of them with `--shard_over`, which stands in for
+accelerate's FSDP and DeepSpeed: these are refused.
 
 `output_dir` gets `model/` and, with `ema_decay`, `model_ema/` (both load with `AutoModel.from_pretrained`),
 `checkpoint-<step>/` (everything that is needed to resume), `validation/` (pictures), `recipe.json` and `metrics.jsonl`.
@@ -33,12 +34,14 @@ from code_reseeding import reseed_codes, start_codebook
 from learning_rate import learning_rate_at
 from recipe_arguments import parse_arguments
 from run_folder import Progress, average_of_weights, start_run
+from sharding import ShardedAverage, save_shards_with_checkpoints, shard, whole_copy, whole_tensor
 from tokenizer_arguments import Arguments, epochs_to_steps, plan_stages
 from tokenizer_training_step import TrainingStep, build_adversarial_loss, build_model, build_optimizers, build_prior
 from tokenizer_validation import Reconstructor, draw_reconstructions, measure_psnr, save_picture
 from training_clips import make_training_clips, shared_draws
 from transform_codec import copy_first_block_tables, initialize_as_transform_codec
 
+from adaptok_hf import AdapTokModel
 from adaptok_hf.block_mask_sampler import sample_token_counts
 from adaptok_hf.data import VideoFolderClips
 from adaptok_hf.losses import TokenizerLoss, scheduled_sampling_ratio
@@ -66,7 +69,7 @@ def main() -> None:
     accelerator, run = start_run(args, "train_tokenizer", kwargs_handlers=[unused])
     whole = (DistributedType.NO, *(getattr(DistributedType, name) for name in dir(DistributedType) if "MULTI_" in name))
     if accelerator.distributed_type not in whole:
-        raise ValueError(f"this script keeps whole models on each process, which {accelerator.distributed_type} does not")
+        raise ValueError(f"to shard models launch without {accelerator.distributed_type} and give --shard_over")
     device, rank, world_size = accelerator.device, accelerator.process_index, accelerator.num_processes
     set_seed(args.seed)
     model = build_model(args)
@@ -85,7 +88,7 @@ def main() -> None:
     if args.warmup_epochs is not None:
         warmup_steps = epochs_to_steps(args, args.warmup_epochs, stages[0].batch_size, clips.num_videos)
     if args.transform_codec_initialization:
-        initialize_as_transform_codec(model, clips.sample(64)[:, : config.tubelet_size].float() / 255)
+        initialize_as_transform_codec(model, clips.sample(256)[:, : config.tubelet_size].float() / 255)
     step_module = TrainingStep(model, build_prior(args, config), args)
     adversarial = build_adversarial_loss(args, config)
     lpips = None
@@ -96,8 +99,11 @@ def main() -> None:
     accelerator.print(f"{size:.2f}M parameters, {total_steps} steps on {world_size} processes")
 
     set_seed(args.seed, device_specific=True)  # processes draw the same clips (`shared_draws`), but their own noise
+    if args.shard_over:
+        shard(step_module, accelerator, args.shard_over)
     optimizers = build_optimizers(step_module, args)
-    step_module, *optimizers = accelerator.prepare(step_module, *optimizers)
+    if not args.shard_over:
+        step_module, *optimizers = accelerator.prepare(step_module, *optimizers)
     tokenizer_loss = TokenizerLoss(args.loss_weights, lpips, adversarial)
     wrapped_adversarial = discriminator_optimizer = None
     if adversarial is not None:
@@ -106,9 +112,20 @@ def main() -> None:
         wrapped_adversarial, discriminator_optimizer = accelerator.prepare(adversarial, discriminator_optimizer)
     progress = TokenizerProgress(config.codebook_size)
     accelerator.register_for_checkpointing(progress, clips)
-    ema = average_of_weights(model, args.ema_decay)
-    if ema is not None:
+    ema = None
+    if args.shard_over:
+        ema = ShardedAverage(model, args.ema_decay) if args.ema_decay else None
+        save_shards_with_checkpoints(accelerator, step_module, optimizers, ema)
+    elif args.ema_decay:
+        ema = average_of_weights(model, args.ema_decay)
         accelerator.register_for_checkpointing(ema)
+
+    def whole_models() -> dict[str, AdapTokModel]:
+        """The model and its average to be measured or saved, by the prefix of what is measured of them."""
+        if not args.shard_over:
+            return {"": model} | ({"ema_": ema.module} if ema else {})
+        return {"": whole_copy(model)} | ({"ema_": whole_copy(model, ema.weights)} if ema else {})
+
     if args.resume_from_checkpoint is not None and run.resume(args.resume_from_checkpoint):
         accelerator.print(f"resumed at step {progress.step}")
 
@@ -166,7 +183,7 @@ def main() -> None:
                     accelerator.backward(terms.pop("total") / num_parts)
                 progress.means.add(terms)
         grad_norm = accelerator.clip_grad_norm_(step_module.parameters(), args.max_grad_norm)
-        progress.means.add({"grad_norm": torch.as_tensor(grad_norm)})
+        progress.means.add({"grad_norm": whole_tensor(torch.as_tensor(grad_norm))})
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
@@ -201,7 +218,7 @@ def main() -> None:
         if val_set is not None and (progress.step % args.validation_steps == 0 or last):
             record = {}
             with accelerator.autocast():
-                for prefix, measured in (("", model), *((("ema_", ema.module),) if ema is not None else ())):
+                for prefix, measured in whole_models().items():
                     reconstruct = Reconstructor(measured, stage.num_blocks, quantize)
                     psnr = measure_psnr(reconstruct, val_set, accelerator)
                     record |= {prefix + name: value for name, value in psnr.items()}
@@ -212,7 +229,9 @@ def main() -> None:
             run.log({"step": progress.step} | record)
             seconds, seen = time.time(), 0
         if progress.step % args.checkpointing_steps == 0 or last:
-            run.save(model, progress.step, ema and ema.module, args.checkpoints_total_limit)
+            models = whole_models()
+            run.save(models[""], progress.step, models.get("ema_"), args.checkpoints_total_limit)
+            del models
     accelerator.end_training()
 
 

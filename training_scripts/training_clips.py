@@ -89,7 +89,9 @@ class StreamBatches:
     def next_batch(self, batch_size: int) -> torch.Tensor:
         """This process' share of a batch, uint8 (clips, frames, 3, size, size)."""
         if self._clips is None:
-            self._clips = iter(self.loader)
+            # it draws a seed for the workers, which must not shift what a resumed run draws next
+            with torch.random.fork_rng(devices=[]):
+                self._clips = iter(self.loader)
         share = islice(self._clips, batch_size // PartialState().num_processes)
         return torch.stack([clip["pixel_values_videos"] for clip in share])
 
