@@ -18,6 +18,7 @@ _HOMES = {
     "AdapTokPriorConfig": "configuration_adaptok_prior",
     "AdapTokARConfig": "configuration_adaptok_ar",
     "AdapTokModel": "modeling_adaptok",
+    "BlockCache": "block_cache",
     "AdapTokScorerModel": "modeling_adaptok_scorer",
     "AdapTokPriorModel": "modeling_adaptok_prior",
     "AdapTokARForCausalLM": "modeling_adaptok_ar",
@@ -34,6 +35,7 @@ __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
     from .allocation import allocate
+    from .block_cache import BlockCache
     from .configuration_adaptok import AdapTokConfig
     from .configuration_adaptok_ar import AdapTokARConfig
     from .configuration_adaptok_prior import AdapTokPriorConfig

@@ -9,6 +9,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .attention_masks import block_rule, build_attention_mask, check_token_counts, kept_rule, kept_tokens
+from .block_cache import BlockCache, run_block
 from .configuration_adaptok import AdapTokConfig
 from .layers import (
     AdapTokLayer,
@@ -104,21 +105,32 @@ class AdapTokEncoder(nn.Module):
         self.latent_type = TypeEmbedding(config.hidden_size) if config.encoder_latent_type_embedding else None
         self.layers = nn.ModuleList(AdapTokLayer(config, i) for i in range(config.num_encoder_layers))
 
-    def forward(self, pixel_values_videos: torch.Tensor) -> torch.Tensor:
-        """(batch, frames, channels, height, width) -> (batch, blocks * latents_per_block, hidden_size)."""
+    def forward(self, pixel_values_videos: torch.Tensor, past_key_values: BlockCache | None = None) -> torch.Tensor:
+        """(batch, frames, channels, height, width) -> (batch, blocks * latents_per_block, hidden_size).
+
+        With a cache, the frames are those of the blocks that follow the ones in it.
+        """
         config = self.config
         num_blocks = pixel_values_videos.shape[1] // config.tubelet_size
         num_patches, num_latents = num_blocks * config.patches_per_block, num_blocks * config.latents_per_block
+        first = past_key_values.num_blocks if past_key_values is not None else 0
+        first_patch, first_latent = first * config.patches_per_block, first * config.latents_per_block
 
-        patches = self.patch_embedding(pixel_values_videos) + self.patch_positions()[:, :num_patches]
+        patches = self.patch_embedding(pixel_values_videos)
+        patches = patches + self.patch_positions()[:, first_patch : first_patch + num_patches]
         if self.patch_type is not None:
             patches = patches + self.patch_type()
-        latents = self.latent_queries()[:, :num_latents]
+        latents = self.latent_queries()[:, first_latent : first_latent + num_latents]
         if self.latent_type is not None:
             latents = latents + self.latent_type()
-        hidden_states = torch.cat([patches, latents.expand(patches.shape[0], -1, -1)], dim=1)
+        latents = latents.expand(patches.shape[0], -1, -1)
         # fixed position tables stay float32 when weights are loaded in half precision
-        hidden_states = hidden_states.to(self.patch_embedding.projection.weight.dtype)
+        dtype = self.patch_embedding.projection.weight.dtype
+        if past_key_values is not None:
+            pairs = zip(latents.to(dtype).chunk(num_blocks, 1), patches.to(dtype).chunk(num_blocks, 1), strict=True)
+            blocks = [run_block(config, config.encoder_attention_type, self.layers, *p, past_key_values) for p in pairs]
+            return torch.cat([latents for latents, _ in blocks], dim=1)
+        hidden_states = torch.cat([patches, latents], dim=1).to(dtype)
 
         blocks = torch.arange(num_blocks, device=hidden_states.device)
         block = torch.cat(
@@ -151,14 +163,24 @@ class AdapTokDecoder(nn.Module):
         self.layers = nn.ModuleList(AdapTokLayer(config, i) for i in range(config.num_decoder_layers))
         self.head = PatchHead(config)
 
-    def forward(self, quantized: torch.Tensor, token_counts: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        quantized: torch.Tensor,
+        token_counts: torch.Tensor | None = None,
+        past_key_values: BlockCache | None = None,
+    ) -> torch.Tensor:
         """
         Args:
             quantized: (batch, blocks, latents_per_block, hidden_size).
             token_counts: (batch, blocks) long, the leading latents of each block that are kept; `None` keeps all.
+            past_key_values: with a cache, the blocks follow the ones in it.
         """
         config = self.config
         batch, num_blocks, per_block, width = quantized.shape
+        if past_key_values is not None:
+            counts = [None] * num_blocks if token_counts is None else token_counts.unbind(1)
+            pairs = zip(quantized.unbind(1), counts, strict=True)
+            return torch.cat([self._next_block(*pair, past_key_values) for pair in pairs], dim=1)
         device = quantized.device
         latents = quantized.reshape(batch, num_blocks * per_block, width)
         table = self.latent_positions()[:, : num_blocks * per_block]
@@ -194,6 +216,28 @@ class AdapTokDecoder(nn.Module):
             hidden_states = layer(hidden_states, mask)
         return self.head(hidden_states[:, num_latents:])
 
+    def _next_block(self, latents: torch.Tensor, token_counts: torch.Tensor | None, cache: BlockCache) -> torch.Tensor:
+        """(batch, latents_per_block, hidden_size), (batch,) -> (batch, tubelet_size, channels, height, width)."""
+        config, batch, dtype = self.config, latents.shape[0], latents.dtype
+        first_latent = cache.num_blocks * config.latents_per_block
+        first_patch = cache.num_blocks * config.patches_per_block
+        kept = None
+        if token_counts is not None:
+            fewest, most = int(token_counts.min()), int(token_counts.max())
+            latents = latents[:, :most]
+            if fewest < most:
+                kept = kept_tokens(token_counts, most)
+                latents = latents * kept[..., None]
+        latents = latents + self.latent_positions()[:, first_latent : first_latent + latents.shape[1]]
+        if self.latent_type is not None:
+            latents = latents + self.latent_type()
+        queries = self.patch_queries()[:, first_patch : first_patch + config.patches_per_block]
+        if self.patch_type is not None:
+            queries = queries + self.patch_type()
+        queries = queries.expand(batch, -1, -1).to(dtype)
+        _, patches = run_block(config, config.decoder_attention_type, self.layers, latents.to(dtype), queries, cache, kept)
+        return self.head(patches)
+
 
 class AdapTokPreTrainedModel(PreTrainedModel):
     config_class = AdapTokConfig
@@ -221,7 +265,9 @@ class AdapTokModel(AdapTokPreTrainedModel):
     """Adaptive, temporally causal video tokenizer (arXiv 2505.17011).
 
     The first `k` blocks of a clip are encoded and decoded alike whether or not later blocks are given, so every method
-    also takes clips of fewer than `config.num_blocks` blocks.
+    also takes clips of fewer than `config.num_blocks` blocks. `encode` and `decode` also take a clip a few blocks at a
+    time, with a [`BlockCache`] each that holds what later blocks see of earlier ones; the result is that of the whole
+    clip, to float round-off.
     """
 
     def __init__(self, config: AdapTokConfig):
@@ -231,7 +277,7 @@ class AdapTokModel(AdapTokPreTrainedModel):
         self.decoder = AdapTokDecoder(config)
         self.post_init()
 
-    def _check_video(self, video: torch.Tensor) -> None:
+    def _check_video(self, video: torch.Tensor, past_key_values: BlockCache | None = None) -> None:
         config = self.config
         size = (config.num_channels, config.image_size, config.image_size)
         if video.ndim != 5 or tuple(video.shape[2:]) != size:
@@ -241,32 +287,46 @@ class AdapTokModel(AdapTokPreTrainedModel):
             raise ValueError(
                 f"a clip has {frames} frames, expected a multiple of {config.tubelet_size} up to {config.num_frames}"
             )
+        if past_key_values is not None:
+            past_key_values.check_next(
+                config.encoder_attention_type, len(video), frames // config.tubelet_size, config.num_blocks
+            )
 
-    def _check_token_counts(self, token_counts: torch.Tensor | None, batch: int, num_blocks: int) -> None:
+    def _check_token_counts(
+        self, token_counts: torch.Tensor | None, batch: int, num_blocks: int, follows: bool = False
+    ) -> None:
+        """`follows`: there are blocks before these, so the first of them may be empty."""
         if token_counts is None:
             return
         if not self.config.adaptive:
             raise ValueError("this tokenizer is not adaptive (CausalTok): it takes no token_counts")
         check_token_counts(token_counts, batch, num_blocks, self.config.latents_per_block)
-        if not torch.compiler.is_compiling() and int(token_counts[:, 0].min()) < 1:
+        if not follows and not torch.compiler.is_compiling() and int(token_counts[:, 0].min()) < 1:
             raise ValueError("the first block of a clip must keep at least 1 token, got 0")
 
     def _blocks(self, tokens: torch.Tensor) -> torch.Tensor:
         """(batch, blocks * latents_per_block, ...) -> (batch, blocks, latents_per_block, ...)."""
         return tokens.unflatten(1, (-1, self.config.latents_per_block))
 
-    def encode(self, pixel_values_videos: torch.Tensor, sample_codes: bool = False) -> AdapTokEncoderOutput:
+    def encode(
+        self,
+        pixel_values_videos: torch.Tensor,
+        sample_codes: bool = False,
+        past_key_values: BlockCache | None = None,
+    ) -> AdapTokEncoderOutput:
         """Video -> codes.
 
         Args:
             pixel_values_videos: (batch, frames, channels, image_size, image_size) in [0, 1].
             sample_codes: draw the codes at the quantiser's temperature instead of taking the nearest.
+            past_key_values: a [`BlockCache`] with the blocks of the clip that were encoded before; `pixel_values_videos`
+                are the blocks that follow, at least one. An empty one at the beginning of a clip.
 
         Raises:
-            ValueError: for a shape that does not fit the configuration.
+            ValueError: for a shape that does not fit the configuration or the cache.
         """
-        self._check_video(pixel_values_videos)
-        latents = self.encoder(pixel_values_videos.to(self.dtype))
+        self._check_video(pixel_values_videos, past_key_values)
+        latents = self.encoder(pixel_values_videos.to(self.dtype), past_key_values)
         quantizer_output = self.quantizer(latents, sample=sample_codes)
         return AdapTokEncoderOutput(
             codes=self._blocks(quantizer_output.codes),
@@ -280,6 +340,7 @@ class AdapTokModel(AdapTokPreTrainedModel):
         token_counts: torch.Tensor | None = None,
         *,
         quantized: torch.Tensor | None = None,
+        past_key_values: BlockCache | None = None,
     ) -> AdapTokDecoderOutput:
         """Codes (or quantised latents) -> video.
 
@@ -288,6 +349,8 @@ class AdapTokModel(AdapTokPreTrainedModel):
             token_counts: (batch, blocks) long, how many leading tokens of each block are kept, 0..latents_per_block and
                 at least 1 in the first block; `None` keeps all.
             quantized: (batch, blocks, latents_per_block, hidden_size), instead of `codes`.
+            past_key_values: a [`BlockCache`] with the blocks of the clip that were decoded before (not the encoder's);
+                the given blocks follow them. Only kept tokens are worked on.
 
         Raises:
             ValueError: if not exactly one of `codes` and `quantized` is given, or for shapes, codes or counts that do
@@ -306,14 +369,17 @@ class AdapTokModel(AdapTokPreTrainedModel):
                 f"{'codes' if quantized is None else 'quantized'} has shape {tuple(given.shape)}, expected (batch, "
                 f"1..{config.num_blocks} blocks, {config.latents_per_block} latents{', width' * (quantized is not None)})"
             )
-        self._check_token_counts(token_counts, given.shape[0], given.shape[1])
+        if past_key_values is not None:
+            past_key_values.check_next(config.decoder_attention_type, *given.shape[:2], config.num_blocks)
+        follows = past_key_values is not None and past_key_values.num_blocks > 0
+        self._check_token_counts(token_counts, given.shape[0], given.shape[1], follows)
         if quantized is None:
             if not torch.compiler.is_compiling() and (int(codes.min()) < 0 or int(codes.max()) >= config.codebook_size):
                 raise ValueError(
                     f"codes must lie in 0..{config.codebook_size - 1}, got {int(codes.min())}..{int(codes.max())}"
                 )
             quantized = self.quantizer.lookup(codes)
-        return AdapTokDecoderOutput(pixel_values_videos=self.decoder(quantized, token_counts))
+        return AdapTokDecoderOutput(pixel_values_videos=self.decoder(quantized, token_counts, past_key_values))
 
     def forward(
         self,

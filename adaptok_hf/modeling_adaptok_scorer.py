@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .attention_masks import block_rule, build_attention_mask, check_token_counts, kept_rule, kept_tokens
+from .block_cache import BlockCache
 from .configuration_adaptok_scorer import AdapTokScorerConfig
 from .layers import AdapTokLayer, LearnedPositions, init_layer_weights
 
@@ -43,6 +44,7 @@ class AdapTokScorerModel(AdapTokScorerPreTrainedModel):
     """Causal over blocks: the scores of a block depend on earlier blocks and their token counts, not on later ones.
 
     The output at the last latent of a level (positions step - 1, 2 step - 1, ...) is the score of that level.
+    `score_block` and `keep_tokens` take a clip one block at a time.
     """
 
     def __init__(self, config: AdapTokScorerConfig):
@@ -101,11 +103,87 @@ class AdapTokScorerModel(AdapTokScorerPreTrainedModel):
         mask = build_attention_mask(config, hidden_states, rule, per_sample=kept is not None)
         for layer in self.layers:
             hidden_states = layer(hidden_states, mask)
-        levels = hidden_states[:, config.score_step - 1 :: config.score_step]
-        scores = self.head_out(torch.tanh(self.head_in(self.norm(levels)))).squeeze(-1)
-        scores = scores.float() * config.score_std + config.score_mean
+        scores = self._scores(hidden_states)
         output = AdapTokScorerOutput(scores=scores.unflatten(1, (num_blocks, config.num_levels)))
         return output if (return_dict is None or return_dict) else output.to_tuple()
+
+    def score_block(self, latents: torch.Tensor, quantized: torch.Tensor, past_key_values: BlockCache) -> torch.FloatTensor:
+        """The scores of the block that follows those in the cache. It is in the cache afterwards, with all its tokens.
+
+        Where it does not keep all, call `keep_tokens` with the count chosen before the next block is scored.
+
+        Args:
+            latents: (batch, latents_per_block, latent_size), the tokenizer's, before quantisation.
+            quantized: the same shape, after quantisation.
+            past_key_values: the kept tokens of the blocks before; empty at the beginning of a clip.
+
+        Returns:
+            (batch, levels) float32: what `forward` gives for this block if `token_counts` has the counts kept of the
+            blocks before and `latents_per_block` for this one.
+
+        Raises:
+            ValueError: for shapes that do not fit the configuration or the cache.
+        """
+        config, cache = self.config, past_key_values
+        self._check_block(latents, quantized)
+        cache.check_next(config.attention_type, len(latents), 1, config.num_blocks)
+        hidden_states = cache.run(config, self.layers, self._embed(latents, quantized, cache.num_blocks))
+        cache.num_blocks += 1
+        cache.open_tokens = config.latents_per_block
+        return self._scores(hidden_states)
+
+    def keep_tokens(
+        self, latents: torch.Tensor, quantized: torch.Tensor, token_counts: torch.Tensor, past_key_values: BlockCache
+    ) -> None:
+        """Takes the dropped tokens of the block that was scored last out of the cache.
+
+        The tokens that stay are computed again, since they may not have seen those that go; none if all stay.
+
+        Args:
+            latents, quantized: as given to `score_block`.
+            token_counts: (batch,) long, the leading latents that are kept, 0..latents_per_block.
+            past_key_values: as given to `score_block`.
+
+        Raises:
+            ValueError: for shapes or counts that do not fit, and if no block was scored since the last call.
+        """
+        config, cache = self.config, past_key_values
+        self._check_block(latents, quantized)
+        check_token_counts(token_counts[:, None], len(latents), 1, config.latents_per_block)
+        if not cache.open_tokens:
+            raise ValueError("keep_tokens follows score_block: the cache holds no block whose count is open")
+        fewest, most = int(token_counts.min()), int(token_counts.max())
+        if fewest < config.latents_per_block:
+            cache.forget(cache.open_tokens)
+        cache.open_tokens = 0
+        if fewest == config.latents_per_block or most == 0:
+            return
+        latents, quantized, kept = latents[:, :most], quantized[:, :most], None
+        if fewest < most:
+            kept = kept_tokens(token_counts, most)
+            latents, quantized = latents * kept[..., None], quantized * kept[..., None]
+        cache.run(config, self.layers, self._embed(latents, quantized, cache.num_blocks - 1), kept)
+
+    def _check_block(self, latents: torch.Tensor, quantized: torch.Tensor) -> None:
+        expected = (self.config.latents_per_block, self.config.latent_size)
+        if latents.shape != quantized.shape or latents.ndim != 3 or tuple(latents.shape[1:]) != expected:
+            raise ValueError(
+                f"latents {tuple(latents.shape)} and quantized {tuple(quantized.shape)} must both be (batch, "
+                f"{expected[0]}, {expected[1]}): one block"
+            )
+
+    def _embed(self, latents: torch.Tensor, quantized: torch.Tensor, block: int) -> torch.Tensor:
+        """Leading tokens of a block (batch, tokens, latent_size) -> (batch, tokens, hidden_size)."""
+        first = block * self.config.latents_per_block
+        inputs = torch.cat([latents, quantized], dim=-1).to(self.dtype)
+        return self.project_in(inputs) + self.positions()[:, first : first + inputs.shape[1]]
+
+    def _scores(self, hidden_states: torch.Tensor) -> torch.FloatTensor:
+        """(batch, tokens of whole blocks, hidden_size) -> (batch, levels of these blocks) float32."""
+        config = self.config
+        levels = hidden_states[:, config.score_step - 1 :: config.score_step]
+        scores = self.head_out(torch.tanh(self.head_in(self.norm(levels)))).squeeze(-1)
+        return scores.float() * config.score_std + config.score_mean
 
 
 __all__ = ["AdapTokScorerModel", "AdapTokScorerPreTrainedModel"]

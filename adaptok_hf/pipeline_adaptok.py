@@ -1,4 +1,5 @@
-"""The pipeline: any video in, tokens on a budget, video out; and new videos (`pipeline_generation`)."""
+"""The pipeline: any video in, tokens on a budget, video out; as a stream (`pipeline_streaming`); and new videos
+(`pipeline_generation`)."""
 
 import hashlib
 import json
@@ -15,10 +16,13 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 
 from .allocation import STRATEGIES, allocate, joint
+from .allocation.budgets import tokens_per_block
+from .block_cache import BlockCache
 from .modeling_adaptok import AdapTokModel
 from .modeling_adaptok_ar import AdapTokARForCausalLM
 from .modeling_adaptok_scorer import AdapTokScorerModel
 from .pipeline_generation import AdapTokGenerationOutput, GenerationMixin, check_output_type
+from .pipeline_streaming import StreamingMixin
 from .tokenized_video import TokenizedVideo
 from .video_processing_adaptok import AdapTokVideoProcessor, ClipBatch
 
@@ -65,9 +69,9 @@ class AdapTokPipelineOutput(BaseOutput):
         return self.tokens.bits_per_second
 
 
-class AdapTokPipeline(GenerationMixin, DiffusionPipeline):
-    """Compresses videos of any length to a budget of tokens and reconstructs them; makes videos of a class or from a few
-    frames.
+class AdapTokPipeline(GenerationMixin, StreamingMixin, DiffusionPipeline):
+    """Compresses videos of any length to a budget of tokens and reconstructs them, whole or as a stream of blocks; makes
+    videos of a class or from a few frames.
 
     Args:
         video_processor ([`AdapTokVideoProcessor`])
@@ -234,7 +238,7 @@ class AdapTokPipeline(GenerationMixin, DiffusionPipeline):
         batch_size: int,
     ) -> TokenizedVideo:
         per_block = self.tokenizer.config.latents_per_block
-        given = {"budget": _tokens_per_block(budget, per_block), "price": price, "threshold": threshold}
+        given = {"budget": tokens_per_block(budget, per_block), "price": price, "threshold": threshold}
         given = {name: value for name, value in given.items() if value is not None}
         if rounding is not None:
             given["rounding"] = rounding
@@ -313,30 +317,46 @@ class AdapTokPipeline(GenerationMixin, DiffusionPipeline):
         budget = given.get("budget")
         if isinstance(budget, tuple) and len(budget) != valid.shape[1]:
             raise ValueError(f"a budget per block position needs {valid.shape[1]} numbers, got {len(budget)}")
+        # A single batch keeps its keys and values from block to block. Those of all clips of a long video would be too
+        # large: many batches are scored from the first block again.
+        cache = BlockCache() if len(latents) == 1 and config.attention_type != "full" else None
         for block in range(valid.shape[1]):
             if not valid[:, block].any():
                 break
             token_counts[:, block] = config.latents_per_block
             with _timed(seconds, "score"):
-                table, start = [], 0
-                for batch_latents, batch_codes in zip(latents, codes, strict=True):
-                    known = slice(0, block + 1)  # later blocks have no influence
-                    quantized = self.tokenizer.quantizer.lookup(batch_codes[:, known].to(self.device))
-                    counts = token_counts[start : start + len(batch_codes), known].to(self.device)
-                    table.append(self.scorer(batch_latents[:, known], quantized, counts).scores[:, block].cpu())
-                    start += len(batch_codes)
+                if cache is None:
+                    table = self._score_from_the_start(latents, codes, token_counts[:, : block + 1])
+                else:
+                    one = latents[0][:, block], self.tokenizer.quantizer.lookup(codes[0][:, block].to(self.device))
+                    table = self.scorer.score_block(*one, cache).cpu()
             arguments = given | ({"budget": budget[block]} if isinstance(budget, tuple) else {})
             with _timed(seconds, "allocate"):
                 token_counts[:, block] = torch.from_numpy(
                     allocate(
-                        torch.cat(table).double().numpy(),
+                        table.double().numpy(),
                         strategy=strategy,
                         step=config.score_step,
                         valid=valid[:, block].numpy(),
                         **arguments,
                     )
                 )
+            if cache is not None and block + 1 < valid.shape[1]:
+                with _timed(seconds, "score"):
+                    self.scorer.keep_tokens(*one, token_counts[:, block].to(self.device), cache)
         return token_counts
+
+    def _score_from_the_start(
+        self, latents: list[torch.Tensor], codes: list[torch.Tensor], token_counts: torch.Tensor
+    ) -> torch.Tensor:
+        """The scores (all clips, levels) of the last block of `token_counts` (all clips, blocks), batch by batch."""
+        scores, start, known = [], 0, slice(0, token_counts.shape[1])  # later blocks have no influence
+        for batch_latents, batch_codes in zip(latents, codes, strict=True):
+            quantized = self.tokenizer.quantizer.lookup(batch_codes[:, known].to(self.device))
+            counts = token_counts[start : start + len(batch_codes)].to(self.device)
+            scores.append(self.scorer(batch_latents[:, known], quantized, counts).scores[:, -1].cpu())
+            start += len(batch_codes)
+        return torch.cat(scores)
 
     def _strategy(self, allocation: str | None, given: dict[str, Any]) -> str | None:
         """The strategy's name, or `None` for keeping everything."""
@@ -404,25 +424,6 @@ def _check_generators(
             theirs, ours = getattr(model.config, entry), getattr(tokenizer.config, entry)
             if theirs != ours:
                 raise ValueError(f"{name} has {entry}={theirs}, the tokenizer {ours}: they do not belong together")
-
-
-def _tokens_per_block(
-    budget: float | str | Sequence[float] | None, latents_per_block: int
-) -> float | tuple[float, ...] | None:
-    """A budget as numbers: `"25%"` becomes a quarter of `latents_per_block`."""
-    if budget is None:
-        return None
-    if isinstance(budget, str):
-        text, share = budget.strip(), 1.0
-        if text.endswith("%"):
-            text, share = text[:-1], latents_per_block / 100
-        try:
-            return float(text) * share
-        except ValueError:
-            raise ValueError(f"a budget is tokens per block or a percentage such as '25%', got {budget!r}") from None
-    if isinstance(budget, Sequence | np.ndarray):
-        return tuple(float(value) for value in budget)
-    return float(budget)
 
 
 def _convert_frames(frames: np.ndarray, output_type: str) -> np.ndarray | torch.Tensor | list:

@@ -98,7 +98,7 @@ def read_video(
     """
     if max_frames is not None and (not isinstance(max_frames, int) or max_frames < 1):
         raise ValueError(f"max_frames must be a positive integer or None, got {max_frames!r}")
-    with closing(_iter_frames(source)) as decoded:
+    with closing(iter_timed_frames(source)) as decoded:
         return _collect(itertools.islice(decoded, max_frames), transform or (lambda frame: frame))
 
 
@@ -111,7 +111,7 @@ def iter_video(source: VideoSource) -> Iterator[tuple[np.ndarray, float]]:
     Yields:
         A uint8 RGB frame `(height, width, 3)`, all of one size, and its time in seconds from the first frame.
     """
-    for frame, seconds, _ in _iter_frames(source):
+    for frame, seconds, _ in iter_timed_frames(source):
         yield frame, seconds
 
 
@@ -224,13 +224,13 @@ def _open_source(source: VideoSource) -> Iterator[tuple[BinaryIO, str]]:
         raise ValueError(f"cannot read a video from {type(source).__name__}; expected a path, bytes or a binary file")
 
 
-def _iter_frames(source: VideoSource) -> Iterator[tuple[np.ndarray, float, float | None]]:
+def iter_timed_frames(source: VideoSource) -> Iterator[tuple[np.ndarray, float, float | None]]:
     """Yield `(frame, seconds, nominal frames per second or None)`."""
     import av
 
     if isinstance(source, av.container.InputContainer):
         source.seek(0)
-        yield from _iter_container(source, source.name or "<container>")
+        yield from iter_container(source, source.name or "<container>")
         return
     with _open_source(source) as (file, name):
         head = file.read(16)
@@ -252,10 +252,10 @@ def _iter_frames(source: VideoSource) -> Iterator[tuple[np.ndarray, float, float
         with container:
             for stream in container.streams.video:
                 stream.thread_type = "AUTO"
-            yield from _iter_container(container, name, cut_short)
+            yield from iter_container(container, name, cut_short)
 
 
-def _iter_container(container: Any, name: str, cut_short: bool = False) -> Iterator[tuple]:
+def iter_container(container: Any, name: str, cut_short: bool = False) -> Iterator[tuple]:
     """Decode the first real video stream of a PyAV container."""
     import av
 

@@ -10,6 +10,7 @@ from .dispatch import STRATEGIES, allocate
 from .integer_programs import JointAllocation, ipal, joint
 from .per_block import quality, threshold
 from .programs import ProgramSolution, solve_program
+from .rate_control import RateController
 from .threshold_search import SearchAllocation, bidelta, bithr
 from .uniform import fixed
 
@@ -17,6 +18,7 @@ __all__ = [
     "STRATEGIES",
     "JointAllocation",
     "ProgramSolution",
+    "RateController",
     "SearchAllocation",
     "allocate",
     "bidelta",

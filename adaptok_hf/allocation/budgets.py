@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Literal
 
+import numpy as np
+
 Rounding = Literal["exact", "floor"]
 
 # Budgets per block position that were published with the original code, for clips of 4 blocks of 512 latents.
@@ -99,6 +101,29 @@ def level_total(
         f"{where}a budget of {budget} tokens per block cannot be met by {blocks} with {num_levels} levels of "
         f"{step} tokens: the nearest feasible {names} tokens per block."
     )
+
+
+def tokens_per_block(
+    budget: float | str | Sequence[float] | None, latents_per_block: int
+) -> float | tuple[float, ...] | None:
+    """A budget as numbers: `"25%"` becomes a quarter of `latents_per_block`.
+
+    Raises:
+        ValueError: for a text that is neither a number nor a percentage.
+    """
+    if budget is None:
+        return None
+    if isinstance(budget, str):
+        text, share = budget.strip(), 1.0
+        if text.endswith("%"):
+            text, share = text[:-1], latents_per_block / 100
+        try:
+            return float(text) * share
+        except ValueError:
+            raise ValueError(f"a budget is tokens per block or a percentage such as '25%', got {budget!r}") from None
+    if isinstance(budget, Sequence | np.ndarray):
+        return tuple(float(value) for value in budget)
+    return float(budget)
 
 
 def budgets_per_position(budget: float | Sequence[float], num_positions: int) -> list[float]:

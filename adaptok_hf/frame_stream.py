@@ -1,0 +1,97 @@
+"""Frames one at a time from anything that gives frames: files, cameras, iterators, arrays."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+
+from .video_io import DEFAULT_FPS, iter_container, iter_timed_frames, check_fps
+from .video_processing_adaptok import AdapTokVideoProcessor
+
+ACCEPTED = (
+    "an iterable of frames (PIL images, arrays or tensors (height, width, 3) or (3, height, width), or several of them "
+    "stacked), a path, an address such as rtsp://..., a camera such as /dev/video0, an open PyAV container, a Video, or "
+    "an array of frames"
+)
+
+Frame = tuple[np.ndarray, float, float]
+
+
+def iter_frames(video: Any, processor: AdapTokVideoProcessor, fps: float | None = None) -> Iterator[Frame]:
+    """Frames of a source, in constant memory.
+
+    Args:
+        video: an iterable of frames, which may also come several at once (4-D); a video file (path, bytes, file object);
+            an address or camera that FFmpeg can open (a string with `://`, or `/dev/video...`); an open PyAV container,
+            which is read from where it stands and never rewound; a [`Video`]; a 4-D array or tensor.
+        processor: turns frames into uint8 arrays.
+        fps: only for frames that do not tell it.
+
+    Yields:
+        uint8 `(height, width, 3)`, seconds from the first frame, frames per second of the source.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError: where a path is no file.
+        OSError: for an address or camera that cannot be opened.
+        ValueError: for something that gives no frames, frames that change their size, and no frames at all.
+    """
+    first = None
+    with closing(_open(video, processor, fps)) as frames:
+        for number, (frame, seconds, rate) in enumerate(frames):
+            first = frame.shape if first is None else first
+            if frame.shape != first:
+                raise ValueError(
+                    f"frame {number} of the stream is {frame.shape[0]}x{frame.shape[1]} (height x width), but it began "
+                    f"with {first[0]}x{first[1]}; all frames must be of one size"
+                )
+            yield frame, seconds, min(max(rate or DEFAULT_FPS, 0.01), 1000.0)
+    if first is None:
+        raise ValueError("the stream ended without a frame")
+
+
+def _open(video: Any, processor: AdapTokVideoProcessor, fps: float | None) -> Iterator[Frame]:
+    knows_fps = isinstance(video, str | bytes) or any(
+        hasattr(video, name) for name in ("read", "__fspath__", "demux", "metadata", "timestamps")
+    )
+    if knows_fps and fps is not None:
+        raise ValueError(f"fps={fps} was given, but a {type(video).__name__} tells its own frame rate")
+    if isinstance(video, str) and ("://" in video or video.startswith("/dev/video")):
+        return _iter_live(video)
+    if hasattr(video, "demux"):
+        return iter_container(video, video.name or "<container>")
+    if isinstance(video, str | bytes) or hasattr(video, "read") or hasattr(video, "__fspath__"):
+        return iter_timed_frames(video)
+    if hasattr(video, "timestamps"):
+        return ((frame, float(time), video.fps) for frame, time in zip(video.frames, video.timestamps, strict=True))
+    if not isinstance(video, Iterable) or isinstance(video, dict | set):
+        raise ValueError(f"cannot stream frames from {type(video).__name__}; expected {ACCEPTED}")
+    if hasattr(video, "metadata"):  # torchcodec
+        fps = video.metadata.average_fps
+    return _iter_items(video, processor, DEFAULT_FPS if fps is None else check_fps(fps))
+
+
+def _iter_items(video: Iterable, processor: AdapTokVideoProcessor, fps: float) -> Iterator[Frame]:
+    number = 0
+    for item in video:
+        if getattr(item, "ndim", None) == 4 and len(item) == 0:
+            continue
+        try:
+            frames = processor.load(item if getattr(item, "ndim", None) == 4 else [item]).frames
+        except ValueError as error:
+            raise ValueError(f"frame {number} of the stream: {error}") from error
+        for frame in frames:
+            yield frame, number / fps, fps
+            number += 1
+
+
+def _iter_live(address: str) -> Iterator[Frame]:
+    """Frames of a camera or an address, as they come."""
+    import av
+
+    try:
+        container = av.open(address, format="v4l2" if address.startswith("/dev/video") else None)
+    except (av.error.FFmpegError, OSError) as error:
+        raise OSError(f"cannot open {address}: {error}") from error
+    with container:
+        yield from iter_container(container, address)
