@@ -1,0 +1,109 @@
+"""`build_demo(pipeline)`: the tabs around one pipeline."""
+
+import html
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import generate_tab
+import gradio as gr
+import inspect_tab
+import predict_tab
+import reconstruct_tab
+from example_clips import make_examples
+from uploads import guarded
+from zero_gpu import on_gpu
+
+from adaptok_hf import AdapTokPipeline
+
+# Uploads are deleted when they are this old; looked for every few minutes.
+_CLEANING_SECONDS, _UPLOAD_LIFETIME = 300, 1800
+# Visitors who may wait; the next one is told that the queue is full.
+QUEUE_LENGTH = 16
+
+# Four blocks with as many tokens as each needs, and the line where all would have the same number.
+_BARS = ((2, 44), (18, 16), (34, 32), (50, 10))
+_LOGO = (
+    '<svg viewBox="0 0 64 64" aria-hidden="true">'
+    + "".join(
+        f'<rect x="{x}" y="4" width="12" height="56" rx="3" fill="var(--at-well)"/>'
+        f'<rect x="{x}" y="{60 - height}" width="12" height="{height}" rx="3" fill="var(--at-adaptive)"/>'
+        for x, height in _BARS
+    )
+    + '<path d="M0 36h64" stroke="var(--at-fixed)" stroke-width="3" stroke-dasharray="5 4" fill="none"/></svg>'
+)
+
+
+def build_demo(pipeline: AdapTokPipeline, model_name: str = "the small checkpoint in the package") -> gr.Blocks:
+    """The whole Space. Launch it with `theme.page_options()`; nothing of it depends on the size of the model.
+
+    Tabs whose model the pipeline lacks are left out.
+
+    Args:
+        pipeline: whose tokenizer must be adaptive.
+        model_name: shown in the head of the page.
+
+    Raises:
+        ValueError: for a tokenizer that keeps all tokens (CausalTok): there is nothing to show.
+    """
+    if not pipeline.tokenizer.config.adaptive:
+        raise ValueError("this tokenizer is not adaptive (CausalTok): the demo shows token budgets, which it does not take")
+    pipeline.set_progress_bar_config(disable=True)
+    made = tempfile.TemporaryDirectory(prefix="adaptok_examples_")
+    examples = make_examples(Path(made.name))
+    with gr.Blocks(
+        title="AdapTok: adaptive video tokens",
+        analytics_enabled=False,
+        delete_cache=(_CLEANING_SECONDS, _UPLOAD_LIFETIME),
+    ) as demo:
+        gr.HTML(_head(pipeline, model_name))
+        connect = partial(_connect, pipeline)
+        with gr.Tabs():
+            with gr.Tab("Reconstruct", id="reconstruct"):
+                reconstruct_tab.build_tab(pipeline, partial(_video_input, examples), connect)
+            if pipeline.ar_model is not None:
+                with gr.Tab("Generate", id="generate"):
+                    generate_tab.build_tab(pipeline, connect)
+            if pipeline.fp_model is not None:
+                with gr.Tab("Predict", id="predict"):
+                    predict_tab.build_tab(pipeline, partial(_video_input, examples), connect)
+            with gr.Tab("Inspect", id="inspect"):
+                inspect_tab.build_tab(pipeline, partial(_video_input, examples), connect)
+            with gr.Tab("About", id="about"):
+                gr.Markdown((Path(__file__).parent / "about.md").read_text(), elem_classes="at-about")
+    demo.example_folder = made  # deleted with the demo
+    return demo.queue(max_size=QUEUE_LENGTH, default_concurrency_limit=1)
+
+
+def _head(pipeline: AdapTokPipeline, model_name: str) -> str:
+    config = pipeline.tokenizer.config
+    facts = [
+        ("model", model_name),
+        ("clip", f"{config.num_frames} frames, {config.image_size}×{config.image_size}"),
+        ("blocks", f"{config.num_blocks} of {config.tubelet_size} frames"),
+        ("tokens per block", f"up to {config.latents_per_block}"),
+        ("codebook", f"{config.codebook_size}"),
+    ]
+    told = "".join(f"<span>{label} <b>{html.escape(value)}</b></span>" for label, value in facts)
+    return (
+        f'<header class="at-hero">{_LOGO}<div><h1>AdapTok</h1><p>Video tokens that go where the video needs them.</p></div>'
+        f'</header><p class="at-facts">{told}</p>'
+    )
+
+
+def _video_input(examples: list[Path]) -> gr.Video:
+    video = gr.Video(label="Video", sources=["upload"], height=236, buttons=[])
+    names = [path.stem.replace("_", " ") for path in examples]
+    if not examples:
+        return video
+    gr.Examples([[str(path)] for path in examples], [video], label="or try one of these", example_labels=names)
+    return video
+
+
+def _connect(pipeline: AdapTokPipeline, event: Callable, function: Callable, inputs, outputs, **options):
+    """Runs `function(pipeline, *inputs)` on an event: one visitor at a time, with errors as messages."""
+    run = on_gpu(guarded(partial(function, pipeline)))
+    if options.get("api_name"):
+        options["api_description"] = function.__doc__.split("\n")[0]
+    return event(run, inputs, outputs, concurrency_limit=1, concurrency_id="model", **options)

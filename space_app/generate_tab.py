@@ -1,0 +1,172 @@
+"""Generate: a video of a class, shown block by block while the model writes its tokens."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gradio as gr
+import numpy as np
+import torch
+from media import image_uri, mosaic
+from player import Panel, player, tiles, token_bars, waiting
+from streaming import Watcher, watch
+
+from adaptok_hf import AdapTokPipeline
+from adaptok_hf.token_layout import unpack
+
+MAX_SEED = 2**31 - 1
+# How often the open block is shown before it is closed.
+_LOOKS_PER_BLOCK = 6
+
+
+def class_choices(pipeline: AdapTokPipeline) -> list[tuple[str, int]]:
+    """(readable name, class id), in the order of the ids."""
+    return [(name.replace("_", " "), label) for label, name in enumerate(pipeline.class_names)]
+
+
+def generate(
+    pipeline: AdapTokPipeline,
+    label: int | str | None,
+    seed: float = 0,
+    guidance: float = 1.5,
+    temperature: float = 1.0,
+    budget: float | None = None,
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields what is there so far, again and again, and at last the video.
+
+    Args:
+        label: class id or name.
+        seed: 0 or more; the same seed gives the same video.
+        guidance: classifier-free guidance, 1 is none.
+        temperature: 0 takes the likeliest token.
+        budget: most tokens per block, on average; `latents_per_block` or `None` leaves it to the model.
+
+    Yields:
+        HTML, and the numbers.
+
+    Raises:
+        ValueError: for an unknown class or impossible settings.
+    """
+    if label is None:
+        raise ValueError("Choose a class first.")
+    if seed is None or not 0 <= seed <= MAX_SEED or seed != int(seed):
+        raise ValueError(f"The seed must be a whole number from 0 to {MAX_SEED}.")
+    config = pipeline.ar_model.config
+    most = config.latents_per_block
+    settings = {"guidance_scale": guidance, "temperature": temperature}
+    if budget is not None and budget < most:
+        settings["budget"] = budget
+    watcher = Watcher(max(1, most // _LOOKS_PER_BLOCK), config.eob_token_id)
+
+    def run(watcher: Watcher):
+        generator = torch.Generator().manual_seed(int(seed))
+        return pipeline.generate(label, generator=generator, stopping_criteria=[watcher], **settings)
+
+    blank = np.zeros((0, 0, 0, 3), np.uint8)
+    yield _show(pipeline, blank, [], False), {"status": "writing"}
+    for found in watch(run, watcher):
+        if isinstance(found, torch.Tensor):
+            frames, counts = _so_far(pipeline, found)
+            yield _show(pipeline, frames, counts, False), {"status": "writing", "token_counts": counts}
+            continue
+        counts = found.token_counts.flatten().tolist()
+        report = {
+            "status": "done",
+            "class": found.class_names[0],
+            "seed": int(seed),
+            "guidance": guidance,
+            "temperature": temperature,
+            "tokens": sum(counts),
+            "token_counts": counts,
+        }
+        yield _show(pipeline, found.frames[0], counts, True, found.fps, report), report
+
+
+@torch.no_grad()
+def _so_far(pipeline: AdapTokPipeline, ids: torch.Tensor) -> tuple[np.ndarray, list[int]]:
+    """The frames of the blocks that have a token, and the tokens of each block; the last block may still be open."""
+    config = pipeline.ar_model.config
+    written = ids[config.prompt_length :]
+    closed = int((written == config.eob_token_id).sum())
+    whole = torch.nn.functional.pad(written, (0, config.num_blocks), value=config.eob_token_id)[None]  # as if it ended here
+    codes, counts = unpack(whole, config.num_blocks, config.latents_per_block, config.eob_token_id)
+    begun = closed + int(closed < config.num_blocks and counts[0, closed] > 0)
+    if begun == 0:
+        return np.zeros((0, 0, 0, 3), np.uint8), []
+    codes, counts = codes[:, :begun].to(pipeline.device), counts[:, :begun].to(pipeline.device)
+    video = pipeline.tokenizer.decode(codes, counts if pipeline.tokenizer.config.adaptive else None).pixel_values_videos
+    frames = (video[0].float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    return frames, counts[0].tolist()
+
+
+def _show(pipeline, frames, counts: list[int], done: bool, fps: float = 0, report: dict | None = None) -> str:
+    config = pipeline.tokenizer.config
+    cards = []
+    for block in range(config.num_blocks):
+        part = frames[block * config.tubelet_size : (block + 1) * config.tubelet_size]
+        count = counts[block] if block < len(counts) else 0
+        if len(part):
+            state = "at-written" if done or block < len(counts) - 1 else "at-open"
+            picture = f'<img src="{image_uri(mosaic(part))}" alt="frames of block {block + 1}">'
+        else:
+            state, picture = "at-todo", "<span></span>"
+        text = f"<b>{count}</b> tokens" if len(part) else "not written yet"
+        cards.append(
+            f'<li class="{state}"><div class="at-glass">{picture}</div><p>Block {block + 1} · {text}</p>'
+            f'<span class="at-progress"><i style="width:{100 * count / config.latents_per_block:.1f}%"></i></span></li>'
+        )
+    blocks = f'<ol class="at-blocks" aria-label="The blocks of the video">{"".join(cards)}</ol>'
+    if done:
+        widths = [config.tubelet_size] * config.num_blocks
+        title = report["class"].replace("_", " ")
+        stage = player(
+            [Panel(title, frames, f"seed {report['seed']}", "adaptive")],
+            fps,
+            token_bars(counts, config.latents_per_block, widths),
+        )
+        whole = config.latents_per_block * config.num_blocks
+        head = tiles(
+            [
+                ("Tokens", str(sum(counts)), f"of {whole}, {100 * sum(counts) / whole:.0f} %"),
+                ("Fewest, most", f"{min(counts)}, {max(counts)}", "in a block: the model's own choice"),
+            ]
+        )
+    else:
+        picture = f'<img src="{image_uri(frames[-1])}" alt="the newest frame">' if len(frames) else "<span></span>"
+        text = f"Writing block {max(1, len(counts))} of {config.num_blocks}: {sum(counts)} tokens so far"
+        stage = f'<div class="at-glass at-stage">{picture}</div>'
+        head = f'<p class="at-status" role="status">{text}</p>'
+    return f'{head}<div class="at-writing"><div>{stage}</div>{blocks}</div>'
+
+
+def build_tab(pipeline: AdapTokPipeline, model_event: Callable) -> None:
+    """The tab's components and events; `model_event` connects."""
+    most = pipeline.tokenizer.config.latents_per_block
+    choices = class_choices(pipeline)
+    gr.Markdown(
+        "**A language model writes a video, one block after the other,** and decides itself when a block has enough "
+        "tokens. Each block is decoded from whatever is there: watch it sharpen.",
+        elem_classes="at-intro",
+    )
+    with gr.Row(elem_classes="at-columns"):
+        with gr.Column(scale=4, min_width=300, elem_classes="at-side"):
+            label = gr.Dropdown(choices, value=choices[0][1], label="Class", filterable=True)
+            with gr.Row(elem_classes="at-tight"):
+                seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, min_width=120)
+                dice = gr.Button("New seed", min_width=110, elem_classes="at-dice")
+            guidance = gr.Slider(1, 4, value=1.5, step=0.1, label="Guidance: how much it insists on the class")
+            temperature = gr.Slider(0, 1.5, value=1.0, step=0.05, label="Temperature: 0 takes the likeliest token")
+            budget = gr.Slider(1, most, value=most, step=1, label="Most tokens per block, on average")
+            button = gr.Button("Generate", variant="primary", elem_id="generate-run")
+        with gr.Column(scale=8, min_width=320):
+            result = gr.HTML(waiting("The video appears here, block by block."))
+            with gr.Accordion("Numbers", open=False):
+                report = gr.JSON(show_label=False)
+    dice.click(None, None, seed, js=f"() => Math.floor(Math.random() * {MAX_SEED})", api_visibility="private")
+    model_event(
+        button.click,
+        generate,
+        [label, seed, guidance, temperature, budget],
+        [result, report],
+        api_name="generate",
+        show_progress="hidden",
+    )

@@ -1,0 +1,149 @@
+"""Predict: a few frames in, what could come next out."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gradio as gr
+import numpy as np
+import torch
+from generate_tab import MAX_SEED
+from player import Panel, note, player, tiles, token_bars, waiting
+from streaming import Watcher, watch
+from uploads import LIMITS, read_upload
+
+from adaptok_hf import AdapTokPipeline
+
+MAX_ROLLOUTS = 4
+MAX_VIDEOS = 3
+DEFAULT_CONDITION = 5
+
+
+def predict(
+    pipeline: AdapTokPipeline,
+    path: str | None,
+    num_condition_frames: int = DEFAULT_CONDITION,
+    num_rollouts: int = 1,
+    num_videos: int = 2,
+    temperature: float = 0.6,
+    seed: float = 0,
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields the progress, then the continuations beside what really came next.
+
+    Args:
+        path: a video file; the frames behind the given ones are only shown for comparison.
+        num_condition_frames: frames that the model is given.
+        num_rollouts: clips that are predicted one after the other, up to 4.
+        num_videos: different continuations, up to 3.
+        temperature: 0 takes the likeliest token.
+        seed: 0 or more; the same seed gives the same videos.
+
+    Yields:
+        HTML, and the numbers.
+
+    Raises:
+        ValueError: for a bad upload or impossible settings.
+    """
+    for name, value, most in (("roll-outs", num_rollouts, MAX_ROLLOUTS), ("continuations", num_videos, MAX_VIDEOS)):
+        if not 1 <= value <= most:
+            raise ValueError(f"The number of {name} must lie in 1..{most}, not {value}.")
+    if seed is None or not 0 <= seed <= MAX_SEED or seed != int(seed):
+        raise ValueError(f"The seed must be a whole number from 0 to {MAX_SEED}.")
+    config, most = pipeline.fp_model.config, pipeline.tokenizer.config.num_frames
+    total = most + (int(num_rollouts) - 1) * (most - int(num_condition_frames))
+    upload = read_upload(pipeline, path, max_frames=max(total, 1))
+    video = upload.video
+    watcher = Watcher(max(1, config.latents_per_block // 4), config.eob_token_id)
+
+    def run(watcher: Watcher):
+        return pipeline.predict(
+            video,
+            num_condition_frames=int(num_condition_frames),
+            num_rollouts=int(num_rollouts),
+            num_videos=int(num_videos),
+            temperature=temperature,
+            generator=torch.Generator().manual_seed(int(seed)),
+            stopping_criteria=[watcher],
+        )
+
+    blocks, rollout, before = config.num_generated_blocks, 0, 0
+    yield waiting("Encoding the given frames …", 0.0), {"status": "encoding"}
+    for found in watch(run, watcher):
+        if isinstance(found, torch.Tensor):
+            written = found[config.prompt_length :]
+            rollout += len(written) < before  # a shorter sequence is a new one
+            before = len(written)
+            closed = min(int((written == config.eob_token_id).sum()), blocks - 1)
+            share = min(1.0, (rollout + closed / blocks) / num_rollouts)
+            block = config.start_block + closed + 1
+            text = f"Clip {rollout + 1} of {num_rollouts}: writing block {block} of {config.num_blocks}"
+            yield waiting(text, share), {"status": "writing"}
+            continue
+        report = {
+            "status": "done",
+            "video": upload.name,
+            "num_condition_frames": int(num_condition_frames),
+            "frames": found.frames.shape[1],
+            "seed": int(seed),
+            "temperature": temperature,
+            "token_counts": found.token_counts.tolist(),
+        }
+        yield _show(pipeline, found, video.frames, report), report
+
+
+def _show(pipeline: AdapTokPipeline, found, truth: np.ndarray, report: dict) -> str:
+    config = pipeline.tokenizer.config
+    given, total = report["num_condition_frames"], report["frames"]
+    panels = [
+        Panel(f"Continuation {index + 1}", frames, f"{int(counts.sum())} tokens", "adaptive")
+        for index, (frames, counts) in enumerate(zip(found.frames, found.token_counts, strict=True))
+    ]
+    left_out = ""
+    if len(truth) >= total:
+        panels.insert(0, Panel("What really came", truth[:total], "the upload itself"))
+    else:
+        left_out = f"The upload has {len(truth)} frames, the prediction {total}: there is nothing to compare it with."
+    counts, widths = [], []
+    for clip, clip_counts in enumerate(found.token_counts[0].tolist()):
+        skipped = 0 if clip == 0 else given  # frames of a later clip that repeat the one before
+        for block, count in enumerate(clip_counts):
+            width = min(config.tubelet_size, (block + 1) * config.tubelet_size - skipped)
+            if width > 0:
+                counts.append(count)
+                widths.append(width)
+    bars = token_bars(counts, config.latents_per_block, widths, legend="tokens per block of continuation 1")
+    head = tiles(
+        [
+            ("Given", f"{given} frames", f"{given / found.fps:.2f} s, marked in the video"),
+            ("Predicted", f"{total - given} frames", f"{(total - given) / found.fps:.2f} s"),
+            ("Tokens", str(int(found.token_counts.sum())), f"in {len(found.frames)} continuation(s)"),
+        ]
+    )
+    return head + player(panels, found.fps, bars, given) + note(left_out)
+
+
+def build_tab(pipeline: AdapTokPipeline, video_input: Callable[[], gr.Video], model_event: Callable) -> None:
+    """The tab's components and events, see `reconstruct_tab.build_tab`."""
+    most = pipeline.tokenizer.config.num_frames
+    gr.Markdown(
+        "**Give it the first frames of a video; it writes on.** Every continuation is a different draw. A roll-out goes on "
+        "from the last frames that the model itself made.",
+        elem_classes="at-intro",
+    )
+    with gr.Row(elem_classes="at-columns"):
+        with gr.Column(scale=4, min_width=300, elem_classes="at-side"):
+            video = video_input()
+            condition = gr.Slider(
+                1, most - 1, value=min(DEFAULT_CONDITION, most - 1), step=1, label="Frames that are given"
+            )
+            rollouts = gr.Slider(1, MAX_ROLLOUTS, value=1, step=1, label="Clips to predict, one after the other")
+            videos = gr.Slider(1, MAX_VIDEOS, value=2, step=1, label="Different continuations")
+            temperature = gr.Slider(0, 1.5, value=0.6, step=0.05, label="Temperature: 0 takes the likeliest token")
+            seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED)
+            button = gr.Button("Predict", variant="primary", elem_id="predict-run")
+            gr.Markdown(f"{LIMITS} of the first frames.", elem_classes="at-small")
+        with gr.Column(scale=8, min_width=320):
+            result = gr.HTML(waiting("The continuations appear here, beside what really came next."))
+            with gr.Accordion("Numbers", open=False):
+                report = gr.JSON(show_label=False)
+    inputs = [video, condition, rollouts, videos, temperature, seed]
+    model_event(button.click, predict, inputs, [result, report], api_name="predict", show_progress="hidden")

@@ -1,0 +1,247 @@
+"""Reconstruct: a video on a token budget, beside the same number of tokens spent evenly."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gradio as gr
+import numpy as np
+from charts import Line, line_chart
+from encoding import EncodedVideo, default_budget, encode_video, psnr, score_step, spread
+from player import Panel, note, player, tiles, token_bars, waiting
+from quality import perceptual_quality
+from uploads import LIMITS, MAX_CLIPS, read_upload
+
+from adaptok_hf import AdapTokPipeline
+from adaptok_hf.tokenized_video import TokenizedVideo
+
+STRATEGIES = {
+    "joint": "joint · one exact program over all blocks",
+    "quality": "quality · a token must be worth its price",
+    "threshold": "threshold · fewest tokens under a loss",
+    "ipal": "ipal · the paper's program per position",
+    "bithr": "bithr · the paper's search on the loss",
+    "bidelta": "bidelta · the paper's search on the gain",
+    "fixed": "fixed · the same number everywhere",
+}
+# Budgets of the curve.
+_CURVE_POINTS = 5
+
+
+def strategies(pipeline: AdapTokPipeline) -> list[str]:
+    """What this pipeline can do: without a scorer, only `fixed`."""
+    return list(STRATEGIES) if pipeline.scorer is not None else ["fixed"]
+
+
+def reconstruct(
+    pipeline: AdapTokPipeline,
+    path: str | None,
+    strategy: str = "joint",
+    budget: float | None = None,
+    price: float | None = None,
+    threshold: float | None = None,
+) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yields the players first, then the same with the rate-distortion curve of this clip.
+
+    Args:
+        path: a video file.
+        strategy: one of `strategies(pipeline)`.
+        budget: tokens per block, on average; not for `quality` and `threshold`.
+        price: predicted loss that 1000 tokens must save, for `quality`.
+        threshold: predicted loss, for `threshold`.
+
+    Yields:
+        HTML of the result, HTML of the curve, and the numbers.
+
+    Raises:
+        ValueError: for a bad upload or a budget that cannot be met.
+    """
+    upload = read_upload(pipeline, path)
+    encoded = encode_video(pipeline, upload.video)
+    tokens = _allocated(pipeline, encoded, strategy, budget, price, threshold)
+    counts = encoded.counts(tokens)
+    mean = sum(counts) / len(counts)
+    level = min(encoded.budgets, key=lambda step: abs(step - mean))
+    fixed_tokens = encoded.allocated("fixed", level)
+
+    original = upload.video.frames
+    frames = pipeline.detokenize(tokens)
+    fixed_frames = frames if fixed_tokens.token_counts.equal(tokens.token_counts) else pipeline.detokenize(fixed_tokens)
+    measure, value = perceptual_quality(frames, original)
+    report = {
+        "video": upload.name,
+        "frames": tokens.num_frames,
+        "fps": round(tokens.fps, 3),
+        "strategy": strategy,
+        "tokens": tokens.num_tokens,
+        "tokens_per_block": round(mean, 3),
+        "token_counts": counts,
+        "bits_per_second": round(tokens.bits_per_second, 1),
+        "psnr_db": round(psnr(frames, original), 3),
+        measure.lower(): round(value, 4),
+        "fixed": {"tokens_per_block": level, "psnr_db": round(psnr(fixed_frames, original), 3)},
+    }
+    result = _show(pipeline, encoded, report, original, frames, fixed_frames, upload.note)
+    yield result, waiting("Measuring the curve of this clip …"), report
+
+    known = {
+        tuple(counts): report["psnr_db"],
+        tuple(encoded.counts(fixed_tokens)): report["fixed"]["psnr_db"],
+    }
+    report["curve"] = _measure_curve(pipeline, encoded, original, known)
+    yield result, _show_curve(report), report
+
+
+def _allocated(
+    pipeline: AdapTokPipeline,
+    encoded: EncodedVideo,
+    strategy: str,
+    budget: float | None,
+    price: float | None,
+    threshold: float | None,
+) -> TokenizedVideo:
+    if strategy not in strategies(pipeline):
+        raise ValueError(f"The allocation must be one of {', '.join(strategies(pipeline))}, not {strategy!r}.")
+    if strategy in ("fixed", "joint"):
+        return encoded.allocated(strategy, default_budget(pipeline) if budget is None else budget)
+    if strategy == "quality":
+        given = {"price": (default_price(pipeline) if price is None else price) / 1000}
+    elif strategy == "threshold":
+        given = {"threshold": pipeline.scorer.config.score_mean if threshold is None else threshold}
+    else:
+        given = {"budget": default_budget(pipeline) if budget is None else budget}
+    return pipeline.tokenize(encoded.video, allocation=strategy, **given)
+
+
+def default_price(pipeline: AdapTokPipeline) -> float:
+    """Loss per 1000 tokens: about what the middle tokens of a block save, by the scorer's spread of losses."""
+    return round(500 * pipeline.scorer.config.score_std / pipeline.tokenizer.config.latents_per_block, 4)
+
+
+def _measure_curve(
+    pipeline: AdapTokPipeline, encoded: EncodedVideo, original: np.ndarray, known: dict[tuple[int, ...], float]
+) -> dict[str, list[dict[str, float]]]:
+    """PSNR at a few budgets. `known` has that of counts that were decoded before; equal counts are decoded once."""
+    curve: dict[str, list[dict[str, float]]] = {}
+    budgets = spread(encoded.budgets, _CURVE_POINTS)
+    for strategy in ("joint", "fixed") if pipeline.scorer is not None else ("fixed",):
+        curve[strategy] = []
+        for budget in budgets:
+            tokens = encoded.allocated(strategy, budget)
+            key = tuple(encoded.counts(tokens))
+            if key not in known:
+                known[key] = psnr(pipeline.detokenize(tokens), original)
+            curve[strategy].append(
+                {
+                    "tokens_per_block": budget,
+                    "bits_per_second": round(tokens.bits_per_second, 1),
+                    "psnr_db": round(known[key], 3),
+                }
+            )
+    return curve
+
+
+def _show(pipeline, encoded: EncodedVideo, report: dict, original, frames, fixed_frames, left_out: str) -> str:
+    config = pipeline.tokenizer.config
+    counts, fixed = report["token_counts"], report["fixed"]
+    mean, most = report["tokens_per_block"], config.latents_per_block
+    gain = report["psnr_db"] - fixed["psnr_db"]
+    adaptive = report["strategy"] != "fixed"
+    panels = [Panel("Original", original, f"{config.image_size} × {config.image_size}")]
+    label = f"{mean:g} tokens per block · {report['psnr_db']:.2f} dB"
+    panels.append(Panel(f"Adaptive ({report['strategy']})" if adaptive else "Fixed", frames, label, "adaptive"))
+    if adaptive:
+        label = f"{fixed['tokens_per_block']} in every block · {fixed['psnr_db']:.2f} dB"
+        panels.append(Panel("Same budget, fixed", fixed_frames, label, "fixed"))
+    widths = [min(config.tubelet_size, len(original) - start) for start in range(0, len(original), config.tubelet_size)]
+    bars = token_bars(counts, most, widths, fixed["tokens_per_block"] if adaptive else None)
+    raw_bits = config.image_size**2 * 24 * report["fps"]
+    measure = "lpips" if "lpips" in report else "ssim"
+    remark = "lower is better" if measure == "lpips" else "1 is identical"
+    entries = [
+        ("Tokens", f"{report['tokens']}", f"of {most * len(counts)}, {100 * mean / most:.0f} %"),
+        (
+            "Rate",
+            f"{report['bits_per_second'] / 1000:.2f} kbit/s",
+            f"1 / {raw_bits / report['bits_per_second']:,.0f} of raw pixels",
+        ),
+        ("PSNR", f"{report['psnr_db']:.2f} dB", f"{gain:+.2f} dB against fixed" if adaptive else "higher is better"),
+        (measure.upper(), f"{report[measure]:.3f}", remark),
+    ]
+    return tiles(entries) + player(panels, encoded.tokens.fps, bars) + note(left_out)
+
+
+def _show_curve(report: dict) -> str:
+    lines, names = [], {"joint": "adaptive (joint)", "fixed": "fixed"}
+    for strategy, points in report["curve"].items():
+        lines.append(
+            Line(
+                names[strategy],
+                [(point["bits_per_second"] / 1000, point["psnr_db"]) for point in points],
+                "adaptive" if strategy == "joint" else "fixed",
+                [f"{point['tokens_per_block']} tokens per block: {point['psnr_db']:.2f} dB" for point in points],
+            )
+        )
+    lines.reverse()  # the adaptive one on top
+    rates = [(x, f"{x:.1f}") for x, _ in lines[0].points]
+    described = "; ".join(
+        f"{names[strategy]}: " + ", ".join(f"{p['psnr_db']:.1f} dB at {p['bits_per_second'] / 1000:.1f}" for p in points)
+        for strategy, points in report["curve"].items()
+    )
+    chosen = (report["bits_per_second"] / 1000, report["psnr_db"], "this budget")
+    return line_chart(lines, "kbit/s, log scale", "PSNR, dB", f"PSNR over kbit/s. {described}", rates, chosen)
+
+
+def build_tab(pipeline: AdapTokPipeline, video_input: Callable[[], gr.Video], model_event: Callable) -> None:
+    """The tab's components and events; `video_input` makes the upload with its examples, `model_event` connects."""
+    step, most = score_step(pipeline), pipeline.tokenizer.config.latents_per_block
+    names, frames = strategies(pipeline), pipeline.tokenizer.config.num_frames
+    gr.Markdown(
+        "**Spend a budget of tokens where the video needs them.** A scorer foresees how much each token would help each "
+        "block; the allocation spends the budget by it. Beside it: the same number of tokens in every block.",
+        elem_classes="at-intro",
+    )
+    with gr.Row(elem_classes="at-columns"):
+        with gr.Column(scale=4, min_width=300, elem_classes="at-side"):
+            video = video_input()
+            budget = gr.Slider(
+                step, most, value=default_budget(pipeline), step=step, label="Budget: tokens per block, on average"
+            )
+            strategy = gr.Dropdown([(STRATEGIES[name], name) for name in names], value=names[0], label="Allocation")
+            price = threshold = gr.State(None)
+            if pipeline.scorer is not None:
+                scorer = pipeline.scorer.config
+                middle = default_price(pipeline)
+                price = gr.Slider(
+                    0,
+                    8 * middle,
+                    value=middle,
+                    step=middle / 20,
+                    label="Price: loss that 1000 tokens must save",
+                    visible=False,
+                )
+                low, high = scorer.score_mean - 2 * scorer.score_std, scorer.score_mean + 2 * scorer.score_std
+                threshold = gr.Slider(
+                    round(max(low, 0), 3), round(high, 3), value=round(scorer.score_mean, 3), step=0.001,
+                    label="Threshold: highest predicted loss", visible=False,
+                )  # fmt: skip
+                strategy.change(
+                    lambda name: [
+                        gr.update(visible=name not in ("quality", "threshold")),
+                        gr.update(visible=name == "quality"),
+                        gr.update(visible=name == "threshold"),
+                    ],
+                    strategy,
+                    [budget, price, threshold],
+                    queue=False,
+                    show_progress="hidden",
+                    api_visibility="private",
+                )
+            button = gr.Button("Reconstruct", variant="primary", elem_id="reconstruct-run")
+            gr.Markdown(f"{LIMITS} of the first {MAX_CLIPS * frames} frames.", elem_classes="at-small")
+        with gr.Column(scale=8, min_width=320):
+            result = gr.HTML(waiting("Original, reconstruction and the tokens of each block appear here."))
+            curve = gr.HTML()
+            with gr.Accordion("Numbers", open=False):
+                report = gr.JSON(show_label=False)
+    inputs, outputs = [video, strategy, budget, price, threshold], [result, curve, report]
+    model_event(button.click, reconstruct, inputs, outputs, api_name="reconstruct", show_progress_on=result)
