@@ -23,7 +23,7 @@ format: $(STAMP)
 
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --editable ".[train,evaluate,test]" --constraint constraints.txt
+	$(VENV)/bin/python -m pip install --quiet --editable ".[train,evaluate,space,test]" --constraint constraints.txt
 	touch $@
 
 clean:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .video_io import DEFAULT_FPS, iter_container, iter_timed_frames, check_fps
+from .video_io import DEFAULT_FPS, check_fps, iter_container, iter_timed_frames
 from .video_processing_adaptok import AdapTokVideoProcessor
 
 ACCEPTED = (

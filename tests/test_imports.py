@@ -18,11 +18,11 @@ LAYERS = [
     (0, ("attention_masks", "token_layout", "block_mask_sampler", "video_io", "tokenized_video", "class_names")),
     (0, ("allocation", "data", "metrics")),
     (1, ("configuration_*",)),
-    (2, ("quantization", "layers", "generation_*")),
+    (2, ("quantization", "layers", "block_cache", "generation_*")),
     (3, ("modeling_*", "losses")),
-    (4, ("video_processing_*", "conversion", "conversion_*")),
+    (4, ("video_processing_*", "frame_stream", "conversion", "conversion_*")),
     (5, ("pipeline_*", "reporting")),
-    (6, ("cli", "__main__")),
+    (6, ("evaluation", "cli", "cli_*", "__main__")),
 ]
 WITHOUT_LAYER = ("__init__", "auto_registration")
 

@@ -26,6 +26,7 @@ class Protocol:
         precision: of the model.
         features: of distribution metrics.
         ddof: covariances are divided by N - ddof.
+        allocation_batch: videos whose clips share one token budget; `None` where a clip's tokens do not depend on others.
         source: who defined it.
     """
 
@@ -43,12 +44,15 @@ class Protocol:
     precision: Literal["float32", "float16", "bfloat16"] = "float32"
     features: str = "I3D RGB Kinetics-400 logits"
     ddof: int = 0
+    allocation_batch: int | None = None
     source: str = ""
 
     @property
     def hash(self) -> str:
         """12 hexadecimal digits over all fields but `name` and `source`."""
         fields = {key: value for key, value in dataclasses.asdict(self).items() if key not in ("name", "source")}
+        if self.allocation_batch is None:  # hashes of results that were saved before this field was there stay valid
+            del fields["allocation_batch"]
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
 
 

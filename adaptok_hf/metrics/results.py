@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import uuid
 import warnings
@@ -20,8 +21,9 @@ class MetricResult:
     """
     Args:
         metric: which one, with its network: `"VideoPSNR"`, `"VideoLPIPS (vgg)"`, `"FrechetVideoDistance (I3DNetwork)"`.
-        value: the number.
-        low, high: 95% bootstrap interval over videos.
+        value: the number. The PSNR of identical videos is infinite: `to_dict` then gives `None`, because JSON has no such
+            number, and names the entry in `infinite`.
+        low, high: 95% bootstrap interval over videos; `None` where one video gives none.
         num_videos: of the smaller side.
         protocol: how it was measured; saved with its hash.
         weights_sha256: of the network's tensors; `None` without a network.
@@ -34,8 +36,8 @@ class MetricResult:
 
     metric: str
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     num_videos: int
     protocol: Protocol
     weights_sha256: str | None = None
@@ -45,14 +47,16 @@ class MetricResult:
 
     def to_dict(self) -> dict:
         """Plain values for JSON, the protocol's fields and hash included."""
-        return {**dataclasses.asdict(self), "protocol_hash": self.protocol.hash}
+        values = {**dataclasses.asdict(self), "protocol_hash": self.protocol.hash}
+        infinite = [name for name, value in values.items() if isinstance(value, float) and math.isinf(value)]
+        return values | dict.fromkeys(infinite) | {"infinite": infinite}
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes JSON, beside the destination first, then renamed."""
         path = Path(path)
         partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
         try:
-            partial.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+            partial.write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
@@ -147,7 +151,10 @@ def real_floor(
 
 
 def _interval(values: torch.Tensor) -> tuple[float, float]:
-    low, high = values.double().quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    # between infinite values there is nothing to interpolate
+    how = "linear" if values.isfinite().all() else "nearest"
+    low, high = values.double().quantile(ends, interpolation=how).tolist()
     return low, high
 
 

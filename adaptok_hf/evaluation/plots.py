@@ -1,0 +1,233 @@
+"""Pictures of an evaluation. Every function takes plain data and writes one PNG."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from .plot_style import COLOURS, MARKERS, figure_file
+
+
+def plot_rate_distortion(path: str | Path, curves: Mapping[str, Sequence[tuple]], ylabel: str, maximum: int) -> Path:
+    """
+    A metric over tokens, one line per strategy, with bands.
+
+    Args:
+        curves: name -> points (tokens per block, value, low, high); low and high may be `None`.
+        maximum: tokens of a full block.
+    """
+    with figure_file(path, 4.6, 3.3) as (_, axes):
+        ax = axes[0, 0]
+        ticks = set()
+        for index, (name, points) in enumerate(curves.items()):
+            points = sorted(points)
+            tokens, values = [point[0] for point in points], [point[1] for point in points]
+            ticks |= set(tokens) if index == 0 else set()
+            colour = COLOURS[index % len(COLOURS)]
+            ax.plot(tokens, values, color=colour, marker=MARKERS[index % len(MARKERS)], label=name, alpha=0.9)
+            band = [point for point in points if point[2] is not None]
+            if len(band) > 1:
+                ax.fill_between(
+                    [p[0] for p in band], [p[2] for p in band], [p[3] for p in band], color=colour, alpha=0.05, linewidth=0
+                )
+        ax.set_xscale("log", base=2)
+        shown = sorted(ticks) or [1, maximum]
+        ax.set_xticks(shown, [f"{tick:g}" for tick in shown])
+        ax.minorticks_off()
+        ax.set(xlabel=f"tokens per block (of {maximum})", ylabel=ylabel)
+        ax.legend(ncols=2)
+    return Path(path)
+
+
+def plot_differences(path: str | Path, rows: Mapping[str, Sequence[tuple]], ylabel: str) -> Path:
+    """
+    What strategies gain over `fixed` on the same clips, with intervals.
+
+    Args:
+        rows: strategy -> points (budget, difference, low, high).
+    """
+    budgets = sorted({point[0] for points in rows.values() for point in points})
+    with figure_file(path, 5.0, 3.0) as (_, axes):
+        ax = axes[0, 0]
+        for index, (name, points) in enumerate(rows.items()):
+            shift = (index - (len(rows) - 1) / 2) * 0.8 / max(1, len(rows))
+            x = [budgets.index(point[0]) + shift for point in points]
+            values = np.array([point[1] for point in points])
+            errors = np.abs(np.array([[p[1] - p[2], p[3] - p[1]] for p in points]).T)
+            ax.errorbar(
+                x, values, yerr=errors, fmt=MARKERS[index % len(MARKERS)], color=COLOURS[(index + 1) % len(COLOURS)],
+                label=name, capsize=2, linewidth=1,
+            )  # fmt: skip
+        ax.axhline(0, color="#444444", linewidth=0.8)
+        ax.set_xticks(range(len(budgets)), [f"{budget:g}" for budget in budgets])
+        ax.grid(axis="x", visible=False)
+        ax.set(xlabel="budget (tokens per block)", ylabel=ylabel)
+        ax.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, 1.16))
+    return Path(path)
+
+
+def plot_allocation(path: str | Path, counts: Mapping[str, Sequence[int]], budget: float, step: int, maximum: int) -> Path:
+    """
+    How many blocks get how many tokens, a panel for each strategy.
+
+    Args:
+        counts: strategy -> tokens of all blocks.
+        step, maximum: levels are step, 2 step, ..., maximum.
+    """
+    columns = min(3, len(counts))
+    rows = -(-len(counts) // columns)
+    edges = np.arange(step / 2, maximum + step, step)
+    with figure_file(path, 2.3 * columns + 0.4, 1.7 * rows + 0.5, rows, columns, sharex=True, sharey=True) as (fig, axes):
+        for index, ax in enumerate(axes.flat):
+            ax.set_visible(index < len(counts))
+        for index, (name, values) in enumerate(counts.items()):
+            ax = axes.flat[index]
+            share = np.histogram(values, bins=edges)[0] / max(1, len(values))
+            ax.bar(edges[:-1] + step / 2, share, width=0.86 * step, color=COLOURS[0])
+            ax.axvline(budget, color=COLOURS[1], linestyle="--", linewidth=1)
+            ax.set_title(f"{name}, mean {np.mean(values):.1f}")
+            ax.grid(axis="x", visible=False)
+            ax.set_xlim(0, maximum + step)
+        # adaptive strategies are what is to be seen: a single full bar would flatten them
+        shares = [np.histogram(v, bins=edges)[0].max() / max(1, len(v)) for v in counts.values()]
+        spread = [share for share in shares if share < 0.9]
+        axes.flat[0].set_ylim(0, min(1.0, 1.15 * max(spread)) if spread else 1.0)
+        fig.supxlabel(f"tokens of a block (dashed: budget {budget:g})", fontsize=9)
+        fig.supylabel("share of blocks", fontsize=9)
+    return Path(path)
+
+
+def plot_score_curves(
+    path: str | Path, predicted: np.ndarray, measured: np.ndarray, levels: Sequence[int], names: Sequence[str], loss: str
+) -> Path:
+    """
+    The scorer's prediction and the measured loss over tokens (the paper's Fig. J): a row per clip, a column per block.
+
+    Args:
+        predicted, measured: (clips, blocks, levels).
+        levels: tokens at each level.
+        names: of the clips.
+        loss: what is measured, for the axis.
+    """
+    clips, blocks, _ = predicted.shape
+    with figure_file(path, 1.75 * blocks + 0.5, 1.5 * clips + 0.7, clips, blocks, sharex=True, sharey="row") as (fig, axes):
+        for clip in range(clips):
+            for block in range(blocks):
+                ax = axes[clip, block]
+                ax.plot(levels, measured[clip, block], color=COLOURS[0], label="measured")
+                ax.plot(levels, predicted[clip, block], color=COLOURS[1], linestyle="--", label="predicted")
+                if clip == 0:
+                    ax.set_title(f"block {block + 1}")
+            axes[clip, 0].set_ylabel(names[clip])
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        fig.legend(handles, labels, ncols=2, loc="outside upper center")
+        fig.supxlabel("tokens of the block", fontsize=9)
+        fig.supylabel(loss, fontsize=9)
+    return Path(path)
+
+
+def plot_tokens_over_time(
+    path: str | Path,
+    frames: np.ndarray,
+    token_counts: Sequence[int],
+    frames_per_block: int,
+    fps: float,
+    cuts: Sequence[int],
+    maximum: int,
+    title: str = "",
+) -> Path:
+    """
+    The tokens of each block over a video, its frames above, scene cuts as lines (the paper's Figs. E and F).
+
+    Args:
+        frames: uint8 (frames, height, width, 3).
+        token_counts: of each block, in order.
+        cuts: index of each first frame after a cut.
+    """
+    seconds = len(frames) / fps
+    starts = np.arange(len(token_counts)) * frames_per_block / fps
+    widths = np.diff([*starts, seconds])  # the last block may be cut short
+    shown = 10
+    with figure_file(path, 7.0, 2.9, 2, 1, gridspec_kw={"height_ratios": [1, 2.1]}) as (_, axes):
+        strip, ax = axes[0, 0], axes[1, 0]
+        picked = ((np.arange(shown) + 0.5) * len(frames) / shown).astype(int)
+        strip.imshow(np.concatenate(list(frames[picked]), axis=1), extent=(0, seconds, 0, seconds / shown), aspect="auto")
+        strip.set_axis_off()
+        strip.set_title(title)
+        ax.bar(starts, token_counts, width=0.92 * widths, align="edge", color=COLOURS[0])
+        for index, cut in enumerate(cuts):
+            label = "scene cut" if index == 0 else None
+            ax.axvline(cut / fps, color=COLOURS[1], linestyle="--", linewidth=1.1, label=label)
+        ax.axhline(float(np.mean(token_counts)), color="#444444", linestyle=":", linewidth=1, label="mean")
+        ax.set(xlabel="seconds", ylabel="tokens of the block", xlim=(0, seconds), ylim=(0, maximum * 1.03))
+        ax.grid(axis="x", visible=False)
+        ax.legend(ncols=2, loc="upper right", bbox_to_anchor=(1, 1.17))
+    return Path(path)
+
+
+def plot_attention(path: str | Path, frames: np.ndarray, maps: np.ndarray, tokens: Sequence[int], layer: int) -> Path:
+    """
+    Where latent tokens look (the paper's Fig. I): a row per token, a column per block, over the block's first frame.
+
+    Args:
+        frames: uint8 (blocks, height, width, 3).
+        maps: (tokens, blocks, grid, grid), attention of each to the patches of its own block.
+        tokens: index of each token within its block.
+        layer: in which, for the caption.
+    """
+    blocks, (height, width) = len(frames), frames.shape[1:3]
+    grey = np.repeat(frames.mean(axis=3, keepdims=True) / 255, 3, axis=3)
+    with figure_file(path, 1.25 * blocks + 0.5, 1.3 * (len(tokens) + 1), len(tokens) + 1, blocks) as (figure, axes):
+        for block in range(blocks):
+            axes[0, block].imshow(frames[block])
+            axes[0, block].set_title(f"block {block + 1}")
+            for row in range(len(tokens)):
+                ax, weights = axes[row + 1, block], maps[row, block]
+                ax.imshow(0.3 + 0.7 * grey[block])
+                extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+                ax.imshow(weights, extent=extent, cmap="magma", alpha=0.6, vmin=0, interpolation="bilinear")
+                ax.text(0.04, 0.06, f"{weights.sum():.0%}", color="white", fontsize=7, transform=ax.transAxes)
+        for row, ax in enumerate(axes[:, 0]):
+            ax.set_ylabel("input" if row == 0 else f"token {tokens[row - 1] + 1}")
+        for ax in axes.flat:
+            ax.set(xticks=[], yticks=[])
+            ax.grid(False)
+            for spine in ax.spines.values():
+                spine.set_visible(False)
+        told = f"encoder layer {layer + 1}; each map has its own scale; number: attention spent on the block's patches"
+        figure.supxlabel(told, fontsize=7)
+    return Path(path)
+
+
+def plot_horizon(path: str | Path, curves: Mapping[str, np.ndarray], num_given: int, ylabel: str) -> Path:
+    """
+    A metric over the frames of predictions.
+
+    Args:
+        curves: name -> (frames, 3): mean, low, high.
+        num_given: frames that were given; shaded.
+    """
+    with figure_file(path, 4.6, 3.0) as (_, axes):
+        ax = axes[0, 0]
+        for index, (name, values) in enumerate(curves.items()):
+            frames, colour = np.arange(1, len(values) + 1), COLOURS[index]
+            ax.plot(frames, values[:, 0], color=colour, marker=MARKERS[index], label=name)
+            ax.fill_between(frames, values[:, 1], values[:, 2], color=colour, alpha=0.15, linewidth=0)
+        ax.axvspan(0.5, num_given + 0.5, color="#eeeeee", zorder=0)
+        ax.text(0.5 + num_given / 2, 0.03, "given", ha="center", transform=ax.get_xaxis_transform(), color="#666666")
+        ax.set(xlabel="frame", ylabel=ylabel, xlim=(0.5, len(values) + 0.5))
+        ax.legend()
+    return Path(path)
+
+
+def plot_class_tokens(path: str | Path, tokens: Mapping[str, Sequence[int]]) -> Path:
+    """Tokens of generated videos by class: every video a dot, the mean a line; classes in the order of their means."""
+    order = sorted(tokens, key=lambda name: np.mean(tokens[name]))
+    with figure_file(path, 5.2, 0.17 * len(order) + 0.8) as (_, axes):
+        ax = axes[0, 0]
+        for row, name in enumerate(order):
+            ax.plot(tokens[name], [row] * len(tokens[name]), "o", color=COLOURS[0], alpha=0.4, markersize=3.5, mew=0)
+            ax.plot([np.mean(tokens[name])] * 2, [row - 0.35, row + 0.35], color=COLOURS[1], linewidth=1.8)
+        ax.set_yticks(range(len(order)), [name.replace("_", " ") for name in order])
+        ax.set(xlabel="tokens of a generated video (line: mean of the class)", ylim=(-0.7, len(order) - 0.3))
+    return Path(path)

@@ -1,0 +1,313 @@
+"""How well clips come back from their tokens: every model at every setting over a set of videos.
+
+Each clip is encoded once and decoded once per different token counts, whatever the number of settings that choose them.
+"""
+
+import dataclasses
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from ..allocation import allocate
+from ..data import VideoFiles
+from ..metrics import Protocol
+from ..metrics.weight_formats import tensors_sha256
+from .clip_chunks import ClipChunks, Clips
+from .encoded_clips import allocate_clips, decode_clips, encode_clips, search_parameter
+from .measuring import Networks, clip_features, measure_clips
+from .part_files import PartFiles
+from .processes import process_state
+from .reconstruction_results import summarize_reconstruction
+from .settings import SEARCHED, Setting, make_settings
+from .tables import write_results
+
+logger = logging.getLogger(__name__)
+
+AS_IS = Setting("as is")
+
+
+def evaluate_reconstruction(
+    models: Mapping[str, Any],
+    source: VideoFiles,
+    protocol: Protocol,
+    output_dir: str | Path,
+    *,
+    strategies: Sequence[str] = ("fixed", "joint"),
+    budgets: Sequence[float | str] = ("25%",),
+    batches: Sequence[int] = (64,),
+    ipal_budgets: str = "equal",
+    networks: Networks | None = None,
+    fvd_budgets: Sequence[float | str] | None = None,
+    batch_size: int = 8,
+    seed: int = 0,
+    paper: Sequence[dict] = (),
+) -> dict[str, Any] | None:
+    """
+    Measures reconstructions and writes `results.json`, `results.csv`, `results.md` and `per_video.csv`. All processes of an
+    accelerate launch call it, each takes its share of the videos; the folder must be one that all of them see. A killed run
+    that is started again goes on with the chunk of videos and the setting at which it was; more budgets, strategies and FVD
+    can be added to a finished folder.
+
+    Args:
+        models: name -> `AdapTokPipeline`, or any object with `encode(videos) -> tokens` and `decode(tokens) -> videos` for
+            (clips, frames, 3, height, width) floats in [0, 1], which is measured as it is. Where its tokens have an
+            attribute `token_counts` (clips, blocks), they are counted.
+        source: the videos.
+        protocol: which frames, at what size; its `allocation_batch` is set for each result.
+        strategies, budgets, batches, ipal_budgets: see `make_settings`. A batch counts VIDEOS: their clips share a budget.
+            All batches must divide the largest.
+        networks: for LPIPS and FVD, see `load_networks`; by default neither is measured.
+        fvd_budgets: measure FVD at these budgets only (on a CPU, it takes most of the time).
+        batch_size: clips that are encoded, scored and decoded together.
+        paper: the paper's numbers, to stand beside ours: dicts of `model`, `strategy`, `budget` and metrics.
+
+    Returns:
+        What `results.json` holds, on the main process; `None` on others.
+
+    Raises:
+        ValueError: for settings that do not fit, clips that do not fit a model, or a folder with results of another
+            configuration.
+    """
+    networks = networks or Networks()
+    state, output = process_state(), Path(output_dir)
+    settings, fvd_settings = {}, set()
+    for name, model in models.items():
+        _check_model(name, model, protocol, strategies)
+        settings[name] = [AS_IS]
+        if _is_adaptive(model):
+            per_block = model.tokenizer.config.latents_per_block
+            settings[name] = make_settings(strategies, budgets, batches, per_block, ipal_budgets)
+            _check_fixed_budgets(model, settings[name])
+            wanted = budgets if fvd_budgets is None else fvd_budgets
+            chosen = {setting.budget for setting in make_settings(["fixed"], wanted, [1], per_block)}
+            fvd_settings |= {(name, setting) for setting in settings[name] if setting.budget in chosen}
+        else:
+            fvd_settings.add((name, AS_IS))
+    chunk_size = max(batches)
+    if wrong := [batch for batch in batches if chunk_size % batch]:
+        raise ValueError(f"all batches must divide the largest, {chunk_size}; {wrong[0]} does not")
+    chunks = ClipChunks(source, protocol, chunk_size, seed)
+    configuration = {
+        "task": "reconstruction",
+        "protocol": protocol.hash,
+        "data": chunks.identity,
+        "models": {name: _fingerprint(model) for name, model in models.items()},
+        "lpips": networks.lpips_key,
+    }
+    parts = PartFiles(output / "parts", configuration, state.is_main_process)
+    state.wait_for_everyone()
+
+    if state.is_main_process:
+        for name, model in models.items():
+            _search_parameters(name, model, settings[name], chunks, parts, batch_size)
+    state.wait_for_everyone()
+
+    own = range(state.process_index, len(chunks), state.num_processes)
+    for name, model in models.items():
+        bar = tqdm(total=len(own) * len(settings[name]), desc=name, disable=not state.is_main_process)
+        for index in own:
+            work = _Chunk(index, chunks, parts, networks, batch_size)
+            for setting in settings[name]:
+                work.measure(name, model, setting, fvd=networks.features is not None and (name, setting) in fvd_settings)
+                bar.update()
+        bar.close()
+    state.wait_for_everyone()
+    if not state.is_main_process:
+        return None
+    report, rows = summarize_reconstruction(parts, len(chunks), settings, protocol, networks, paper)
+    report["num_processes"] = state.num_processes
+    write_results(output, report, rows)
+    return report
+
+
+class _Chunk:
+    """The clips of a chunk; read and encoded when something about them is still to be measured."""
+
+    def __init__(self, index: int, chunks: ClipChunks, parts: PartFiles, networks: Networks, batch_size: int):
+        self.index, self.chunks, self.parts, self.networks = index, chunks, parts, networks
+        self.batch_size = batch_size
+        self.clips: Clips | None = None
+        self.encoded: Any = None
+        # (clip, *counts) -> what was measured: settings often agree on a clip
+        self.numbers: dict[tuple, dict] = {}
+        self.features: dict[tuple, torch.Tensor] = {}
+
+    def measure(self, name: str, model: Any, setting: Setting, fvd: bool) -> None:
+        """Writes the part of this setting, and with `fvd` that of its features, unless they are there."""
+        index, key = f"{self.index:05d}", self.networks.features_key
+        if fvd and not self.parts.exists(f"real-{key}", index):
+            self._read()
+            self._write_features((f"real-{key}", index), [self._take_features(part) for part in self._originals().split(1)])
+        rows_missing = not self.parts.exists(name, setting.name, index)
+        features_missing = fvd and not self.parts.exists(name, setting.name, f"{index}-{key}")
+        if not rows_missing and not features_missing:
+            return
+        self._read()
+        if not len(self.clips):
+            rows, seconds, features = [], {}, []
+        elif not _is_pipeline(model):
+            rows, seconds, features = self._measure_codec(model, features_missing)
+        else:
+            rows, seconds, features = self._measure_setting(name, model, setting, rows_missing, features_missing)
+        if features_missing:
+            self._write_features((name, setting.name, f"{index}-{key}"), features)
+        if rows_missing:
+            self.parts.write(name, setting.name, index, rows={"clips": rows, "seconds": seconds})
+
+    def _read(self) -> None:
+        if self.clips is None:
+            self.clips = self.chunks.read(self.index)
+
+    def _originals(self, clips: Any = slice(None)) -> torch.Tensor:
+        return self.clips.videos[clips] / 255
+
+    def _take_features(self, videos: torch.Tensor) -> torch.Tensor:
+        return clip_features(self.networks.features, videos, self.chunks.protocol.feature_size)
+
+    def _write_features(self, name: tuple[str, ...], features: list[torch.Tensor]) -> None:
+        width = self.networks.features.num_features
+        tensor = torch.cat(features) if features else torch.zeros(0, width)
+        self.parts.write(*name, rows=[], tensors={"features": tensor})
+
+    def _row(self, clip: int, counts: list[int] | None, bits: float | None, numbers: dict) -> dict:
+        clips, frames = self.clips, self.chunks.protocol.num_frames
+        row = {"video": clips.keys[clip], "first_frame": clips.starts[clip], "label": clips.labels[clip]}
+        row |= {"token_counts": counts, "tokens": None if counts is None else sum(counts)}
+        row["bits_per_second"] = None if bits is None else bits * clips.fps[clip] / frames
+        return row | numbers
+
+    def _measure_setting(
+        self, name: str, model: Any, setting: Setting, numbers: bool, features: bool
+    ) -> tuple[list, dict, list]:
+        precision = self.chunks.protocol.precision
+        if self.encoded is None:
+            self.encoded = encode_clips(model, self.clips.videos, self.batch_size, precision)
+        encoded, parameter = self.encoded, None
+        if setting.strategy in SEARCHED:
+            parameter = self.parts.read("searched", name, setting.name)[0]["parameter"]
+        batches = clip_batches(self.clips, setting.batch) if setting.batch else []
+        counts, seconds = allocate_clips(model, encoded, setting, batches, self.batch_size, precision, parameter)
+        keys = [(clip, *chosen) for clip, chosen in enumerate(counts.tolist())]
+        todo = [key for key in keys if (numbers and key not in self.numbers) or (features and key not in self.features)]
+        seconds["decode"] = 0.0
+        for start in range(0, len(todo), self.batch_size):
+            part = todo[start : start + self.batch_size]
+            index = torch.tensor([key[0] for key in part])
+            videos = decode_clips(model, encoded.codes[index], counts[index], precision, seconds)
+            if numbers:
+                originals = self._originals(index).to(videos.device)
+                self.numbers.update(zip(part, measure_clips(self.networks, videos, originals), strict=True))
+            if features:
+                self.features.update(zip(part, self._take_features(videos).split(1), strict=True))
+        # a clip that was measured before is not decoded again: the time of a stage stands with the clips that it took
+        seconds = {"encode": encoded.seconds} | seconds
+        timing = {stage: [value, len(todo) if stage == "decode" else len(keys)] for stage, value in seconds.items()}
+        config = model.tokenizer.config
+        count_bits = math.log2(config.latents_per_block + 1) if config.adaptive else 0.0
+        rows = []
+        for key in keys if numbers else []:
+            clip, *chosen = key
+            bits = sum(chosen) * math.log2(config.codebook_size) + len(chosen) * count_bits
+            rows.append(self._row(clip, chosen, bits, self.numbers[key]))
+        return rows, timing, [self.features[key] for key in keys] if features else []
+
+    @torch.no_grad()
+    def _measure_codec(self, codec: Any, fvd: bool) -> tuple[list, dict, list]:
+        rows, features = [], []
+        for index in torch.arange(len(self.clips)).split(self.batch_size):
+            originals = self._originals(index)
+            tokens = codec.encode(originals)
+            videos = torch.as_tensor(codec.decode(tokens)).float()
+            if videos.shape != originals.shape:
+                raise ValueError(f"decode returned {tuple(videos.shape)} for videos of {tuple(originals.shape)}")
+            videos = videos.clamp(0, 1)
+            numbers = measure_clips(self.networks, videos, originals.to(videos.device))
+            counts = getattr(tokens, "token_counts", None)
+            counts = [None] * len(index) if counts is None else torch.as_tensor(counts).tolist()
+            for clip, chosen, values in zip(index.tolist(), counts, numbers, strict=True):
+                rows.append(self._row(clip, chosen, None, values))
+            features += [self._take_features(videos)] if fvd else []
+        return rows, {}, features
+
+
+def clip_batches(clips: Clips, num_videos: int) -> list[slice]:
+    """The clips of every `num_videos` videos that follow each other."""
+    starts = [0] if len(clips) else []
+    for clip in range(1, len(clips)):
+        same = clips.keys[clip] == clips.keys[clip - 1] and clips.starts[clip] > clips.starts[clip - 1]
+        if not same:
+            starts.append(clip)
+    ends = [*starts[num_videos::num_videos], len(clips)]
+    return [slice(start, end) for start, end in zip(starts[::num_videos], ends, strict=True)]
+
+
+def _search_parameters(
+    name: str, model: Any, settings: Sequence[Setting], chunks: ClipChunks, parts: PartFiles, batch_size: int
+) -> None:
+    """Prices and thresholds that meet the budgets on the first chunk; then used for all."""
+    todo = [s for s in settings if s.strategy in SEARCHED and not parts.exists("searched", name, s.name)]
+    if not todo:
+        return
+    clips = chunks.read(0)
+    if not len(clips):
+        raise ValueError("no video of the first chunk can be read: there is nothing to search prices and thresholds on")
+    encoded = encode_clips(model, clips.videos, batch_size, chunks.protocol.precision)
+    for setting in tqdm(todo, desc="prices and thresholds"):
+        found = search_parameter(model, encoded, setting, batch_size, chunks.protocol.precision)
+        parts.write("searched", name, setting.name, rows=found)
+
+
+def _is_pipeline(model: Any) -> bool:
+    return hasattr(model, "tokenizer") and hasattr(model, "video_processor")
+
+
+def _is_adaptive(model: Any) -> bool:
+    return _is_pipeline(model) and model.tokenizer.config.adaptive
+
+
+def _fingerprint(model: Any) -> str:
+    if not _is_pipeline(model):
+        return f"{type(model).__module__}.{type(model).__qualname__}"
+    scorer = "" if model.scorer is None else tensors_sha256(model.scorer.state_dict())[:12]
+    return f"{model.model_hash[:12]} {scorer}".strip()
+
+
+def _check_model(name: str, model: Any, protocol: Protocol, strategies: Sequence[str]) -> None:
+    if not _is_pipeline(model):
+        for method in ("encode", "decode"):
+            if not callable(getattr(model, method, None)):
+                raise ValueError(
+                    f"{name}: expected an AdapTokPipeline or an object with encode and decode, it has no {method}"
+                )
+        return
+    config = model.tokenizer.config
+    if (config.num_frames, config.image_size) != (protocol.num_frames, protocol.image_size):
+        raise ValueError(
+            f"{name} reads {config.num_frames} frames of {config.image_size} x {config.image_size}, the protocol "
+            f"{protocol.name} has {protocol.num_frames} of {protocol.image_size} x {protocol.image_size}"
+        )
+    needing = [strategy for strategy in strategies if strategy != "fixed"]
+    if model.scorer is None and config.adaptive and needing:
+        raise ValueError(f"{name} has no scorer, which {needing[0]} needs; without one there is only 'fixed'")
+
+
+def _check_fixed_budgets(model: Any, settings: Sequence[Setting]) -> None:
+    """`fixed` needs budgets that are levels: told before the work begins."""
+    step = model.scorer.config.score_step if model.scorer is not None else 1
+    table = np.zeros((1, model.tokenizer.config.latents_per_block // step))
+    for setting in settings:
+        if setting.strategy == "fixed":
+            allocate(table, strategy="fixed", step=step, budget=setting.budget)
+
+
+def own_protocol(model: Any, data: str, window: str, task: str, **changes: Any) -> Protocol:
+    """A protocol for data of yours, at the model's clip size."""
+    config = model.tokenizer.config
+    protocol = Protocol("own", data, window, config.num_frames, config.image_size, task, source="given by the caller")
+    return dataclasses.replace(protocol, **changes)

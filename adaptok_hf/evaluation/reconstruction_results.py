@@ -1,0 +1,135 @@
+"""From the parts of an evaluation of reconstructions to its report."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ..metrics import MetricResult, Protocol
+from ..metrics.weight_formats import tensors_sha256
+from .measuring import Networks
+from .part_files import PartFiles
+from .settings import BATCH_DEPENDENT, SEARCHED, Setting
+from .summaries import METRIC_NAMES, summarize_clips, summarize_difference, summarize_features
+
+
+def summarize_reconstruction(
+    parts: PartFiles,
+    num_chunks: int,
+    settings: Mapping[str, Sequence[Setting]],
+    protocol: Protocol,
+    networks: Networks,
+    paper: Sequence[dict] = (),
+) -> tuple[dict[str, Any], list[dict]]:
+    """
+    Returns:
+        The report (see docs/evaluation.md), and a row per clip and setting.
+
+    Raises:
+        ValueError: if no clip was measured.
+    """
+    real = None
+    if networks.features is not None:
+        real = _read_features(parts, (f"real-{networks.features_key}", "{:05d}"), num_chunks)
+    weights = {"psnr": None, "ssim": None}
+    if networks.lpips is not None:
+        weights["lpips"] = tensors_sha256(networks.lpips.state_dict())
+    results, all_rows = [], []
+    for model, of_model in settings.items():
+        fixed: dict[float, list[dict]] = {}
+        for setting in of_model:
+            rows, timing = _read(parts, model, setting, num_chunks)
+            if not rows:
+                raise ValueError("no video could be measured: all were too short or could not be read")
+            if setting.strategy == "fixed":
+                fixed[setting.budget] = rows
+            used = dataclasses.replace(protocol, allocation_batch=setting.batch)
+            videos = [row["video"] for row in rows]
+            metrics = {}
+            for name in ("psnr", "ssim", "lpips"):
+                if name in rows[0]:
+                    label = METRIC_NAMES[name]
+                    if name == "lpips":
+                        label += f" ({getattr(networks.lpips, 'net', type(networks.lpips).__name__)})"
+                    values = [row[name] for row in rows]
+                    metrics[name] = summarize_clips(label, values, videos, used, weights[name])
+            features = _read_features(parts, (model, setting.name, f"{{:05d}}-{networks.features_key}"), num_chunks)
+            if real is not None and features is not None:
+                fvd = summarize_features(real, features, networks.features, used, paired=True)
+                metrics |= {"fvd": fvd} if fvd is not None else {}
+            result = _describe(parts, model, setting, rows, timing)
+            result["metrics"] = {name: metric_entry(metric) for name, metric in metrics.items()}
+            if setting.strategy != "fixed" and setting.budget in fixed:
+                others = fixed[setting.budget]
+                found = {
+                    name: summarize_difference([row[name] for row in rows], [row[name] for row in others], videos)
+                    for name in metrics
+                    if name != "fvd"
+                }
+                result["difference_from_fixed"] = {name: value for name, value in found.items() if value is not None}
+            results.append(result)
+            all_rows += [{"model": model, "setting": setting.name, **row} for row in rows]
+    batches = {None} | {setting.batch for of_model in settings.values() for setting in of_model}
+    used = [dataclasses.replace(protocol, allocation_batch=batch) for batch in sorted(batches, key=lambda b: b or 0)]
+    report = {
+        "task": "reconstruction",
+        "configuration_hash": parts.hash,
+        "protocols": {p.hash: dataclasses.asdict(p) for p in used},
+        "num_clips": len(all_rows) // max(1, len(results)),
+        "num_videos": len({row["video"] for row in all_rows}),
+        "notes": list(networks.missing),
+        "results": results,
+        "paper": list(paper),
+    }
+    return report, all_rows
+
+
+def metric_entry(result: MetricResult) -> dict[str, Any]:
+    """A result as it stands in a report: the protocol by name and hash, its fields once in `protocols`."""
+    entry = result.to_dict()
+    entry["protocol"] = result.protocol.name
+    return entry
+
+
+def _read(parts: PartFiles, model: str, setting: Setting, num_chunks: int) -> tuple[list, dict]:
+    """Rows of all clips, (seconds, clips) of each stage."""
+    rows, timing = [], {}
+    for index in range(num_chunks):
+        part, _ = parts.read(model, setting.name, f"{index:05d}")
+        rows += part["clips"]
+        for stage, (seconds, clips) in part["seconds"].items():
+            before = timing.get(stage, (0.0, 0))
+            timing[stage] = (before[0] + seconds, before[1] + clips)
+    return rows, timing
+
+
+def _read_features(parts: PartFiles, name: tuple[str, ...], num_chunks: int) -> torch.Tensor | None:
+    """(clips, D), or `None` where they were not taken."""
+    files = [tuple(part.format(index) for part in name) for index in range(num_chunks)]
+    if not all(parts.exists(*file) for file in files):
+        return None
+    return torch.cat([parts.read(*file)[1]["features"] for file in files])
+
+
+def _describe(parts: PartFiles, model: str, setting: Setting, rows: list[dict], timing: dict) -> dict[str, Any]:
+    counted = rows[0]["tokens"] is not None
+    tokens = [row["tokens"] for row in rows] if counted else []
+    bits = [row["bits_per_second"] for row in rows if row["bits_per_second"] is not None]
+    histogram = Counter(count for row in rows for count in row["token_counts"]) if counted else None
+    searched = parts.read("searched", model, setting.name)[0] if setting.strategy in SEARCHED else {}
+    return {
+        "model": model,
+        "setting": setting.name,
+        "strategy": setting.strategy,
+        "budget": setting.budget,
+        "budgets_per_position": setting.budgets_per_position,
+        "allocation_batch": setting.batch if setting.strategy in BATCH_DEPENDENT else None,
+        "parameter": searched.get("parameter"),
+        "tokens_per_block": sum(tokens) / sum(len(row["token_counts"]) for row in rows) if counted else None,
+        "tokens_per_clip": sum(tokens) / len(rows) if counted else None,
+        "blocks_with_tokens": None if histogram is None else [[count, histogram[count]] for count in sorted(histogram)],
+        "bits_per_second": sum(bits) / len(bits) if bits else None,
+        "milliseconds_per_clip": {stage: 1000 * seconds / clips for stage, (seconds, clips) in timing.items() if clips},
+    }

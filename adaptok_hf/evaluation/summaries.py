@@ -1,0 +1,102 @@
+"""From measured clips to results: means with intervals that know which clips belong to one video."""
+
+import dataclasses
+import warnings
+from collections.abc import Sequence
+
+import torch
+
+from ..metrics import FrechetVideoDistance, MetricResult, Protocol, summarize_distance
+
+METRIC_NAMES = {"psnr": "VideoPSNR", "ssim": "VideoSSIM", "lpips": "VideoLPIPS"}
+
+
+def summarize_clips(
+    metric: str,
+    values: Sequence[float],
+    videos: Sequence[str],
+    protocol: Protocol,
+    weights_sha256: str | None = None,
+    resamples: int = 1000,
+) -> MetricResult:
+    """
+    The mean over clips and its 95% bootstrap interval, for which whole videos are drawn with all their clips: clips of one
+    video resemble each other, and an interval that takes them as independent is too narrow.
+
+    Args:
+        values: one per clip; may be infinite.
+        videos: the video of each clip.
+
+    Raises:
+        ValueError: without clips.
+    """
+    n = len(values)
+    if n == 0:
+        raise ValueError(f"no clips to take the mean {metric} of")
+    names = sorted(set(videos))
+    values = torch.tensor(values, dtype=torch.float64)
+    low = high = None
+    notes = []
+    if len(names) > 1:
+        low, high = interval(bootstrap_means(values, videos, resamples))
+        if len(names) < n:
+            notes.append(f"interval over {len(names)} videos")
+    else:
+        notes.append("one video gives no interval")
+    if protocol.num_fake is not None and n != protocol.num_fake:
+        notes.append(f"{n} clips where {protocol.name} has {protocol.num_fake}")
+    return MetricResult(
+        metric, values.mean().item(), low, high, n, protocol, weights_sha256=weights_sha256, note="; ".join(notes)
+    )
+
+
+def bootstrap_means(values: torch.Tensor, videos: Sequence[str], resamples: int = 1000, seed: int = 0) -> torch.Tensor:
+    """
+    Means over clips of resampled sets of videos.
+
+    Args:
+        values: (clips,) or (clips, columns) float64.
+        videos: the video of each clip.
+
+    Returns:
+        (resamples,) or (resamples, columns). The same seed draws the same videos: differences of two calls are paired.
+    """
+    names = {name: index for index, name in enumerate(sorted(set(videos)))}
+    index = torch.tensor([names[video] for video in videos])
+    counts = torch.bincount(index, minlength=len(names)).double()
+    sums = torch.zeros(len(names), *values.shape[1:], dtype=torch.float64).index_add(0, index, values)
+    drawn = torch.randint(len(names), (resamples, len(names)), generator=torch.Generator().manual_seed(seed))
+    total = counts[drawn].sum(1)
+    return sums[drawn].sum(1) / total.view(-1, *[1] * (values.ndim - 1))
+
+
+def interval(means: torch.Tensor) -> tuple[float, float]:
+    """The 2.5% and 97.5% quantiles of (resamples,) values."""
+    # between infinite values there is nothing to interpolate
+    how = "linear" if means.isfinite().all() else "nearest"
+    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), interpolation=how).tolist()
+    return low, high
+
+
+def summarize_difference(values: Sequence[float], others: Sequence[float], videos: Sequence[str]) -> dict | None:
+    """Mean of `values - others`, clip by clip, with its interval; `None` for one video or infinite values."""
+    difference = torch.tensor(values, dtype=torch.float64) - torch.tensor(others, dtype=torch.float64)
+    if len(set(videos)) < 2 or not difference.isfinite().all():
+        return None
+    low, high = interval(bootstrap_means(difference, videos))
+    return {"value": difference.mean().item(), "low": low, "high": high}
+
+
+def summarize_features(
+    real: torch.Tensor, fake: torch.Tensor, network: torch.nn.Module, protocol: Protocol, paired: bool
+) -> MetricResult | None:
+    """FVD of (clips, D) features with interval and floor; `None` for fewer than 2 clips on a side. In one process."""
+    if min(len(real), len(fake)) < 2:
+        return None
+    metric = FrechetVideoDistance(network, ddof=protocol.ddof, keep_features=True, distributed_available_fn=lambda: False)
+    metric.update(real, real=True)
+    metric.update(fake, real=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what they say is in the result's note
+        result = summarize_distance(metric, protocol, paired=paired)
+    return dataclasses.replace(result, metric=f"FrechetVideoDistance ({type(network).__name__})")
