@@ -1,10 +1,12 @@
-"""The rules of block sequences for transformers' `generate()`: logits processors and a stopping criterion.
+"""The rules of block sequences for transformers' `generate()`: logits processors, a stopping criterion, and guesses.
 
-All of them are stateless: where a row stands is read from its ids, so one object serves any batch and any restart.
+Processors and criterion are stateless: where a row stands is read from its ids, so that one object serves any batch and any
+restart.
 """
 
 import torch
 from transformers import LogitsProcessor, StoppingCriteria
+from transformers.generation.candidate_generator import CandidateGenerator
 
 
 class BlockTokensLogitsProcessor(LogitsProcessor):
@@ -124,6 +126,45 @@ class BlocksFinished(StoppingCriteria):
         return stop.expand(len(input_ids))
 
 
+class JacobiCandidates(CandidateGenerator):
+    """Guesses for transformers' assisted generation: several tokens go through the model at once, and those that it would
+    have written itself stand (coupled Jacobi iteration).
+
+    What the model draws behind a wrong guess is the next guess there. Since the noise of a draw depends on its position
+    only (`SeededSamplingLogitsProcessor`), draws settle as greedy choices do, and the sequence is that of one-by-one
+    sampling. The first guess is the code at the same place of the block before: where a video stands still, codes repeat.
+
+    Args:
+        prompt_length: tokens in front of the sequence.
+        eob_token_id: id of `<EOB>`.
+        num_guesses: tokens guessed for each pass through the model.
+    """
+
+    def __init__(self, prompt_length: int, eob_token_id: int, num_guesses: int):
+        self.prompt_length, self.eob_token_id, self.num_guesses = prompt_length, eob_token_id, num_guesses
+        self._drawn: list[int] = []
+
+    def get_candidates(self, input_ids: torch.LongTensor) -> tuple[torch.LongTensor, None]:
+        written = input_ids[0, self.prompt_length :].tolist()
+        length = len(written)
+        written += self._drawn[: self.num_guesses]
+        while len(written) < length + self.num_guesses:
+            written.append(self._first_guess(written))
+        guesses = input_ids.new_tensor(written[length:])[None]
+        return torch.cat([input_ids, guesses], dim=1), None
+
+    def update_candidate_strategy(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, num_matches: int) -> None:
+        self._drawn = scores[0, int(num_matches) + 1 :].argmax(-1).tolist()
+
+    def _first_guess(self, written: list[int]) -> int:
+        ends = [i for i, token in enumerate(written) if token == self.eob_token_id]
+        if ends:
+            place, start = len(written) - ends[-1] - 1, ends[-2] + 1 if len(ends) > 1 else 0
+            if start + place <= ends[-1]:
+                return written[start + place]
+        return written[-1] if written and written[-1] != self.eob_token_id else 0
+
+
 _GOLDEN, _MIX_1, _MIX_2 = -7046029254386353131, -4658895280553007687, -7723592293110705685  # as signed 64-bit numbers
 
 
@@ -158,6 +199,7 @@ def _shift(state: torch.Tensor, bits: int) -> torch.Tensor:
 __all__ = [
     "BlockTokensLogitsProcessor",
     "BlocksFinished",
+    "JacobiCandidates",
     "PairedGuidanceLogitsProcessor",
     "SeededSamplingLogitsProcessor",
     "uniform_noise",

@@ -28,6 +28,7 @@ from .configuration_adaptok_ar import AdapTokARConfig
 from .generation_adaptok import (
     BlocksFinished,
     BlockTokensLogitsProcessor,
+    JacobiCandidates,
     PairedGuidanceLogitsProcessor,
     SeededSamplingLogitsProcessor,
 )
@@ -342,6 +343,7 @@ class AdapTokARForCausalLM(LlamaForCausalLM):
         guidance_scale: float = 1.0,
         guidance_interval: int | None = None,
         budget: float | torch.Tensor | Sequence[int] | None = None,
+        lookahead: int = 1,
         **kwargs,
     ) -> torch.LongTensor:
         """Writes valid block sequences, by [`GenerationMixin.generate`].
@@ -361,12 +363,15 @@ class AdapTokARForCausalLM(LlamaForCausalLM):
             budget: the most codes to write: a number is the average per generated block, as everywhere in this package,
                 and limits a sequence as a whole; (generated blocks,) or (batch, generated blocks) limits each block, for
                 example to the counts that were allocated to another clip.
+            lookahead: tokens that go through the model at once, of which those stand that it would have written one by one
+                (see `JacobiCandidates`): the same sequence in fewer passes, up to float round-off. A batch of 1 without
+                guidance and with a dynamic cache only.
 
         Returns:
             (batch, length) long, prompts included; rows are filled with `<EOB>`. See `unpack_sequences`.
 
         Raises:
-            ValueError: for a bad condition or budget, or for guidance without a null class.
+            ValueError: for a bad condition or budget, guidance without a null class, or lookahead where it cannot be.
         """
         config = self.config
         prompt = kwargs.pop("input_ids", inputs)
@@ -383,6 +388,11 @@ class AdapTokARForCausalLM(LlamaForCausalLM):
             raise ValueError(f"guidance_scale must be at least 1, got {guidance_scale}")
         if guidance_interval is not None and guidance_interval < 0:
             raise ValueError(f"guidance_interval must be at least 0, got {guidance_interval}")
+        if lookahead < 1 or lookahead > 1 and (batch != 1 or guidance_scale != 1):
+            raise ValueError(
+                f"lookahead must be at least 1, and 1 for more than one sequence or with guidance; got {lookahead} for "
+                f"{batch} sequences and guidance_scale {guidance_scale}"
+            )
         block_limits, total_limit = self._limits(budget, batch)
 
         settings = copy.deepcopy(generation_config or self.generation_config)
@@ -405,6 +415,8 @@ class AdapTokARForCausalLM(LlamaForCausalLM):
         # Drawing is our processors' task, so that transformers' own sampling must not draw again.
         draws = settings.do_sample
         settings.update(do_sample=False, temperature=1.0, top_k=50, top_p=1.0, return_dict_in_generate=True)
+        if lookahead > 1:
+            settings.prompt_lookup_num_tokens = lookahead - 1  # by this transformers decodes with guesses, which are ours
 
         length = min(settings.max_new_tokens or config.max_sequence_length, config.max_sequence_length)
         result = prompt.new_full((batch, start + length), config.eob_token_id)
@@ -447,7 +459,15 @@ class AdapTokARForCausalLM(LlamaForCausalLM):
             if cache is not None and len(kept_rows) < len(ids):
                 cache.reorder_cache(kept_rows)
             active, sequences = active[going_on], sequences[going_on]
-        return result[:, : sequences.shape[1]]
+        length = sequences.shape[1]
+        if lookahead > 1:  # the last pass may have written beyond the end
+            ends = (result[0, start:length] == config.eob_token_id).cumsum(0)
+            length -= int((ends > config.num_generated_blocks).sum())
+        return result[:, :length]
+
+    def _get_candidate_generator(self, generation_config: GenerationConfig, **kwargs) -> JacobiCandidates:
+        config = self.config
+        return JacobiCandidates(config.prompt_length, config.eob_token_id, generation_config.prompt_lookup_num_tokens)
 
     def _limits(self, budget, batch: int) -> tuple[torch.LongTensor, int | None]:
         """A budget as the codes that each block, (batch, generated blocks), and the whole sequence may hold."""

@@ -8,6 +8,7 @@ from transformers import StoppingCriteria
 from adaptok_hf.generation_adaptok import (
     BlocksFinished,
     BlockTokensLogitsProcessor,
+    JacobiCandidates,
     PairedGuidanceLogitsProcessor,
     SeededSamplingLogitsProcessor,
     uniform_noise,
@@ -333,3 +334,57 @@ def test_given_blocks_come_back_whole():
     assert torch.equal(unpacked[:, 0], codes[:, 0]) and counts[:, 0].tolist() == [4, 4, 4]
     assert counts[:, 1].min() >= 1  # the first generated block is not empty
     assert torch.equal(model.generate(model.build_prompt(condition_codes=codes), seeds=[1, 2, 3]), sequences)
+
+
+# --- several tokens at a time --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [tiny, tiny_fp])
+@pytest.mark.parametrize("settings", [{"do_sample": False}, {"do_sample": True, "temperature": 0.5}, {"budget": 2}])
+@pytest.mark.parametrize("lookahead", [2, 5])
+def test_lookahead_writes_the_same_in_fewer_passes(make, settings, lookahead):
+    model = make(num_blocks=3, latents_per_block=6, initializer_range=0.3)
+    if make is tiny:
+        condition = {"class_labels": torch.tensor([1])}
+    else:
+        condition = {"condition_codes": torch.zeros(1, 3, 6, dtype=torch.long)}
+    passes = []
+    model.model.register_forward_hook(lambda *_: passes.append(1))
+    for seed in range(3):
+        wanted = model.generate(**condition, seeds=[seed], **settings)
+        one_by_one = len(passes)
+        assert torch.equal(model.generate(**condition, seeds=[seed], lookahead=lookahead, **settings), wanted)
+        assert len(passes) - one_by_one <= one_by_one
+        passes.clear()
+
+
+def test_right_guesses_save_passes():
+    """Scores that know the place in a block only: the second block is guessed from the first."""
+    model = tiny(num_blocks=3, latents_per_block=6)
+    passes, limit = [], model.config.latents_per_block
+    model.model.register_forward_hook(lambda *_: passes.append(1))
+
+    def same_code(module, inputs, logits):
+        return torch.nn.functional.one_hot(torch.full(logits.shape[:-1], 3), logits.shape[-1]).float()
+
+    model.lm_head.register_forward_hook(same_code)
+    sequence = model.generate(class_labels=[0], do_sample=False, lookahead=7)[0].tolist()
+    assert sequence[1:] == ([3] * limit + [model.config.eob_token_id]) * 3
+    assert len(passes) < 7  # of 21 tokens
+
+
+def test_first_guesses_are_those_of_the_block_before():
+    candidates = JacobiCandidates(prompt_length=1, eob_token_id=9, num_guesses=4)
+    assert candidates.get_candidates(torch.tensor([[12, 5, 6, 7, 9, 5]]))[0].tolist() == [[12, 5, 6, 7, 9, 5, 6, 7, 9, 5]]
+    assert candidates.get_candidates(torch.tensor([[12]]))[0].tolist() == [[12, 0, 0, 0, 0]]
+    scores = torch.nn.functional.one_hot(torch.tensor([[5, 1, 2, 3, 4]]), 10).float()
+    candidates.update_candidate_strategy(torch.tensor([[12, 5, 1]]), scores, 1)  # 5 was right, then 1 was drawn
+    assert candidates.get_candidates(torch.tensor([[12, 5, 1]]))[0].tolist() == [[12, 5, 1, 2, 3, 4, 4]]
+
+
+def test_lookahead_refuses():
+    for settings in ({"class_labels": [0], "lookahead": 0}, {"class_labels": [0, 1], "lookahead": 4}):
+        with pytest.raises(ValueError, match="lookahead must be at least 1, and 1 for more than one sequence"):
+            tiny().generate(**settings)
+    with pytest.raises(ValueError, match="got 4 for 1 sequences and guidance_scale 2"):
+        tiny().generate(class_labels=[0], lookahead=4, guidance_scale=2)
