@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-from . import __version__, cli_evaluation, cli_streaming
+from . import __version__, cli_evaluation, cli_hub, cli_streaming
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -79,6 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     cli_evaluation.add_commands(verbs)
     cli_streaming.add_commands(verbs)
+    cli_hub.add_commands(verbs)
 
     verb = verbs.add_parser("convert", help="convert a checkpoint of the original code")
     verb.add_argument("source", help="folder or Hub id (config.json + model.safetensors), or a training checkpoint (.pth)")

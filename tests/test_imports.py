@@ -21,7 +21,7 @@ LAYERS = [
     (2, ("quantization", "layers", "block_cache", "generation_*")),
     (3, ("modeling_*", "losses")),
     (4, ("video_processing_*", "frame_stream", "conversion", "conversion_*")),
-    (5, ("pipeline_*", "reporting")),
+    (5, ("pipeline_*", "reporting", "hub", "hub_*")),
     (6, ("evaluation", "cli", "cli_*", "__main__")),
 ]
 WITHOUT_LAYER = ("__init__", "auto_registration")
