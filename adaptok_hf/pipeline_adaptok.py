@@ -22,6 +22,7 @@ from .modeling_adaptok import AdapTokModel
 from .modeling_adaptok_ar import AdapTokARForCausalLM
 from .modeling_adaptok_scorer import AdapTokScorerModel
 from .pipeline_generation import AdapTokGenerationOutput, GenerationMixin, check_output_type
+from .pipeline_loading import LoadingMixin
 from .pipeline_streaming import StreamingMixin
 from .tokenized_video import TokenizedVideo
 from .video_processing_adaptok import AdapTokVideoProcessor, ClipBatch
@@ -69,7 +70,7 @@ class AdapTokPipelineOutput(BaseOutput):
         return self.tokens.bits_per_second
 
 
-class AdapTokPipeline(GenerationMixin, StreamingMixin, DiffusionPipeline):
+class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPipeline):
     """Compresses videos of any length to a budget of tokens and reconstructs them, whole or as a stream of blocks; makes
     videos of a class or from a few frames.
 
