@@ -31,7 +31,6 @@ from adaptok_hf import (
 from adaptok_hf.cli import main
 from adaptok_hf.hub import export_repository
 from adaptok_hf.hub_code import PIPELINE_ENTRY, collect_code, component_code, pipeline_code
-from adaptok_hf.pipeline_loading import LoadingMixin
 
 GENERATOR = {
     "codebook_size": 50,
@@ -186,9 +185,7 @@ print(pipeline.ar_model.generation_config.temperature, pipeline.fp_model.generat
 FROM_HUB_WITH_PACKAGE = """
 from pathlib import Path
 from adaptok_hf import AdapTokPipeline
-from adaptok_hf.pipeline_loading import LoadingMixin
-class Loading(LoadingMixin, AdapTokPipeline): pass
-pipeline = Loading.from_pretrained("someone/tiny")
+pipeline = AdapTokPipeline.from_pretrained("someone/tiny")
 assert type(pipeline.tokenizer).__module__ == "adaptok_hf.modeling_adaptok"
 assert pipeline.reconstruct("video.mp4", budget="50%").frames.shape == (14, 16, 16, 3)
 print(pipeline.ar_model.generation_config.temperature)
@@ -217,13 +214,10 @@ def test_pipeline_loads_from_a_hub(exported, tmp_path):
 
 
 def test_package_loads_exported_pipelines_with_its_own_classes(exported, saved):
-    class Loading(LoadingMixin, AdapTokPipeline):
-        pass
-
     for code in (exported / "pipeline").rglob("*.py"):
         code.write_text("raise AssertionError('code of the repository was run')")
     for folder in (exported / "pipeline", saved):
-        pipeline = Loading.from_pretrained(folder)
+        pipeline = AdapTokPipeline.from_pretrained(folder)
         assert type(pipeline.tokenizer).__module__ == "adaptok_hf.modeling_adaptok"
         assert pipeline.ar_model.generation_config.temperature == 0.7
 
