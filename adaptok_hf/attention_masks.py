@@ -14,7 +14,8 @@ float mask (eager) or a block mask (flex). With two blocks of one patch (`p`) an
 ```
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from transformers.masking_utils import create_bidirectional_mask
@@ -22,6 +23,69 @@ from transformers.masking_utils import create_bidirectional_mask
 ATTENTION_TYPES = ("block_causal", "decoder", "block_diagonal", "full")
 
 IndexRule = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass
+class Segment:
+    """Some queries of a sequence and the keys that they see: attention without a mask over all pairs.
+
+    Args:
+        queries: positions in the sequence.
+        keys: positions in the sequence, with those of a cache in front.
+        mask: for these queries and keys, as the attention function wants it.
+    """
+
+    queries: slice
+    keys: tuple[slice, ...] = (slice(None),)
+    mask: torch.Tensor | None = None
+
+
+def block_segments(
+    attention_type: str, counts: Sequence[int], num_patches: int, start: int = 0
+) -> tuple[list[Segment], list[Segment], list[Segment]]:
+    """The rule of a causal attention type for a clip that lies block after block, a block's latents before its patches.
+
+    Args:
+        attention_type: one of `ATTENTION_TYPES` but `"full"`.
+        counts: latents of each block, as far as they are kept.
+        num_patches: patches of a block.
+        start: position of the clip in the sequence.
+
+    Returns:
+        Segments that answer all tokens, the latents, the patches, in the order of the sequence.
+    """
+    everyone, latents, patches = [], [], []
+    seen: list[slice] = []  # latents up to this block
+    position = start
+    for count in counts:
+        own_latents = slice(position, position + count)
+        own_patches = slice(own_latents.stop, own_latents.stop + num_patches)
+        position = own_patches.stop
+        if count:
+            seen.append(own_latents)
+        if attention_type == "block_causal":
+            latent_keys = patch_keys = (slice(start, position),)
+        elif attention_type == "decoder":
+            latent_keys, patch_keys = tuple(seen), (*seen, own_patches)
+        else:  # block_diagonal
+            latent_keys, patch_keys = (*seen, own_patches), (own_patches,)
+        latent_part = [Segment(own_latents, latent_keys)] if count else []
+        patch_part = [Segment(own_patches, patch_keys)] if num_patches else []
+        latents, patches = latents + latent_part, patches + patch_part
+        if latent_keys == patch_keys:
+            everyone.append(Segment(slice(own_latents.start, position), latent_keys))
+        else:
+            everyone += latent_part + patch_part
+    return everyone, latents, patches
+
+
+def takes_segments(config, attention_type: str) -> bool:
+    """Whether whole clips run without a mask: under `torch.inference_mode()`, where nobody asks for gradients later.
+
+    Not with flex attention, which skips by itself what a mask hides, and compiles for each size.
+    """
+    causal = attention_type != "full"
+    return causal and config._attn_implementation != "flex_attention" and torch.is_inference_mode_enabled()
 
 
 def block_rule(attention_type: str, block: torch.Tensor, is_patch: torch.Tensor) -> IndexRule:

@@ -1,13 +1,15 @@
 """A clip one block at a time: the keys and values of earlier blocks, and how a block's tokens go behind them."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 from transformers.cache_utils import DynamicCache
 from transformers.masking_utils import create_bidirectional_mask
 
-from .attention_masks import IndexRule
+from .attention_masks import IndexRule, Segment
+
+NOTHING = slice(0)
 
 
 class BlockCache(DynamicCache):
@@ -50,10 +52,11 @@ class BlockCache(DynamicCache):
     def run(
         self,
         config,
-        layers: Iterable[nn.Module],
+        layers: Sequence[nn.Module],
         hidden_states: torch.Tensor,
         kept: torch.Tensor | None = None,
         rule: IndexRule | None = None,
+        read: slice = slice(None),
     ) -> torch.Tensor:
         """Tokens through `layers`: they see all tokens of the cache and each other, and are in the cache afterwards.
 
@@ -62,9 +65,10 @@ class BlockCache(DynamicCache):
             kept: (batch, tokens) bool, `False` for padding; `None` if there is none.
             rule: who may see whom beside that, for the indices of `hidden_states` as queries and of the cache with
                 `hidden_states` behind it as keys.
+            read: the tokens whose outputs are wanted; the last layer computes no others.
 
         Returns:
-            (batch, tokens, width).
+            (batch, tokens that are read, width).
         """
         before = self.get_seq_length()
         if kept is not None or self.visible is not None:
@@ -80,9 +84,12 @@ class BlockCache(DynamicCache):
             # a row without any token must not give NaN, which would spoil even what is multiplied by 0 later
             keys = keys | ~keys.any(1, keepdim=True)
             mask = create_bidirectional_mask(config, hidden_states, attention_mask=keys, and_mask_function=rule)
-        for layer in layers:
+        for layer in layers[:-1]:
             hidden_states = layer(hidden_states, mask, past_key_values=self)
-        return hidden_states
+        if read == slice(None) or not (mask is None or isinstance(mask, torch.Tensor)):  # flex has no rows to take
+            return layers[-1](hidden_states, mask, past_key_values=self)[:, read]
+        segments = [Segment(read, mask=None if mask is None else mask[:, :, read])] if read != NOTHING else []
+        return layers[-1](hidden_states, past_key_values=self, segments=segments)
 
     def forget(self, num_tokens: int) -> None:
         """Takes back the last tokens."""
@@ -94,30 +101,34 @@ class BlockCache(DynamicCache):
 def run_block(
     config,
     attention_type: str,
-    layers: Iterable[nn.Module],
+    layers: Sequence[nn.Module],
     latents: torch.Tensor,
     patches: torch.Tensor,
     cache: BlockCache,
     kept: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    read_patches: bool = False,
+) -> torch.Tensor:
     """The next block's latents and patches through `layers`, as `attention_masks.block_rule` has it for whole clips.
 
     Args:
         latents: (batch, latents, width), the kept ones.
         patches: (batch, patches, width).
         kept: (batch, latents) bool, `False` for padding of rows that keep fewer; `None` if there is none.
+        read_patches: whether the patches are wanted, and not the latents.
 
     Returns:
-        latents and patches behind the last layer.
+        Latents or patches behind the last layer.
     """
     num_latents, num_patches = latents.shape[1], patches.shape[1]
     cache.num_blocks += 1
     if attention_type == "decoder":  # latents do not see patches, and patches are seen in their own block only
         if num_latents:
-            latents = cache.run(config, layers, latents, kept)
+            latents = cache.run(config, layers, latents, kept, read=NOTHING if read_patches else slice(None))
+        if not read_patches:
+            return latents
         patches = cache.run(config, layers, patches)
         cache.forget(num_patches)
-        return latents, patches
+        return patches
     rule = None
     if attention_type == "block_diagonal":  # patches see those of their own block only
         first_patch = cache.get_seq_length() + num_latents
@@ -127,7 +138,8 @@ def run_block(
 
     both = torch.cat([latents, patches], dim=1)
     kept = None if kept is None else nn.functional.pad(kept, (0, num_patches), value=True)
-    both = cache.run(config, layers, both, kept, rule)
+    read = slice(num_latents, None) if read_patches else slice(num_latents)
+    output = cache.run(config, layers, both, kept, rule, read)
     if attention_type == "block_diagonal":
         cache.forget(num_patches)
-    return both[:, :num_latents], both[:, num_latents:]
+    return output

@@ -1,6 +1,6 @@
 """Building blocks shared by the tokenizer and the scorer: patches, position tables, attention, transformer layer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -8,6 +8,8 @@ from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .attention_masks import Segment
 
 
 def sincos_1d(positions: torch.Tensor, dim: int, base: float = 10000.0) -> torch.Tensor:
@@ -122,6 +124,13 @@ def eager_attention_forward(module, query, key, value, attention_mask, scaling, 
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
 
 
+def take(tokens: torch.Tensor, parts: list[slice], dim: int) -> torch.Tensor:
+    """The parts of `tokens` along `dim`, one behind the other."""
+    index = (slice(None),) * dim
+    taken = [tokens[(*index, part)] for part in parts] or [tokens[(*index, slice(0))]]
+    return taken[0] if len(taken) == 1 else torch.cat(taken, dim=dim)
+
+
 class AdapTokAttention(nn.Module):
     """Multi-head self-attention: one projection without bias for query, key and value, output projection with bias."""
 
@@ -137,11 +146,16 @@ class AdapTokAttention(nn.Module):
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(
-        self, hidden_states: torch.Tensor, attention_mask=None, past_key_values: Cache | None = None
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask=None,
+        past_key_values: Cache | None = None,
+        segments: list[Segment] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(batch, queries, width) -> the same shape, attention weights (eager only).
 
         With `past_key_values` the keys and values seen before are put in front, and `attention_mask` has their length.
+        With `segments`, only their queries are answered, in their order, and without weights.
         """
         batch, length, width = hidden_states.shape
         qkv = self.qkv(hidden_states).reshape(batch, length, 3, self.num_heads, self.head_dim)
@@ -149,8 +163,15 @@ class AdapTokAttention(nn.Module):
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        output, weights = attention(self, query, key, value, attention_mask, scaling=self.scaling, dropout=0.0)
-        return self.proj(output.reshape(batch, length, width)), weights
+        if segments is None:
+            output, weights = attention(self, query, key, value, attention_mask, scaling=self.scaling, dropout=0.0)
+            return self.proj(output.reshape(batch, length, width)), weights
+        outputs = []
+        for segment in segments:
+            seen = (take(states, segment.keys, 2) for states in (key, value))
+            asked = query[:, :, segment.queries]
+            outputs.append(attention(self, asked, *seen, segment.mask, scaling=self.scaling, dropout=0.0)[0].flatten(2))
+        return self.proj(torch.cat(outputs, dim=1) if outputs else hidden_states[:, :0]), None
 
 
 class AdapTokMLP(nn.Module):
@@ -174,11 +195,27 @@ class AdapTokLayer(GradientCheckpointingLayer):
         self.mlp = AdapTokMLP(config)
 
     def forward(
-        self, hidden_states: torch.Tensor, attention_mask=None, past_key_values: Cache | None = None
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask=None,
+        past_key_values: Cache | None = None,
+        segments: list[Segment] | None = None,
     ) -> torch.Tensor:
-        attended, _ = self.attention(self.norm1(hidden_states), attention_mask, past_key_values)
+        """(batch, sequence, width) -> the same shape; with `segments`, the outputs at their queries only."""
+        attended, _ = self.attention(self.norm1(hidden_states), attention_mask, past_key_values, segments)
+        if segments is not None and attended.shape[1] < hidden_states.shape[1]:
+            hidden_states = take(hidden_states, [segment.queries for segment in segments], 1)
         hidden_states = hidden_states + attended
         return hidden_states + self.mlp(self.norm2(hidden_states))
+
+
+def run_segments(
+    layers: Sequence[AdapTokLayer], hidden_states: torch.Tensor, segments: list[Segment], read: list[Segment]
+) -> torch.Tensor:
+    """(batch, sequence, width) through `layers` -> the outputs at the queries of `read`; the last computes no others."""
+    for layer in layers[:-1]:
+        hidden_states = layer(hidden_states, segments=segments)
+    return layers[-1](hidden_states, segments=read)
 
 
 def init_layer_weights(module: nn.Module, std: float) -> None:

@@ -8,7 +8,15 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from .attention_masks import block_rule, build_attention_mask, check_token_counts, kept_rule, kept_tokens
+from .attention_masks import (
+    block_rule,
+    block_segments,
+    build_attention_mask,
+    check_token_counts,
+    kept_rule,
+    kept_tokens,
+    takes_segments,
+)
 from .block_cache import BlockCache, run_block
 from .configuration_adaptok import AdapTokConfig
 from .layers import (
@@ -20,6 +28,7 @@ from .layers import (
     init_layer_weights,
     latent_positions,
     patch_positions,
+    run_segments,
 )
 from .quantization import VectorQuantizer
 
@@ -91,8 +100,13 @@ def positions(config, learned: bool, length: int, kind: str) -> nn.Module:
     return SinCosPositions(lambda: latent_positions(length, width, config.latent_position_base))
 
 
+def block_after_block(latents: torch.Tensor, patches: torch.Tensor, num_blocks: int) -> torch.Tensor:
+    """Latents and patches (batch, blocks * own, width) -> (batch, all, width), each block's latents before its patches."""
+    return torch.cat([tokens.unflatten(1, (num_blocks, -1)) for tokens in (latents, patches)], dim=2).flatten(1, 2)
+
+
 class AdapTokEncoder(nn.Module):
-    """Patches and latent queries -> latents. Sequence order: all patches, then all latents."""
+    """Patches and latent queries -> latents."""
 
     def __init__(self, config: AdapTokConfig):
         super().__init__()
@@ -126,11 +140,16 @@ class AdapTokEncoder(nn.Module):
         latents = latents.expand(patches.shape[0], -1, -1)
         # fixed position tables stay float32 when weights are loaded in half precision
         dtype = self.patch_embedding.projection.weight.dtype
+        latents, patches, attention_type = latents.to(dtype), patches.to(dtype), config.encoder_attention_type
         if past_key_values is not None:
-            pairs = zip(latents.to(dtype).chunk(num_blocks, 1), patches.to(dtype).chunk(num_blocks, 1), strict=True)
-            blocks = [run_block(config, config.encoder_attention_type, self.layers, *p, past_key_values) for p in pairs]
-            return torch.cat([latents for latents, _ in blocks], dim=1)
-        hidden_states = torch.cat([patches, latents], dim=1).to(dtype)
+            pairs = zip(latents.chunk(num_blocks, 1), patches.chunk(num_blocks, 1), strict=True)
+            return torch.cat([run_block(config, attention_type, self.layers, *p, past_key_values) for p in pairs], dim=1)
+        if takes_segments(config, attention_type):
+            hidden_states = block_after_block(latents, patches, num_blocks)
+            counts = [config.latents_per_block] * num_blocks
+            segments, read, _ = block_segments(attention_type, counts, config.patches_per_block)
+            return run_segments(self.layers, hidden_states, segments, read)
+        hidden_states = torch.cat([patches, latents], dim=1)
 
         blocks = torch.arange(num_blocks, device=hidden_states.device)
         block = torch.cat(
@@ -140,7 +159,7 @@ class AdapTokEncoder(nn.Module):
             ]
         )
         is_patch = torch.arange(num_patches + num_latents, device=hidden_states.device) < num_patches
-        rule = block_rule(config.encoder_attention_type, block[None], is_patch)
+        rule = block_rule(attention_type, block[None], is_patch)
         mask = build_attention_mask(config, hidden_states, rule, per_sample=False)
         for layer in self.layers:
             hidden_states = layer(hidden_states, mask)
@@ -148,7 +167,7 @@ class AdapTokEncoder(nn.Module):
 
 
 class AdapTokDecoder(nn.Module):
-    """Kept latents and patch queries -> video. Sequence order: kept latents, then all patch queries."""
+    """Kept latents and patch queries -> video."""
 
     def __init__(self, config: AdapTokConfig):
         super().__init__()
@@ -181,29 +200,35 @@ class AdapTokDecoder(nn.Module):
             counts = [None] * num_blocks if token_counts is None else token_counts.unbind(1)
             pairs = zip(quantized.unbind(1), counts, strict=True)
             return torch.cat([self._next_block(*pair, past_key_values) for pair in pairs], dim=1)
-        device = quantized.device
-        latents = quantized.reshape(batch, num_blocks * per_block, width)
-        table = self.latent_positions()[:, : num_blocks * per_block]
+        device, dtype = quantized.device, quantized.dtype
+        latents = quantized + self.latent_positions()[:, : num_blocks * per_block].unflatten(1, (num_blocks, per_block))
+        if self.latent_type is not None:
+            latents = latents + self.latent_type()
+        queries = self.patch_queries()[:, : num_blocks * config.patches_per_block]
+        if self.patch_type is not None:
+            queries = queries + self.patch_type()
+        latents, queries = latents.to(dtype), queries.to(dtype).expand(batch, -1, -1)
+
+        # counts that are read into Python would be compiled anew for all their values
+        in_python = token_counts is None or not torch.compiler.is_compiling()
+        if in_python and takes_segments(config, config.decoder_attention_type):
+            counts = [[per_block] * num_blocks] if token_counts is None else token_counts.tolist()
+            alike = all(row == counts[0] for row in counts)
+            # clips of different counts: many small products, which pay where starting one costs little
+            if alike or device.type == "cpu":
+                return self.head(self._without_mask(latents, queries, counts[:1] if alike else counts))
+
         blocks = torch.arange(num_blocks, device=device)
-        latent_block = blocks.repeat_interleave(per_block)[None]
-        kept = None
+        latents, latent_block, kept = latents.flatten(1, 2), blocks.repeat_interleave(per_block)[None], None
         if token_counts is not None:
             kept = kept_tokens(token_counts, per_block).flatten(1)
             # Dropped latents leave the sequence; clips that keep fewer than the others are padded at the end.
             index = torch.argsort(~kept, dim=1, stable=True)[:, : int(kept.sum(1).max())]
             kept = kept.gather(1, index)
             latents = latents.gather(1, index[..., None].expand(-1, -1, width)) * kept[..., None]
-            table = table[0, index]
             latent_block = latent_block[0, index]
-        latents = latents + table
-        if self.latent_type is not None:
-            latents = latents + self.latent_type()
         num_latents = latents.shape[1]
-
-        queries = self.patch_queries()[:, : num_blocks * config.patches_per_block]
-        if self.patch_type is not None:
-            queries = queries + self.patch_type()
-        hidden_states = torch.cat([latents, queries.expand(batch, -1, -1)], dim=1).to(quantized.dtype)
+        hidden_states = torch.cat([latents, queries], dim=1)
 
         patch_block = blocks.repeat_interleave(config.patches_per_block)[None].expand(latent_block.shape[0], -1)
         block = torch.cat([latent_block, patch_block], dim=1)
@@ -215,6 +240,25 @@ class AdapTokDecoder(nn.Module):
         for layer in self.layers:
             hidden_states = layer(hidden_states, mask)
         return self.head(hidden_states[:, num_latents:])
+
+    def _without_mask(self, latents: torch.Tensor, queries: torch.Tensor, counts: list[list[int]]) -> torch.Tensor:
+        """(batch, blocks, latents_per_block, width), (batch, all patches, width) -> (batch, all patches, width).
+
+        Args:
+            counts: the counts of each clip, or a single row that holds for all. Clips with counts of their own lie one
+                behind the other in one sequence.
+        """
+        attention_type, num_patches = self.config.decoder_attention_type, self.config.patches_per_block
+        queries = queries.unflatten(1, (-1, num_patches))
+        clips = latents.split(len(latents) // len(counts)), queries.split(len(latents) // len(counts))
+        tokens, segments, read, length = [], [], [], 0
+        for row, own_latents, own_queries in zip(counts, *clips, strict=True):
+            for block, count in enumerate(row):
+                tokens += [own_latents[:, block, :count], own_queries[:, block]]
+            own_segments, _, own_read = block_segments(attention_type, row, num_patches, start=length)
+            segments, read, length = segments + own_segments, read + own_read, length + sum(row) + len(row) * num_patches
+        patches = run_segments(self.layers, torch.cat(tokens, dim=1), segments, read)
+        return patches.reshape(len(latents), -1, patches.shape[-1])
 
     def _next_block(self, latents: torch.Tensor, token_counts: torch.Tensor | None, cache: BlockCache) -> torch.Tensor:
         """(batch, latents_per_block, hidden_size), (batch,) -> (batch, tubelet_size, channels, height, width)."""
@@ -235,7 +279,9 @@ class AdapTokDecoder(nn.Module):
         if self.patch_type is not None:
             queries = queries + self.patch_type()
         queries = queries.expand(batch, -1, -1).to(dtype)
-        _, patches = run_block(config, config.decoder_attention_type, self.layers, latents.to(dtype), queries, cache, kept)
+        tokens = latents.to(dtype), queries
+        attention_type = config.decoder_attention_type
+        patches = run_block(config, attention_type, self.layers, *tokens, cache, kept, read_patches=True)
         return self.head(patches)
 
 

@@ -7,10 +7,19 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .attention_masks import block_rule, build_attention_mask, check_token_counts, kept_rule, kept_tokens
-from .block_cache import BlockCache
+from .attention_masks import (
+    Segment,
+    block_rule,
+    block_segments,
+    build_attention_mask,
+    check_token_counts,
+    kept_rule,
+    kept_tokens,
+    takes_segments,
+)
+from .block_cache import NOTHING, BlockCache
 from .configuration_adaptok_scorer import AdapTokScorerConfig
-from .layers import AdapTokLayer, LearnedPositions, init_layer_weights
+from .layers import AdapTokLayer, LearnedPositions, init_layer_weights, run_segments
 
 
 @dataclass
@@ -74,7 +83,7 @@ class AdapTokScorerModel(AdapTokScorerPreTrainedModel):
         Raises:
             ValueError: for shapes or counts that do not fit the configuration.
         """
-        config = self.config
+        config, step = self.config, self.config.score_step
         if (
             latents.shape != quantized.shape
             or latents.ndim != 4
@@ -95,7 +104,19 @@ class AdapTokScorerModel(AdapTokScorerPreTrainedModel):
             inputs = inputs * kept[..., None]
         hidden_states = self.project_in(inputs) + self.positions()[:, :length]
 
-        index = torch.arange(length, device=inputs.device)
+        if kept is None and takes_segments(config, config.attention_type):
+            segments, _, _ = block_segments(config.attention_type, [config.latents_per_block] * num_blocks, 0)
+            read = [Segment(slice(s.queries.start + step - 1, s.queries.stop, step), s.keys) for s in segments]
+            levels = run_segments(self.layers, hidden_states, segments, read)
+        else:
+            levels = self._under_mask(hidden_states, kept)[:, step - 1 :: step]
+        output = AdapTokScorerOutput(scores=self._scores(levels).unflatten(1, (num_blocks, config.num_levels)))
+        return output if (return_dict is None or return_dict) else output.to_tuple()
+
+    def _under_mask(self, hidden_states: torch.Tensor, kept: torch.Tensor | None) -> torch.Tensor:
+        """(batch, tokens, hidden_size), (batch, tokens) bool or `None` -> (batch, tokens, hidden_size)."""
+        config = self.config
+        index = torch.arange(hidden_states.shape[1], device=hidden_states.device)
         is_patch = torch.zeros_like(index, dtype=torch.bool)
         rule = block_rule(config.attention_type, (index // config.latents_per_block)[None], is_patch)
         if kept is not None:
@@ -103,9 +124,7 @@ class AdapTokScorerModel(AdapTokScorerPreTrainedModel):
         mask = build_attention_mask(config, hidden_states, rule, per_sample=kept is not None)
         for layer in self.layers:
             hidden_states = layer(hidden_states, mask)
-        scores = self._scores(hidden_states)
-        output = AdapTokScorerOutput(scores=scores.unflatten(1, (num_blocks, config.num_levels)))
-        return output if (return_dict is None or return_dict) else output.to_tuple()
+        return hidden_states
 
     def score_block(self, latents: torch.Tensor, quantized: torch.Tensor, past_key_values: BlockCache) -> torch.FloatTensor:
         """The scores of the block that follows those in the cache. It is in the cache afterwards, with all its tokens.
@@ -130,7 +149,7 @@ class AdapTokScorerModel(AdapTokScorerPreTrainedModel):
         hidden_states = cache.run(config, self.layers, self._embed(latents, quantized, cache.num_blocks))
         cache.num_blocks += 1
         cache.open_tokens = config.latents_per_block
-        return self._scores(hidden_states)
+        return self._scores(hidden_states[:, config.score_step - 1 :: config.score_step])
 
     def keep_tokens(
         self, latents: torch.Tensor, quantized: torch.Tensor, token_counts: torch.Tensor, past_key_values: BlockCache
@@ -152,17 +171,35 @@ class AdapTokScorerModel(AdapTokScorerPreTrainedModel):
         check_token_counts(token_counts[:, None], len(latents), 1, config.latents_per_block)
         if not cache.open_tokens:
             raise ValueError("keep_tokens follows score_block: the cache holds no block whose count is open")
-        fewest, most = int(token_counts.min()), int(token_counts.max())
-        if fewest < config.latents_per_block:
+        if int(token_counts.min()) < config.latents_per_block:
             cache.forget(cache.open_tokens)
+            cache.num_blocks -= 1
+            self.add_block(latents, quantized, token_counts, cache)
         cache.open_tokens = 0
-        if fewest == config.latents_per_block or most == 0:
+
+    def add_block(
+        self, latents: torch.Tensor, quantized: torch.Tensor, token_counts: torch.Tensor, past_key_values: BlockCache
+    ) -> None:
+        """Puts the next block into the cache with its kept tokens, without scoring it: its count is known already.
+
+        Args: as those of `keep_tokens`.
+
+        Raises:
+            ValueError: for shapes or counts that do not fit the configuration or the cache.
+        """
+        config, cache = self.config, past_key_values
+        self._check_block(latents, quantized)
+        check_token_counts(token_counts[:, None], len(latents), 1, config.latents_per_block)
+        cache.check_next(config.attention_type, len(latents), 1, config.num_blocks)
+        fewest, most = int(token_counts.min()), int(token_counts.max())
+        cache.num_blocks += 1
+        if most == 0:
             return
         latents, quantized, kept = latents[:, :most], quantized[:, :most], None
         if fewest < most:
             kept = kept_tokens(token_counts, most)
             latents, quantized = latents * kept[..., None], quantized * kept[..., None]
-        cache.run(config, self.layers, self._embed(latents, quantized, cache.num_blocks - 1), kept)
+        cache.run(config, self.layers, self._embed(latents, quantized, cache.num_blocks - 1), kept, read=NOTHING)
 
     def _check_block(self, latents: torch.Tensor, quantized: torch.Tensor) -> None:
         expected = (self.config.latents_per_block, self.config.latent_size)
@@ -178,10 +215,9 @@ class AdapTokScorerModel(AdapTokScorerPreTrainedModel):
         inputs = torch.cat([latents, quantized], dim=-1).to(self.dtype)
         return self.project_in(inputs) + self.positions()[:, first : first + inputs.shape[1]]
 
-    def _scores(self, hidden_states: torch.Tensor) -> torch.FloatTensor:
-        """(batch, tokens of whole blocks, hidden_size) -> (batch, levels of these blocks) float32."""
+    def _scores(self, levels: torch.Tensor) -> torch.FloatTensor:
+        """Outputs at the last latents of levels (batch, levels, hidden_size) -> their scores (batch, levels) float32."""
         config = self.config
-        levels = hidden_states[:, config.score_step - 1 :: config.score_step]
         scores = self.head_out(torch.tanh(self.head_in(self.norm(levels)))).squeeze(-1)
         return scores.float() * config.score_std + config.score_mean
 

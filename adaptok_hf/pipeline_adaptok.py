@@ -209,7 +209,8 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
         for start in self._batches(len(tokens.codes), batch_size, "decode"):
             part = slice(start, start + batch_size)
             counts = tokens.token_counts[part].to(self.device) if self.tokenizer.config.adaptive else None
-            video = self.tokenizer.decode(tokens.codes[part].to(self.device), counts).pixel_values_videos
+            with torch.inference_mode():
+                video = self.tokenizer.decode(tokens.codes[part].to(self.device), counts).pixel_values_videos
             real = min(len(video) * num_clip_frames, tokens.num_frames - start * num_clip_frames)
             frames.append(self.video_processor.unclip(video.float(), num_frames=real, output_size=output_size))
         return _convert_frames(np.concatenate(frames), output_type)
@@ -252,10 +253,11 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
             part = slice(start, start + batch_size)
             with _timed(seconds, "encode"):
                 video = (clips.frames[part].to(self.device) / 255).to(self.tokenizer.dtype)
-                encoded = self.tokenizer.encode(video)
+                with torch.inference_mode():
+                    encoded = self.tokenizer.encode(video)
                 codes.append(encoded.codes.cpu())
             if strategy == "joint":
-                with _timed(seconds, "score"):
+                with _timed(seconds, "score"), torch.inference_mode():
                     scores.append(self.scorer(encoded.latents, encoded.quantized).scores.cpu())
             elif strategy in _BLOCK_BY_BLOCK:
                 counts.append(
@@ -319,7 +321,7 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
         if isinstance(budget, tuple) and len(budget) != valid.shape[1]:
             raise ValueError(f"a budget per block position needs {valid.shape[1]} numbers, got {len(budget)}")
         # A single batch keeps its keys and values from block to block. Those of all clips of a long video would be too
-        # large: many batches are scored from the first block again.
+        # large: for many batches the kept tokens of earlier blocks are computed again.
         cache = BlockCache() if len(latents) == 1 and config.attention_type != "full" else None
         for block in range(valid.shape[1]):
             if not valid[:, block].any():
@@ -351,12 +353,18 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
         self, latents: list[torch.Tensor], codes: list[torch.Tensor], token_counts: torch.Tensor
     ) -> torch.Tensor:
         """The scores (all clips, levels) of the last block of `token_counts` (all clips, blocks), batch by batch."""
-        scores, start, known = [], 0, slice(0, token_counts.shape[1])  # later blocks have no influence
+        scores, start, last = [], 0, token_counts.shape[1] - 1
         for batch_latents, batch_codes in zip(latents, codes, strict=True):
-            quantized = self.tokenizer.quantizer.lookup(batch_codes[:, known].to(self.device))
+            quantized = self.tokenizer.quantizer.lookup(batch_codes[:, : last + 1].to(self.device))
             counts = token_counts[start : start + len(batch_codes)].to(self.device)
-            scores.append(self.scorer(batch_latents[:, known], quantized, counts).scores[:, -1].cpu())
             start += len(batch_codes)
+            if self.scorer.config.attention_type == "full":
+                scores.append(self.scorer(batch_latents[:, : last + 1], quantized, counts).scores[:, -1].cpu())
+                continue
+            cache = BlockCache()
+            for block in range(last):
+                self.scorer.add_block(batch_latents[:, block], quantized[:, block], counts[:, block], cache)
+            scores.append(self.scorer.score_block(batch_latents[:, last], quantized[:, last], cache).cpu())
         return torch.cat(scores)
 
     def _strategy(self, allocation: str | None, given: dict[str, Any]) -> str | None:
