@@ -5,13 +5,16 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS := 1
 export HF_HUB_OFFLINE := 1
 
-.PHONY: test slow quality format clean
+.PHONY: test slow docs quality format clean
 
 test: quality
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 slow: $(STAMP)
 	$(VENV)/bin/python -m pytest -m slow
+
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build
 
 quality: $(STAMP)
 	$(VENV)/bin/ruff check .
@@ -23,8 +26,8 @@ format: $(STAMP)
 
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --editable ".[train,evaluate,space,test]" --constraint constraints.txt
+	$(VENV)/bin/python -m pip install --quiet --editable ".[train,evaluate,space,docs,test]" --constraint constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info

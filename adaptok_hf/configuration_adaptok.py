@@ -26,10 +26,12 @@ class AdapTokConfig(PreTrainedConfig):
         adaptive (`bool`): whether the tail of a block's latents may be dropped. `False` is the CausalTok baseline.
         encoder_attention_type, decoder_attention_type (`str`): `"block_causal"`, `"decoder"`, `"block_diagonal"` or
             `"full"`, see `attention_masks`.
-        learned_encoder_patch_positions, learned_encoder_latent_queries, learned_decoder_latent_positions,
-        learned_decoder_patch_queries (`bool`): learned table instead of a fixed sine-cosine one.
-        encoder_patch_type_embedding, encoder_latent_type_embedding, decoder_latent_type_embedding,
-        decoder_patch_type_embedding (`bool`): whether a learned vector is added to all tokens of that kind.
+        learned_encoder_patch_positions, learned_encoder_latent_queries (`bool`): learned table instead of a fixed
+            sine-cosine one.
+        learned_decoder_latent_positions, learned_decoder_patch_queries (`bool`): the same, of the decoder.
+        encoder_patch_type_embedding, encoder_latent_type_embedding (`bool`): whether a learned vector is added to all
+            tokens of that kind.
+        decoder_latent_type_embedding, decoder_patch_type_embedding (`bool`): the same, of the decoder.
         latent_position_base (`float`): base of the fixed tables of the latents.
         initializer_range (`float`): standard deviation of the initial tables.
 

@@ -146,10 +146,12 @@ class AdapTokScorerModel(AdapTokScorerPreTrainedModel):
         config, cache = self.config, past_key_values
         self._check_block(latents, quantized)
         cache.check_next(config.attention_type, len(latents), 1, config.num_blocks)
-        hidden_states = cache.run(config, self.layers, self._embed(latents, quantized, cache.num_blocks))
+        levels = slice(config.score_step - 1, None, config.score_step)
+        hidden_states = self._embed(latents, quantized, cache.num_blocks)
+        scores = self._scores(cache.run(config, self.layers, hidden_states, read=levels))
         cache.num_blocks += 1
         cache.open_tokens = config.latents_per_block
-        return self._scores(hidden_states[:, config.score_step - 1 :: config.score_step])
+        return scores
 
     def keep_tokens(
         self, latents: torch.Tensor, quantized: torch.Tensor, token_counts: torch.Tensor, past_key_values: BlockCache

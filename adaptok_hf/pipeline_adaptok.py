@@ -18,9 +18,10 @@ from diffusers.utils import BaseOutput
 from .allocation import STRATEGIES, allocate, joint
 from .allocation.budgets import tokens_per_block
 from .block_cache import BlockCache
-from .modeling_adaptok import AdapTokModel
+from .modeling_adaptok import AdapTokEncoderOutput, AdapTokModel
 from .modeling_adaptok_ar import AdapTokARForCausalLM
 from .modeling_adaptok_scorer import AdapTokScorerModel
+from .pipeline_batches import LatentsAgain, plan_batches
 from .pipeline_generation import AdapTokGenerationOutput, GenerationMixin, check_output_type
 from .pipeline_loading import LoadingMixin
 from .pipeline_streaming import StreamingMixin
@@ -75,8 +76,8 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
     videos of a class or from a few frames.
 
     Args:
-        video_processor ([`AdapTokVideoProcessor`])
-        tokenizer ([`AdapTokModel`])
+        video_processor ([`AdapTokVideoProcessor`]): videos of any kind to clips, and back.
+        tokenizer ([`AdapTokModel`]): clips to codes, and back.
         scorer ([`AdapTokScorerModel`], *optional*): needed by every allocation strategy but `"fixed"`.
         ar_model ([`AdapTokARForCausalLM`], *optional*): class-conditional, for `generate`.
         fp_model ([`AdapTokARForCausalLM`], *optional*): frame prediction, for `predict`.
@@ -135,6 +136,7 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
         resize_mode: str | None = None,
         fps: float | None = None,
         batch_size: int = 8,
+        max_memory: int | str | None = None,
         output_type: str = "np",
     ) -> AdapTokPipelineOutput:
         """Tokenizes a video on a budget and decodes it again; the output has as many frames as the input.
@@ -145,9 +147,10 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
         seconds: dict[str, float] = {}
         with _timed(seconds, "read"):
             clips = self.video_processor.clips(video, fps=fps, resize_mode=resize_mode)
-        tokens = self._tokenize(clips, seconds, budget, price, threshold, allocation, rounding, resize_mode, batch_size)
+        memory = {"batch_size": batch_size, "max_memory": max_memory}
+        tokens = self._tokenize(clips, seconds, budget, price, threshold, allocation, rounding, resize_mode, **memory)
         with _timed(seconds, "decode"):
-            frames = self.detokenize(tokens, batch_size=batch_size, output_type=output_type)
+            frames = self.detokenize(tokens, **memory, output_type=output_type)
         original = clips.frames.flatten(0, 1)[: clips.num_frames].permute(0, 2, 3, 1).numpy()
         return AdapTokPipelineOutput(frames=frames, tokens=tokens, original=original, seconds=seconds)
 
@@ -163,6 +166,7 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
         resize_mode: str | None = None,
         fps: float | None = None,
         batch_size: int = 8,
+        max_memory: int | str | None = None,
     ) -> TokenizedVideo:
         """Video -> tokens.
 
@@ -180,19 +184,31 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
             rounding: `"floor"` lets `ipal` and `joint` take a budget that is off the grid, as the original does.
             resize_mode: `"crop"` or `"squash"`, see [`AdapTokVideoProcessor`].
             fps: frames per second of an input that does not tell.
-            batch_size: clips that are encoded together; has no influence on the result beyond round-off.
+            batch_size: the most clips that are worked on together; has no influence on the result beyond round-off.
+            max_memory: the most that they may take on the device beyond the weights, in bytes or as `"2GiB"`: fewer clips
+                are worked on together where `bytes_per_clip` says so. Default: half of what is free (a container's own
+                limit is not seen). Frames and tokens of the whole video, in the host's memory, come on top.
 
         Raises:
-            ValueError: for something that is not a video, an unknown strategy, or a budget that cannot be met.
+            ValueError: for something that is not a video, an unknown strategy, a budget that cannot be met, or a
+                `max_memory` that is too low for a single clip.
         """
         clips = self.video_processor.clips(video, fps=fps, resize_mode=resize_mode)
-        return self._tokenize(clips, {}, budget, price, threshold, allocation, rounding, resize_mode, batch_size)
+        request = (budget, price, threshold, allocation, rounding, resize_mode)
+        return self._tokenize(clips, {}, *request, batch_size, max_memory)
 
     @torch.no_grad()
     def detokenize(
-        self, tokens: TokenizedVideo, *, batch_size: int = 8, output_type: str = "np"
+        self,
+        tokens: TokenizedVideo,
+        *,
+        batch_size: int = 8,
+        max_memory: int | str | None = None,
+        output_type: str = "np",
     ) -> np.ndarray | torch.Tensor | list:
         """Tokens -> frames, see [`AdapTokPipelineOutput`]. Squashed videos get their proportions back.
+
+        Args: see `tokenize`; `output_type` is `"np"`, `"pt"` or `"pil"`.
 
         Raises:
             ValueError: if the tokens were made by another tokenizer.
@@ -205,6 +221,7 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
             )
         output_size = tuple(tokens.source_size) if tokens.resize_mode == "squash" else None
         num_clip_frames = self.tokenizer.config.num_frames
+        batch_size, _ = plan_batches(self.tokenizer, self.scorer, len(tokens.codes), batch_size, max_memory)
         frames = []
         for start in self._batches(len(tokens.codes), batch_size, "decode"):
             part = slice(start, start + batch_size)
@@ -238,6 +255,7 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
         rounding: str | None,
         resize_mode: str | None,
         batch_size: int,
+        max_memory: int | str | None,
     ) -> TokenizedVideo:
         per_block = self.tokenizer.config.latents_per_block
         given = {"budget": tokens_per_block(budget, per_block), "price": price, "threshold": threshold}
@@ -248,22 +266,27 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
         valid = clips.valid_blocks
         seconds.update({"encode": 0.0, "score": 0.0, "allocate": 0.0})
 
-        codes, latents, scores, counts = [], [], [], []
-        for start in self._batches(len(clips), batch_size, "encode"):
-            part = slice(start, start + batch_size)
+        batch_size, keep_latents = plan_batches(self.tokenizer, self.scorer, len(clips), batch_size, max_memory)
+
+        def encode(start: int) -> AdapTokEncoderOutput:
+            frames = clips.frames[start : start + batch_size].to(self.device)
+            with torch.inference_mode():
+                return self.tokenizer.encode((frames / 255).to(self.tokenizer.dtype))
+
+        codes, scores, counts = [], [], []
+        starts = self._batches(len(clips), batch_size, "encode")
+        latents = [] if keep_latents else LatentsAgain(encode, range(0, len(clips), batch_size))
+        for start in starts:
             with _timed(seconds, "encode"):
-                video = (clips.frames[part].to(self.device) / 255).to(self.tokenizer.dtype)
-                with torch.inference_mode():
-                    encoded = self.tokenizer.encode(video)
+                encoded = encode(start)
                 codes.append(encoded.codes.cpu())
             if strategy == "joint":
                 with _timed(seconds, "score"), torch.inference_mode():
                     scores.append(self.scorer(encoded.latents, encoded.quantized).scores.cpu())
             elif strategy in _BLOCK_BY_BLOCK:
-                counts.append(
-                    self._allocate_block_by_block([encoded.latents], [encoded.codes], valid[part], strategy, given, seconds)
-                )
-            elif strategy in _BLOCK_BY_BLOCK_OVER_CLIPS:
+                own = [encoded.latents], [encoded.codes], valid[start : start + batch_size]
+                counts.append(self._allocate_block_by_block(*own, strategy, given, seconds))
+            elif strategy in _BLOCK_BY_BLOCK_OVER_CLIPS and keep_latents:
                 latents.append(encoded.latents)
 
         chosen_by = {"strategy": strategy or "all tokens"}
@@ -299,7 +322,7 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
 
     def _allocate_block_by_block(
         self,
-        latents: list[torch.Tensor],
+        latents: Sequence[torch.Tensor],
         codes: list[torch.Tensor],
         valid: torch.Tensor,
         strategy: str,
@@ -350,7 +373,7 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
         return token_counts
 
     def _score_from_the_start(
-        self, latents: list[torch.Tensor], codes: list[torch.Tensor], token_counts: torch.Tensor
+        self, latents: Sequence[torch.Tensor], codes: list[torch.Tensor], token_counts: torch.Tensor
     ) -> torch.Tensor:
         """The scores (all clips, levels) of the last block of `token_counts` (all clips, blocks), batch by batch."""
         scores, start, last = [], 0, token_counts.shape[1] - 1

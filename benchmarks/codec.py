@@ -223,7 +223,7 @@ def compare(arguments: argparse.Namespace, device: str) -> None:
     rates = gpu_rates(tokenizer.dtype) if device == "cuda" else None
     headings = ["tokens per clip", "stage", "TFLOP, original", "ours", "ratio"]
     if not only_counted:
-        headings += ["s, original", "ours", "ratio", "CPU s, ratio", "MiB, original", "ours"]
+        headings += ["ms, original", "ours", "ratio", "CPU s, ratio", "MiB, original", "ours"]
     headings += ["share of floor"] if rates else []
     print("| " + " | ".join(headings) + " |\n" + "|---" * len(headings) + "|", flush=True)
     if not only_counted:  # thread pools, kernels
@@ -247,7 +247,12 @@ def compare(arguments: argparse.Namespace, device: str) -> None:
         for stage, row in rows.items():
             cells = [f"{row[0] / 1e12:.4f}", f"{row[1] / 1e12:.4f}", f"{row[1] / row[0]:.2f}"]
             if not only_counted:
-                cells += [f"{row[2]:.3f}", f"{row[3]:.3f}", f"{row[3] / row[2]:.2f}", f"{row[5] / row[4]:.2f}"]
+                cells += [
+                    f"{1000 * row[2]:.1f}",
+                    f"{1000 * row[3]:.1f}",
+                    f"{row[3] / row[2]:.2f}",
+                    f"{row[5] / row[4]:.2f}",
+                ]
                 cells += [f"{row[6] / 2**20:.0f}", f"{row[7] / 2**20:.0f}"]
             if rates:
                 modules = {"encode": [tokenizer.encoder], "score": [scorer], "decode": [tokenizer.decoder]}

@@ -1,14 +1,14 @@
-"""A stream through the shipped checkpoint: memory over time, latency of a block, real-time factor, jumps at clip borders.
+"""Files streamed through the shipped checkpoint: memory over time, latency of a block, real-time factor, clip borders.
 
     python benchmarks/streaming.py                      # 10 seconds, then 10 minutes, 25 frames per second
     python benchmarks/streaming.py --minutes 1 --videos DATA/wild/val
 
-Frames are generated on the fly (a drifting picture with changing contrast and noise), so that the source has no memory of
-its own. Each length runs in a process of its own. Memory is measured three ways: the highest resident size of the process,
-asked after every block; its peak as the kernel has it, which is that of loading the model; and what Python and numpy held
-at most (tracemalloc, in runs of at most a minute, since it slows Python down). Latency is the wall clock from the arrival
-of a block's last frame to its result. CPU milliseconds are those of the whole process per block, making the frames
-included; what else the machine does has little influence on them.
+The two inputs are made first: mp4 files (H.264) of a drifting picture with changing contrast and noise. Each is streamed in
+a process of its own, so that neither inherits memory. Memory is the resident set as the kernel counts it, with the model,
+the libraries and the decoder of the file: its peak from the first frame on (after a warm-up of eight blocks), and the peak
+of the whole process, which is that of loading the model if that is higher. Latency is the wall clock from the arrival of a
+block's last frame to its result. CPU milliseconds are those of the whole process per block, reading the file included; what
+else the machine does has little influence on them. Needs Linux (/proc).
 
 The seam: mean absolute difference of consecutive frames (0 to 255) where a clip begins, over the same inside clips, where a
 block begins and between frames of a block; in the original and in the reconstruction.
@@ -17,18 +17,16 @@ block begins and between frames of a block; in the original and in the reconstru
 import argparse
 import itertools
 import json
-import os
-import platform
-import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
+from codec import machine, resident
 
 FPS = 25
 
@@ -45,50 +43,70 @@ def moving_picture(seconds: float, size: int = 128) -> Iterator[np.ndarray]:
         yield (picture.clip(0, 1) * 255).astype(np.uint8)
 
 
-def resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def run_stream(seconds: float, settings: dict, model: str | None, trace: bool) -> dict:
-    """One stream of this length in this process."""
+def run_stream(path: str, settings: dict, model: str | None) -> dict:
+    """One file through the stream in this process."""
     from adaptok_hf import AdapTokPipeline
 
     pipeline = AdapTokPipeline.from_pretrained(model)
-    list(pipeline.stream(moving_picture(2), **settings))  # warms up: libraries, thread pools, allocator
-    highest, latencies, counts, bits = 0, [], [], 0.0
-    if trace:
-        import tracemalloc
-
-        tracemalloc.start()
+    list(itertools.islice(pipeline.stream(path, **settings), 8))  # warms up: libraries, thread pools, allocator
+    before = resident("VmHWM")
+    Path("/proc/self/clear_refs").write_text("5")  # starts VmHWM anew
+    latencies, tokens, bits, frames = [], 0, 0.0, 0
     begin = time.process_time()
-    for block in pipeline.stream(moving_picture(seconds), fps=FPS, **settings):
+    for block in pipeline.stream(path, **settings):
         latencies.append(block.latency)
-        counts.append(block.token_count)
-        bits += block.bits
-        highest = max(highest, resident_bytes())
+        tokens, bits, frames = tokens + block.token_count, bits + block.bits, frames + block.num_frames
+    cpu, streaming = time.process_time() - begin, resident("VmHWM")
     latencies.sort()
-    result = {
+    return {
+        "frames": frames,
         "blocks": len(latencies),
-        "cpu": time.process_time() - begin,
+        "cpu": cpu,
         "compute": sum(latencies),
         "median_ms": 1000 * statistics.median(latencies),
         "p95_ms": 1000 * latencies[int(0.95 * len(latencies))],
-        "tokens_per_block": sum(counts) / len(counts),
-        "bits_per_second": bits / seconds,
-        "resident_highest": highest,
-        "peak": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        "tokens_per_block": tokens / len(latencies),
+        "bits_per_second": bits * FPS / frames,
+        "streaming": streaming,
+        "peak": max(before, streaming),
     }
-    if trace:
-        result["traced"] = tracemalloc.get_traced_memory()[1]
-    return result
 
 
-def in_own_process(seconds: float, settings: dict, model: str | None, trace: bool = False) -> dict:
-    task = json.dumps({"seconds": seconds, "settings": settings, "model": model, "trace": trace})
+def in_own_process(path: Path, settings: dict, model: str | None) -> dict:
+    task = json.dumps({"path": str(path), "settings": settings, "model": model})
     done = subprocess.run([sys.executable, __file__, "--task", task], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(done.stderr)
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def compare_lengths(minutes: float, settings: dict, model: str | None) -> None:
+    """Makes the short and the long file, streams each and prints a row for it, then the ratios of their memory."""
+    from adaptok_hf import write_video
+
+    columns = (
+        "stream, frames, blocks, tokens per block, bit/s, ms per block (median), 95%, CPU ms, times real time, "
+        "peak MiB while streaming, peak MiB of the process"
+    )
+    print(f"| {columns.replace(', ', ' | ')} |\n" + "|---" * 11 + "|", flush=True)
+    peaks = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name, seconds in {"10 s": 10.0, f"{minutes:g} min": 60 * minutes}.items():
+            path = Path(folder) / f"{seconds:g}.mp4"
+            write_video(path, moving_picture(seconds), FPS)
+            found = in_own_process(path, settings, model)
+            peaks.append([found["streaming"], found["peak"]])
+            print(
+                f"| {name} | {found['frames']} | {found['blocks']} | {found['tokens_per_block']:.2f} | "
+                f"{found['bits_per_second']:.0f} | {found['median_ms']:.0f} | {found['p95_ms']:.0f} | "
+                f"{1000 * found['cpu'] / found['blocks']:.0f} | {found['frames'] / FPS / found['compute']:.2f} | "
+                f"{found['streaming'] / 2**20:.1f} | {found['peak'] / 2**20:.1f} |",
+                flush=True,
+            )
+    streaming, peak = (long / short for short, long in zip(*peaks, strict=True))
+    print(
+        f"\npeak memory of the long stream over the short one: {streaming:.4f} while streaming, {peak:.4f} of the process"
+    )
 
 
 def jumps(frames: np.ndarray, tubelet: int, clip: int) -> dict[str, float]:
@@ -129,28 +147,8 @@ def main() -> None:
         print(json.dumps(run_stream(**json.loads(arguments.task))))
         return
     settings = {"budget": arguments.budget}
-    lengths = {"10 s": 10.0, f"{arguments.minutes:g} min": 60 * arguments.minutes}
-    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(f"shipped checkpoint, budget {arguments.budget:g} tokens per block\n" if not arguments.model else "")
-    columns = (
-        "stream, blocks, tokens per block, bit/s, ms per block (median), 95%, CPU ms, times real time, MiB, peak MiB, "
-        "traced MiB"
-    )
-    print(f"| {columns.replace(', ', ' | ')} |\n" + "|---" * 11 + "|", flush=True)
-    peaks = []
-    for name, seconds in lengths.items():
-        plain = in_own_process(seconds, settings, arguments.model)
-        traced = in_own_process(min(seconds, 60), settings, arguments.model, trace=True)
-        peaks.append([plain["resident_highest"], plain["peak"]])
-        print(
-            f"| {name} | {plain['blocks']} | {plain['tokens_per_block']:.2f} | {plain['bits_per_second']:.0f} | "
-            f"{plain['median_ms']:.0f} | {plain['p95_ms']:.0f} | "
-            f"{1000 * plain['cpu'] / plain['blocks']:.0f} | {seconds / plain['compute']:.2f} | "
-            f"{plain['resident_highest'] / 2**20:.1f} | {plain['peak'] / 2**20:.1f} | {traced['traced'] / 2**20:.2f} |",
-            flush=True,
-        )
-    while_streaming, peak = (long / short for short, long in zip(*peaks, strict=True))
-    print(f"\nlong stream over short one: {while_streaming:.4f} while streaming, {peak:.4f} at the peak")
+    print(f"{arguments.model or 'shipped checkpoint'}, budget {arguments.budget:g} tokens per block\n{machine('cpu')}\n")
+    compare_lengths(arguments.minutes, settings, arguments.model)
 
     from adaptok_hf import AdapTokPipeline, read_video
 
