@@ -16,22 +16,23 @@ def bytes_per_clip(tokenizer: AdapTokModel, scorer: AdapTokScorerModel | None = 
     With K blocks of P patches and M latents, width D, MLPs r times as wide, V codes, a scorer of L layers and width d, and
     F pixel values in a clip, it is the largest of
 
-        (2 r + 4) K (P + M) D          an encoder or decoder layer: the MLP's hidden units before and after the activation
-        K M V                          the quantiser: similarities to all codes
-        (2 r + 4 + 2 L) K M d          the scorer: a layer, and keys and values of all
+        (2 r + 4) K (P + M) D numbers  an encoder or decoder layer: the MLP's hidden units before and after the activation
+        (2 r + 4 + 2 L) K M d numbers  the scorer: a layer, and keys and values of all
+        4 K M V bytes                  the quantiser: similarities to all codes, in float32 whatever the model is in
 
-    plus 4 K M D (latents, quantised latents and a copy), times the bytes of a number, plus 4 F numbers of 4 bytes (pixels).
+    plus 4 K M D numbers (latents, quantised latents and a copy) and 4 F numbers of 4 bytes (pixels).
     Attention is counted as never holding all its weights, which is so for sdpa, but not for `"eager"`.
     """
     config = tokenizer.config
     layer = 2 * config.mlp_ratio + 4
     latents, patches = config.num_latent_tokens, config.num_blocks * config.patches_per_block
-    largest = [layer * (latents + patches) * config.hidden_size, latents * config.codebook_size]
+    largest = [layer * (latents + patches) * config.hidden_size]
     if scorer is not None:
         scorer_layer = 2 * scorer.config.mlp_ratio + 4 + 2 * scorer.config.num_hidden_layers
         largest.append(scorer_layer * latents * scorer.config.hidden_size)
     pixels = config.num_frames * config.num_channels * config.image_size**2
-    return tokenizer.dtype.itemsize * (max(largest) + 4 * latents * config.hidden_size) + 4 * 4 * pixels
+    kept = 4 * latents * config.hidden_size * tokenizer.dtype.itemsize
+    return max(max(largest) * tokenizer.dtype.itemsize, 4 * latents * config.codebook_size) + kept + 4 * 4 * pixels
 
 
 def plan_batches(

@@ -39,14 +39,15 @@ class VectorQuantizer(nn.Module):
         self.project_out = nn.Linear(config.codebook_dim, config.hidden_size)
 
     def normalized_codebook(self) -> torch.Tensor:
-        """(codebook_size, codebook_dim), unit rows."""
-        return nn.functional.normalize(self.codebook.weight, dim=-1)
+        """(codebook_size, codebook_dim), unit rows in float32."""
+        return nn.functional.normalize(self.codebook.weight.float(), dim=-1)
 
     def project(self, latents: torch.Tensor) -> torch.Tensor:
-        """(batch, tokens, hidden_size) -> (batch, tokens, codebook_dim), unit length."""
-        # autocast would leave 8 bits to cosines, which near codes differ by less
+        """(batch, tokens, hidden_size) -> (batch, tokens, codebook_dim), unit length, in float32."""
+        # bfloat16 would leave 8 bits to cosines, and near codes differ by less
         with torch.autocast(latents.device.type, enabled=False):
-            return nn.functional.normalize(self.project_in(latents.to(self.project_in.weight.dtype)), dim=-1)
+            weight, bias = self.project_in.weight.float(), self.project_in.bias.float()
+            return nn.functional.normalize(nn.functional.linear(latents.float(), weight, bias), dim=-1)
 
     def forward(self, latents: torch.Tensor, kept: torch.Tensor | None = None, sample: bool = False) -> QuantizerOutput:
         """
@@ -75,8 +76,11 @@ class VectorQuantizer(nn.Module):
             mean_square(projected.detach() - chosen),
         )
         code_vectors = projected + (chosen - projected).detach()
-        return QuantizerOutput(codes, self.project_out(code_vectors), code_vectors, commitment_loss, codebook_loss)
+        return QuantizerOutput(codes, self._out(code_vectors), code_vectors, commitment_loss, codebook_loss)
 
     def lookup(self, codes: torch.Tensor) -> torch.Tensor:
         """Codes (...) long -> (..., hidden_size), as the decoder reads them."""
-        return self.project_out(nn.functional.embedding(codes, self.normalized_codebook()))
+        return self._out(nn.functional.embedding(codes, self.normalized_codebook()))
+
+    def _out(self, code_vectors: torch.Tensor) -> torch.Tensor:
+        return self.project_out(code_vectors.to(self.project_out.weight.dtype))

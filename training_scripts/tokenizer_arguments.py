@@ -19,6 +19,9 @@ class Arguments(ClipArguments, RunArguments, ShardingArguments):
         default=False,
         metadata={"help": "Start as a rough codec; needs learned position tables (see the function of that name)."},
     )
+    initialization_clips: int = field(
+        default=256, metadata={"help": "Clips whose first blocks (at most 3) that start is computed from."}
+    )
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Less memory for about a third more time."})
 
     # length

@@ -88,7 +88,8 @@ def main() -> None:
     if args.warmup_epochs is not None:
         warmup_steps = epochs_to_steps(args, args.warmup_epochs, stages[0].batch_size, clips.num_videos)
     if args.transform_codec_initialization:
-        initialize_as_transform_codec(model, clips.sample(256)[:, : config.tubelet_size].float() / 255)
+        frames = min(3, config.num_blocks) * config.tubelet_size
+        initialize_as_transform_codec(model, clips.sample(args.initialization_clips)[:, :frames].float() / 255)
     step_module = TrainingStep(model, build_prior(args, config), args)
     adversarial = build_adversarial_loss(args, config)
     lpips = None

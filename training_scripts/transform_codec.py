@@ -8,8 +8,8 @@ from transform_codec_layout import TransformCodecLayout
 from adaptok_hf import AdapTokConfig, AdapTokModel
 from adaptok_hf.block_mask_sampler import sample_token_counts
 
-CONTENT_SHARE = 0.08  # energy of a token's content over that of its position: layer norms then hardly bend the content
-CODE_LENGTH = 0.15  # typical length of a token's code channels, beside a constant of 1
+CONTENT_SHARE = 0.04  # energy of a token's content over that of its position: layer norms then hardly bend the content
+CODE_LENGTH = 0.08  # typical length of a token's code channels, beside a constant of 1
 
 
 @torch.no_grad()
@@ -28,14 +28,16 @@ def initialize_as_transform_codec(model: AdapTokModel, video: torch.Tensor) -> N
       patch itself and copies nothing (mean content); for the first group it looks at the nearest latents that are left.
     * The codebook is the result of k-means on encoder outputs. Beside the content a latent has a constant, so that the
       unit sphere of codes is nearly flat where the contents lie.
+    * Where heads and channels are left, the decoder also looks at the same place one block before, and in its last layer at
+      the four neighbours of a patch.
     * The head of the decoder is the least-squares map from its states to the patches, at full and at random budgets.
 
     MLPs and the other heads start with no effect.
 
     Args:
         model: needs learned position tables, and enough heads and channels for its latents.
-        video: (batch, frames of one block, 3, height, width) in [0, 1], a sample of the training clips; codes are
-            found best if it makes at least 10 times as many latents.
+        video: (batch, frames of one or more blocks, 3, height, width) in [0, 1], a sample of the training clips; codes
+            are found best if it makes at least 50 times as many latents.
 
     Raises:
         ValueError: if the latents need more heads or channels than there are.
@@ -75,7 +77,7 @@ def initialize_as_transform_codec(model: AdapTokModel, video: torch.Tensor) -> N
     # Encoder: how large the components of each group come out is measured, and then set.
     lengths = torch.stack([deviation[part].norm() for part in layout.parts])
     unit = CODE_LENGTH / lengths.mean().sqrt()
-    codes = model.encoder(video[:32])[..., layout.code]
+    codes = model.encoder(video[:32, : config.tubelet_size])[..., layout.code]
     for group, part in enumerate(layout.parts):
         wanted = unit * deviation[part] / lengths[group].sqrt()
         found = codes[:, layout.group == group, : len(wanted)].flatten(0, 1).std(0)
@@ -96,24 +98,39 @@ def initialize_as_transform_codec(model: AdapTokModel, video: torch.Tensor) -> N
     start_codebook(model, quantizer.project(latents).flatten(0, 1))
 
     # Decoder: sizes as in the encoder, and then the head.
-    video, latents = video[:128], latents[:128]
-    quantized = _in_parts(lambda part: quantizer(part).quantized, latents).unflatten(1, (1, -1))
-    states = _decoder_states(model, quantized[:32], None, normalized=False)[..., layout.content]
+    num_blocks = video.shape[1] // config.tubelet_size
+    quantized = _in_parts(lambda part: quantizer(part).quantized, latents).unflatten(1, (num_blocks, -1))
+    states = _decoder_states(model, quantized[:32, :1], None, normalized=False)[..., layout.content]
     for group, part in enumerate(layout.parts):
         wanted = (deviation[part] * energy / deviation.sum()).sqrt()
         found = states[..., part].flatten(0, 1).std(0)
         layer, columns = layout.slot(model.decoder.layers, group)
         layer.attention.proj.weight[layout.content, columns][part] *= (wanted / found)[:, None]
-    counts = sample_token_counts(len(video), 1, config.latents_per_block) if config.adaptive else None
-    features = torch.cat([_decoder_states(model, quantized, c, normalized=True).flatten(0, 1) for c in (None, counts)])
-    features = torch.cat([features[:, layout.content], torch.ones(len(features), 1)], 1)
-    target = _patches(video, config, channel_last=True).repeat(2, 1)
-    gram = features.T @ features + 1e-6 * len(features) * torch.eye(features.shape[1])
-    solution = torch.linalg.solve(gram, features.T @ target)
+    _set_context(model.decoder.layers, layout, latent_rows)
+    counts = sample_token_counts(len(video), num_blocks, config.latents_per_block) if config.adaptive else None
+    gram, product = 0.0, 0.0
+    inputs = slice(layout.zero.start, layout.content.stop)
+    for start in range(0, len(video), 8):
+        own = slice(start, start + 8)
+        target = _patches(video[own], config, channel_last=True)
+        for kept in (None, counts[own]) if config.adaptive else (None,):
+            features = _decoder_states(model, quantized[own], kept, normalized=True)[..., inputs].flatten(0, 1)
+            features = torch.cat([features, torch.ones(len(features), 1)], 1)
+            gram, product = gram + features.T @ features, product + features.T @ target
+    gram.diagonal().add_(1e-6 * len(video) * num_blocks * config.grid_size**2)
+    solution = torch.linalg.solve(gram, product)
     head = model.decoder.head.projection
     head.weight.zero_()
-    head.weight[:, layout.content] = solution[:-1].T
+    head.weight[:, inputs] = solution[:-1].T
     head.bias.copy_(solution[-1])
+
+
+def _near(layout: TransformCodecLayout, sharpness: float = 1.0) -> torch.Tensor:
+    """Logits as a product of place and time channels: in the frame like a bell, falling by 8 to the next patch."""
+    size = (layout.place.stop - layout.place.start) // 4
+    bell = torch.exp(-0.5 * torch.linspace(torch.pi / layout.config.grid_size, torch.pi, size).square() * 0.8**2)
+    n_time = layout.time.stop - layout.time.start
+    return torch.diag(torch.cat([sharpness * bell.repeat(4) * 14 / bell.sum(), torch.full((n_time,), 16.0 / n_time)]))
 
 
 def _set_attention(layers: nn.ModuleList, layout: TransformCodecLayout, rows: torch.Tensor, decoder: bool) -> None:
@@ -126,12 +143,7 @@ def _set_attention(layers: nn.ModuleList, layout: TransformCodecLayout, rows: to
     width, head_dim = config.hidden_size, layout.head_dim
     gain = 1 / rows.std(-1).mean() / (1 + CONTENT_SHARE) ** 0.5
     to_logits = head_dim**0.5 / gain**2
-    # Logits fall off with distance in the frame like a bell, from 0 to -8 for the next patch; in time likewise.
-    size = (layout.place.stop - layout.place.start) // 4
-    bell = torch.exp(-0.5 * torch.linspace(torch.pi / config.grid_size, torch.pi, size).square() * 0.8**2)
-    n_time = layout.time.stop - layout.time.start
-    place = bell.repeat(4) * 14 / bell.sum()
-    near = torch.diag(torch.cat([place, torch.full((n_time,), 16.0 / n_time)]))
+    near = _near(layout)
     n_near = len(near)
     for layer in layers:
         layer.attention.qkv.weight.mul_(0.1)
@@ -164,11 +176,52 @@ def _set_attention(layers: nn.ModuleList, layout: TransformCodecLayout, rows: to
         n = part.stop - part.start
         value[:n] = 0
         value[:n, read] = torch.eye(n)
+        value[:n, layout.zero] = -1.0
         layer.attention.proj.weight[write, columns][:, :n] = torch.eye(n)
 
 
+def _set_context(layers: nn.ModuleList, layout: TransformCodecLayout, rows: torch.Tensor) -> None:
+    """Heads of the decoder that look at neighbours and one block back, beside those of `_set_attention`."""
+    config = layout.config
+    width, heads, head_dim = config.hidden_size, config.num_attention_heads, layout.head_dim
+    gain = 1 / rows.std(-1).mean() / (1 + CONTENT_SHARE) ** 0.5
+    to_logits = head_dim**0.5 / gain**2
+    n_near = len(_near(layout))
+
+    def aim(slot, shift, sharpness):
+        layer, columns = slot
+        query, key, value = (x[columns] for x in layer.attention.qkv.weight.view(3, width, width))
+        query[: n_near + 1], key[: n_near + 1], value[:] = 0, 0, 0
+        query[:n_near, :n_near] = _near(layout, sharpness) * to_logits @ shift
+        key[:n_near, :n_near] = torch.eye(n_near)
+        return query, key, value, layer.attention.proj.weight[layout.content, columns]
+
+    for (group, write), slot in zip(layout.previous.items(), range(layout.num_groups, heads * len(layers)), strict=False):
+        query, key, value, proj = aim(layout.slot(layers, slot), layout.shift(0, 0, -1), 4.0)
+        own = torch.full((layout.num_groups,), -1.0)
+        own[group] = 1.0
+        query[n_near, layout.kind] = 5 * to_logits  # patches look for latents of this group, as in `_set_attention`
+        key[n_near, layout.groups] = own
+        key[n_near, layout.kind] = -3.0 if group == 0 else 0.0
+        n, part = write.stop - write.start, layout.parts[group]
+        layer, columns = layout.slot(layers, group)
+        value[:n, layout.code.start : layout.code.start + n] = torch.eye(n)
+        value[:n, layout.zero] = -1.0
+        proj[write, :n] = layer.attention.proj.weight[layout.content, columns][part, :n]
+    for head, (write, step) in enumerate(zip(layout.neighbours, ((-1, 0), (1, 0), (0, -1), (0, 1)), strict=False)):
+        slot = heads * (len(layers) - 1) + head
+        query, key, value, proj = aim(layout.slot(layers, slot), layout.shift(*step, 0), 1.0)
+        query[n_near, layout.kind] = 5 * to_logits
+        key[n_near, layout.kind] = 1.0
+        n = write.stop - write.start
+        value[:n, layout.content.start : layout.content.start + n] = torch.eye(n)
+        value[:n, layout.zero] = -1.0
+        proj[write, :n] = torch.eye(n) / gain
+
+
 def _in_parts(function, batch: torch.Tensor) -> torch.Tensor:
-    return torch.cat([function(part) for part in batch.split(8)])
+    with torch.autocast(batch.device.type, torch.bfloat16):
+        return torch.cat([function(part).float() for part in batch.split(8)])
 
 
 def _decoder_states(model, quantized, counts, normalized) -> torch.Tensor:
@@ -179,11 +232,12 @@ def _decoder_states(model, quantized, counts, normalized) -> torch.Tensor:
         states.append(output if normalized else inputs[0])
 
     hook = model.decoder.head.norm.register_forward_hook(keep)
-    for start in range(0, len(quantized), 8):
-        own = slice(start, start + 8)
-        model.decoder(quantized[own], None if counts is None else counts[own])
+    with torch.autocast(quantized.device.type, torch.bfloat16):
+        for start in range(0, len(quantized), 8):
+            own = slice(start, start + 8)
+            model.decoder(quantized[own], None if counts is None else counts[own])
     hook.remove()
-    return torch.cat(states)
+    return torch.cat(states).float()
 
 
 @torch.no_grad()

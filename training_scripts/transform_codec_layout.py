@@ -13,10 +13,14 @@ class TransformCodecLayout:
         config: the tokenizer's.
 
     Attributes:
-        place, time, groups, kind, code, content (slice): the channels of each role.
+        place, time, groups, kind, code, zero, content (slice): the channels of each role; the one of `zero` is always 0, so
+            that behind a layer norm it tells what the norm has subtracted.
         num_groups (int): groups of latents; one group has a latent at every patch.
         group, cell (torch.Tensor): (latents_per_block,) long, each latent's group, and the patch at which it is.
         parts (list[slice]): the principal components that each group carries.
+        neighbours (list[slice]): the channels of `content` for the first components of the patches above, below, left
+            and right, if there is room for them; empty if not.
+        previous (dict[int, slice]): by group, the channels of `content` for the group's components one block before.
 
     Raises:
         ValueError: if the latents need more heads or channels than there are.
@@ -30,14 +34,14 @@ class TransformCodecLayout:
         n_time = 2 * min(config.num_blocks, 3)
         n_place = 4 * max(1, min(g, 8, (self.head_dim - n_time - 1) // 4))  # sines and cosines of rows and columns
         starts = [0]
-        for size in (n_place, n_time, self.num_groups, 1, config.codebook_dim - 1):
+        for size in (n_place, n_time, self.num_groups, 1, config.codebook_dim - 1, 1):
             starts.append(starts[-1] + size)
-        self.place, self.time, self.groups, self.kind, self.code = map(slice, starts[:-1], starts[1:])
+        self.place, self.time, self.groups, self.kind, self.code, self.zero = map(slice, starts[:-1], starts[1:])
         self.content = slice(starts[-1], width)
         # later groups have more components: they vary less, so that fewer bits each are well spent on them
         self.parts, start = [], 0
         for group in range(self.num_groups):
-            size = min(3 + 2 * group, config.codebook_dim - 1)
+            size = min(2 + 7 * group // 5, config.codebook_dim - 1)
             self.parts.append(slice(start, start + size))
             start += size
         slots = heads * min(config.num_encoder_layers, config.num_decoder_layers)
@@ -48,7 +52,42 @@ class TransformCodecLayout:
                 f"of {self.head_dim} channels and a hidden_size of {width}"
             )
         index = torch.arange(m)
+        self.neighbours, self.previous = self._context(start)
         self.group, self.cell = index // g**2, scattered_order(g)[index % g**2]
+
+    def _context(self, start: int) -> tuple[list[slice], dict[int, slice]]:
+        """What the last decoder layer and the spare heads before it add, in the channels of content from `start` on."""
+        heads, layers = self.config.num_attention_heads, self.config.num_decoder_layers
+        room = self.config.hidden_size - self.content.start - start
+        size = self.parts[min(4, self.num_groups - 1)].stop
+        neighbours, previous = [], {}
+        if heads < 4 or self.num_groups > heads * (layers - 1) or 4 * size > room:
+            return neighbours, previous
+        for _ in range(4):
+            neighbours.append(slice(start, start + size))
+            start += size
+        if self.config.num_blocks > 1:
+            for group in range(min(self.num_groups, heads * (layers - 1) - self.num_groups)):
+                stop = start + self.parts[group].stop - self.parts[group].start
+                if self.content.start + stop > self.config.hidden_size:
+                    break
+                previous[group] = slice(start, stop)
+                start = stop
+        return neighbours, previous
+
+    def shift(self, rows: int, columns: int, blocks: int) -> torch.Tensor:
+        """The matrix that turns the place and time channels of a position into those of another one, so far away."""
+        g, num_blocks = self.config.grid_size, self.config.num_blocks
+        matrices = []
+        for distance, period, channels in (
+            (rows, g, (self.place.stop - self.place.start) // 2),
+            (columns, g, (self.place.stop - self.place.start) // 2),
+            (blocks, num_blocks, self.time.stop - self.time.start),
+        ):
+            angles = distance * torch.linspace(torch.pi / period, torch.pi, channels // 2)
+            sine, cosine = angles.sin().diag(), angles.cos().diag()
+            matrices.append(torch.cat([torch.cat([cosine, sine], 1), torch.cat([-sine, cosine], 1)]))
+        return torch.block_diag(*matrices)
 
     def slot(self, layers: nn.ModuleList, group: int) -> tuple[nn.Module, slice]:
         """The layer and the channels of the head that copies a group."""
