@@ -35,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     verb.add_argument("-o", "--output", help="output folder (default: VIDEO's name with '-adaptok', in this folder)")
     _add_allocation(verb)
     _add_model(verb)
+    _add_memory(verb)
     verb.set_defaults(run=_reconstruct)
 
     verb = verbs.add_parser("tokenize", help="write a video as a tokens file")
@@ -42,12 +43,14 @@ def build_parser() -> argparse.ArgumentParser:
     verb.add_argument("-o", "--output", help="tokens file (default: VIDEO's name with .safetensors, in this folder)")
     _add_allocation(verb)
     _add_model(verb)
+    _add_memory(verb)
     verb.set_defaults(run=_tokenize)
 
     verb = verbs.add_parser("detokenize", help="turn a tokens file back into a video")
     verb.add_argument("tokens", help="a file that 'adaptok tokenize' wrote")
     verb.add_argument("-o", "--output", help="mp4 file (default: TOKENS' name with .mp4, in this folder)")
     _add_model(verb)
+    _add_memory(verb)
     verb.set_defaults(run=_detokenize)
 
     verb = verbs.add_parser("generate", help="make videos of a class")
@@ -133,6 +136,18 @@ def _add_model(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--batch-size", type=int, default=8, metavar="N", help="clips encoded together (default: 8)")
 
 
+def _add_memory(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--max-memory",
+        metavar="SIZE",
+        help="most memory for clips worked on together, such as 2GiB (default: half of the free)",
+    )
+
+
+def _memory(arguments: argparse.Namespace) -> dict:
+    return {"batch_size": arguments.batch_size, "max_memory": arguments.max_memory}
+
+
 def _allocation(arguments: argparse.Namespace) -> dict:
     given = {name: getattr(arguments, name) for name in ("budget", "price", "threshold", "allocation")}
     if sum(given[name] is not None for name in ("budget", "price", "threshold")) > 1:
@@ -165,7 +180,7 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
     request = _allocation(arguments)
     folder = check_folder(arguments.output or f"{Path(arguments.video).stem}-adaptok")
     pipeline = _load(arguments)
-    output = pipeline.reconstruct(arguments.video, resize_mode=arguments.resize, batch_size=arguments.batch_size, **request)
+    output = pipeline.reconstruct(arguments.video, resize_mode=arguments.resize, **_memory(arguments), **request)
     request = {"video": Path(arguments.video).name, "model": arguments.model or "shipped"} | request
     report = write_report(folder, output, pipeline, request)
     print(
@@ -180,10 +195,12 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
 
 
 def _tokenize(arguments: argparse.Namespace) -> None:
-    output = Path(arguments.output or f"{Path(arguments.video).stem}.safetensors")
+    from .reporting import check_file
+
+    output = check_file(arguments.output or f"{Path(arguments.video).stem}.safetensors", ".safetensors")
     request = _allocation(arguments)
     pipeline = _load(arguments)
-    tokens = pipeline.tokenize(arguments.video, resize_mode=arguments.resize, batch_size=arguments.batch_size, **request)
+    tokens = pipeline.tokenize(arguments.video, resize_mode=arguments.resize, **_memory(arguments), **request)
     tokens.save(output)
     print(
         f"wrote {output}: {tokens.num_frames} frames, {tokens.num_tokens} tokens, "
@@ -192,12 +209,13 @@ def _tokenize(arguments: argparse.Namespace) -> None:
 
 
 def _detokenize(arguments: argparse.Namespace) -> None:
+    from .reporting import check_file
     from .tokenized_video import TokenizedVideo
     from .video_io import write_video
 
-    output = Path(arguments.output or f"{Path(arguments.tokens).stem}.mp4")
+    output = check_file(arguments.output or f"{Path(arguments.tokens).stem}.mp4", ".mp4")
     tokens = TokenizedVideo.load(arguments.tokens)
-    frames = _load(arguments).detokenize(tokens, batch_size=arguments.batch_size)
+    frames = _load(arguments).detokenize(tokens, **_memory(arguments))
     write_video(output, frames, tokens.fps, tokens.timestamps)
     print(f"wrote {output}: {len(frames)} frames at {tokens.fps:.2f} fps")
 

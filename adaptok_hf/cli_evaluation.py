@@ -31,7 +31,9 @@ def add_commands(verbs: Any) -> None:
     )  # fmt: skip
     task.add_argument("--ipal-budgets", choices=["equal", "published"], default="equal", help="per block position")
     task.add_argument("--fvd-budgets", nargs="+", metavar="B", help="measure FVD at these budgets only")
-    task.add_argument("--scorer-loss", choices=["rmse", "l1", "lpips"], default="rmse", help="what the scorer predicts")
+    task.add_argument(
+        "--scorer-loss", choices=["rmse", "l1", "lpips"], help="compare the scorer with (default: its target)"
+    )
     task.add_argument("--no-plots", action="store_true", help="numbers only")
     _add_running(task)
     task.set_defaults(run=_reconstruction)

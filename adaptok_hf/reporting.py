@@ -39,6 +39,24 @@ def check_folder(folder: str | os.PathLike) -> Path:
     return folder
 
 
+def check_file(file: str | os.PathLike, suffix: str) -> Path:
+    """An output file as a path, before the work for it begins.
+
+    Raises:
+        ValueError: if its name does not end in `suffix`.
+        IsADirectoryError: if it is a folder.
+        FileNotFoundError: if the folder that it lies in does not exist.
+    """
+    file = Path(file)
+    if file.is_dir():
+        raise IsADirectoryError(f"{file} is a folder; the output is a {suffix} file")
+    if file.suffix.lower() != suffix:
+        raise ValueError(f"{file}: the name must end in {suffix}")
+    if not file.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{file}: the folder {file.absolute().parent} does not exist")
+    return file
+
+
 def write_report(
     folder: str | os.PathLike, output: "AdapTokPipelineOutput", pipeline: "AdapTokPipeline", request: dict[str, Any]
 ) -> dict[str, Any]:

@@ -274,6 +274,14 @@ def test_bad_options(model, here, capfd, options, message):
     assert tree(here) == []
 
 
+def test_memory_ceiling(model, here, capfd):
+    video = str(write_mp4(here.parent / "in" / "a.mp4", frames=make_frames(4)))
+    for verb in ("reconstruct", "tokenize"):
+        assert main([verb, video, "--model", model, "--max-memory", "1GiB"]) == 0
+        fails(capfd, [verb, video, "--model", model, "--max-memory", "1KiB"], "max_memory='1KiB' is too low")
+    fails(capfd, ["detokenize", "a.safetensors", "--model", model, "--max-memory", "much"], "max_memory must be")
+
+
 def test_bad_outputs(model, here, capfd):
     video = str(write_mp4(here.parent / "in" / "a.mp4", frames=make_frames(4)))
     (here / "file").write_text("mine")
@@ -287,10 +295,12 @@ def test_bad_outputs(model, here, capfd):
         ("tokenize", video, "file/a.safetensors", "does not exist"),
         ("tokenize", video, "missing/a.safetensors", "does not exist"),
         ("tokenize", video, "a.pt", "must end in .safetensors"),
-        ("tokenize", video, "folder.safetensors", "folder"),
+        ("tokenize", video, "folder.safetensors", "is a folder"),
+        ("tokenize", "missing.mp4", "a.pt", "must end in .safetensors"),  # before anything is read
+        ("detokenize", "missing.safetensors", "a.avi", "must end in .mp4"),
         ("detokenize", "a.safetensors", "file/a.mp4", "does not exist"),
         ("detokenize", "a.safetensors", "missing/a.mp4", "does not exist"),
-        ("detokenize", "a.safetensors", "a.avi", "only .mp4"),
+        ("detokenize", "a.safetensors", "a.avi", "must end in .mp4"),
         ("detokenize", "a.safetensors", ".", "is a folder"),
     ):
         fails(capfd, [verb, source, "--model", model, "-o", output], message)

@@ -81,7 +81,10 @@ class Arguments:
     lpips: str = field(default="vgg", metadata={"help": "'vgg', 'alex' or 'none'."})
     fvd: bool = field(default=True, metadata={"help": "Whether to measure FVD."})
     fvd_budgets: list[str] = field(default_factory=list, metadata={"help": "FVD at these budgets only; default: all."})
-    scorer_loss: str = field(default="rmse", metadata={"help": "What the scorer predicts: 'rmse', 'l1' or 'lpips'."})
+    scorer_loss: str | None = field(
+        default=None,
+        metadata={"help": "What scores are compared with: 'rmse', 'l1' or 'lpips'; default: the scorer's target."},
+    )
     plots: bool = field(default=True, metadata={"help": "Whether to draw."})
     batch_size: int = field(default=64, metadata={"help": "Clips at once on one process."})
     seed: int = field(default=0)

@@ -32,7 +32,7 @@ def draw_reconstruction(
     source: VideoFiles,
     protocol: Protocol,
     lpips: torch.nn.Module | None = None,
-    scorer_loss: str = "rmse",
+    scorer_loss: str | None = None,
 ) -> list[Path]:
     """
     All pictures of an evaluation, in its folder: `draw_results`, and `draw_examples` at the middle one of its budgets.
@@ -100,6 +100,12 @@ def draw_results(folder: Path, report: dict[str, Any], step: int, maximum: int) 
     return drawn
 
 
+def _loss_of(target: str | None, lpips: torch.nn.Module | None) -> str:
+    if target == "perceptual" and lpips is not None:
+        return "lpips"
+    return "l1" if target == "l1" else "rmse"
+
+
 def _line(result: dict, many_batches: bool) -> str:
     batch = result["allocation_batch"]
     return result["strategy"] + (f" ({batch})" if batch and many_batches else "")
@@ -111,7 +117,7 @@ def draw_examples(
     source: VideoFiles,
     protocol: Protocol,
     budget: float,
-    scorer_loss: str = "rmse",
+    scorer_loss: str | None = None,
     lpips: torch.nn.Module | None = None,
     num_clips: int = 3,
 ) -> list[Path]:
@@ -121,6 +127,8 @@ def draw_examples(
 
     Args:
         budget: average tokens per block, for the tokens over time (strategy `joint`).
+        scorer_loss: see `score_curves`; default: the scorer's `target` if it is LPIPS (and `lpips` is given) or L1, else
+            `"rmse"`.
         num_clips: for the scorer curves, spread over the videos.
     """
     items = source.items
@@ -139,6 +147,7 @@ def draw_examples(
         frames = videos[0, :: config.tubelet_size].permute(0, 2, 3, 1).numpy()
         drawn.append(plots.plot_attention(folder / "attention.png", frames, found[layer], tokens, layer))
         if pipeline.scorer is not None:
+            scorer_loss = scorer_loss or _loss_of(pipeline.scorer.config.target, lpips)
             predicted, measured, levels = score_curves(pipeline, videos, scorer_loss, lpips)
             names = [f"clip {index + 1}" for index in range(len(videos))]
             path = folder / "scorer.png"
