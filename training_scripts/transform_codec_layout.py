@@ -38,10 +38,11 @@ class TransformCodecLayout:
             starts.append(starts[-1] + size)
         self.place, self.time, self.groups, self.kind, self.code, self.zero = map(slice, starts[:-1], starts[1:])
         self.content = slice(starts[-1], width)
-        # later groups have more components: they vary less, so that fewer bits each are well spent on them
+        # Sizes by trial with 1, 2, 4 and 8 groups on wild/val: later components vary less, so that more of them share a
+        # code, and with few groups the first must do more.
         self.parts, start = [], 0
         for group in range(self.num_groups):
-            size = min(2 + 7 * group // 5, config.codebook_dim - 1)
+            size = min(int((6 + 4 * group) / self.num_groups**0.5), config.codebook_dim - 1)
             self.parts.append(slice(start, start + size))
             start += size
         slots = heads * min(config.num_encoder_layers, config.num_decoder_layers)
