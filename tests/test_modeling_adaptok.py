@@ -148,6 +148,20 @@ def test_straight_through_gradient_is_one(tiny_tokenizer):
     assert_close(through, direct)
 
 
+@torch.no_grad()
+def test_bfloat16_tells_near_codes_apart(tiny_tokenizer):
+    """Cosines of near codes differ in the fourth digit, which bfloat16 does not have."""
+    quantizer = tiny_tokenizer.quantizer
+    near = torch.cat([0.03 * torch.randn(50, 7), torch.ones(50, 1)], 1)
+    quantizer.codebook.weight.copy_(near)
+    quantizer.project_in.weight.copy_(torch.eye(8, 32))
+    quantizer.project_in.bias.zero_()
+    quantizer.bfloat16()
+    latents = torch.cat([near + 0.003 * torch.randn(50, 8), torch.zeros(50, 24)], 1)[None].bfloat16()
+    assert (quantizer(latents).codes[0] == torch.arange(50)).float().mean() > 0.95
+    assert quantizer(latents).quantized.dtype == torch.bfloat16
+
+
 def test_sampling_follows_the_softmax(tiny_tokenizer):
     quantizer = tiny_tokenizer.quantizer
     latents = torch.randn(1, 1, 32).expand(1, 20000, 32)

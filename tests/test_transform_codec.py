@@ -81,6 +81,17 @@ def test_all_blocks_start_as_good_as_the_first(started):
 
 
 @torch.no_grad()
+def test_equal_patches_have_equal_codes_wherever_they_are(started):
+    """Behind a layer norm, channels hold what the norm subtracts, which differs from place to place: no head copies it."""
+
+    def contents(video):  # (clips, groups, places, content)
+        return started.quantizer.project(started.encoder(video))[..., :-1].unflatten(1, (4, 16))
+
+    typical = contents(smooth_clips(16, 4)[:, :4]).std((0, 2)).mean()
+    assert contents(torch.full((1, 4, 3, 32, 32), 0.6)).std(2).max() < 0.1 * typical
+
+
+@torch.no_grad()
 def test_a_dropped_latent_changes_its_patch_only(started):
     video = smooth_clips(1, 3)[:, :4]
     quantized = started.encode(video).quantized
