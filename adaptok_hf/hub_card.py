@@ -254,8 +254,10 @@ def _setting(result: Mapping[str, Any]) -> str:
 
 
 def _eval_results(report: Mapping[str, Any], task_type: str) -> list[EvalResult]:
+    """For the metadata: of many strategies only `joint`, which is the default; the card's table has them all."""
+    results = report["results"]
     found = []
-    for result in report["results"]:
+    for result in [result for result in results if result.get("strategy") == "joint"] or results:
         for name, entry in result["metrics"].items():
             if entry.get("value") is None:
                 continue
@@ -271,8 +273,12 @@ def _eval_results(report: Mapping[str, Any], task_type: str) -> list[EvalResult]
                     dataset_name=data,
                     metric_type=name,
                     metric_name=f"{METRICS.get(name, (name,))[0]} ({_setting(result)})",
-                    metric_value=entry["value"],
-                    metric_args={key: value for key, value in about.items() if value is not None},
+                    metric_value=round(entry["value"], 4),
+                    metric_args={
+                        key: round(value, 4) if isinstance(value, float) else value
+                        for key, value in about.items()
+                        if value is not None
+                    },
                     source_name=report.get("source"),
                     source_url=PAPER if report.get("source") else None,
                 )
