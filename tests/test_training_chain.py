@@ -1,5 +1,5 @@
-"""The whole chain as a user runs it, each stage a subprocess of `accelerate launch`: tokenizer, scorer, package, tokens,
-generator, videos. What is trained moves, what is frozen does not."""
+"""The whole chain: tokenizer, scorer, package, tokens, generator, videos, the generator's training as users start it (by
+`accelerate launch`; it takes ten times as long). What is trained moves, what is frozen does not."""
 
 import json
 from dataclasses import dataclass
@@ -41,13 +41,13 @@ GENERATOR = {"model": LAYERS | {"num_hidden_layers": 1, "intermediate_size": 32}
 class Chain:
     folder: Path
 
-    def stage(self, name: str, script: str, *options, recipe: dict | None = None) -> None:
-        """Runs a script by `accelerate launch`; what it writes goes to a folder of that name."""
+    def stage(self, name: str, script: str, *options, recipe: dict | None = None, launch: bool = False) -> None:
+        """Runs a script; what it writes goes to a folder of that name."""
         if recipe is not None:
             path = self.folder / f"{name}.json"
             path.write_text(json.dumps(RUN | recipe))
             options = (path, *options)
-        run_script(script, *options, "--output_dir", self.folder / name, launch=True)
+        run_script(script, *options, "--output_dir", self.folder / name, launch=launch)
 
     def step(self, name: str, step: int) -> dict[str, torch.Tensor]:
         """The weights after an update (1 or 2), by their names in the model."""
@@ -74,12 +74,12 @@ def chain(tmp_path_factory) -> Chain:
     made.before = (tokenizer / "model.safetensors").read_bytes()
     made.stage("scorer", "train_scorer.py", *data, "--tokenizer", tokenizer, recipe=VIDEOS | SCORER)
     parts = ["--tokenizer", tokenizer, "--scorer", made.folder / "scorer" / "model"]
-    run_script("package_checkpoint.py", *parts, "--output", made.folder / "pipeline", launch=True)
+    run_script("package_checkpoint.py", *parts, "--output", made.folder / "pipeline")
     videos = ["--videos", made.folder / "videos", "--labels", "folder", "--model", made.folder / "pipeline"]
     made.stage("tokens", "tokenize_dataset.py", *videos, "--budget", 4)
-    made.stage("generator", "train_ar.py", "--tokens", made.folder / "tokens", recipe=GENERATOR)
+    made.stage("generator", "train_ar.py", "--tokens", made.folder / "tokens", recipe=GENERATOR, launch=True)
     parts += ["--ar_model", made.folder / "generator" / "model"]
-    run_script("package_checkpoint.py", *parts, "--output", made.folder / "complete", launch=True)
+    run_script("package_checkpoint.py", *parts, "--output", made.folder / "complete")
     return made
 
 
