@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE := 1
 .PHONY: test slow docs quality format clean
 
 test: quality
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 slow: $(STAMP)
 	$(VENV)/bin/python -m pytest -m slow

@@ -3,6 +3,7 @@
 import gc
 import http.server
 import threading
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
@@ -234,7 +235,8 @@ def live_bytes() -> int:
     storages = {}
     for thing in gc.get_objects():
         if isinstance(thing, torch.Tensor):
-            storages[thing.untyped_storage().data_ptr()] = thing.untyped_storage().nbytes()
+            with suppress(RuntimeError):  # what torch.compile has left has no storage
+                storages[thing.untyped_storage().data_ptr()] = thing.untyped_storage().nbytes()
     return sum(storages.values())
 
 
