@@ -125,6 +125,11 @@ def initialize_as_transform_codec(model: AdapTokModel, video: torch.Tensor) -> N
     head.bias.copy_(solution[-1])
 
 
+def _gain(rows: torch.Tensor) -> torch.Tensor:
+    """What a layer norm multiplies rows of a position table by, with content beside them."""
+    return 1 / rows.std(-1).mean() / (1 + CONTENT_SHARE) ** 0.5
+
+
 def _near(layout: TransformCodecLayout, sharpness: float = 1.0) -> torch.Tensor:
     """Logits as a product of place and time channels: in the frame like a bell, falling by 8 to the next patch."""
     size = (layout.place.stop - layout.place.start) // 4
@@ -137,12 +142,11 @@ def _set_attention(layers: nn.ModuleList, layout: TransformCodecLayout, rows: to
     """Attention that looks at the same place and time, and in one head for each group copies the group's components.
 
     Args:
-        rows: position table, for the factor that a layer norm will put before it.
+        rows: position table, see `_gain`.
     """
     config = layout.config
     width, head_dim = config.hidden_size, layout.head_dim
-    gain = 1 / rows.std(-1).mean() / (1 + CONTENT_SHARE) ** 0.5
-    to_logits = head_dim**0.5 / gain**2
+    to_logits = head_dim**0.5 / _gain(rows) ** 2
     near = _near(layout)
     n_near = len(near)
     for layer in layers:
@@ -183,9 +187,8 @@ def _set_attention(layers: nn.ModuleList, layout: TransformCodecLayout, rows: to
 def _set_context(layers: nn.ModuleList, layout: TransformCodecLayout, rows: torch.Tensor) -> None:
     """Heads of the decoder that look at neighbours and one block back, beside those of `_set_attention`."""
     config = layout.config
-    width, heads, head_dim = config.hidden_size, config.num_attention_heads, layout.head_dim
-    gain = 1 / rows.std(-1).mean() / (1 + CONTENT_SHARE) ** 0.5
-    to_logits = head_dim**0.5 / gain**2
+    width, heads = config.hidden_size, config.num_attention_heads
+    to_logits = layout.head_dim**0.5 / _gain(rows) ** 2
     n_near = len(_near(layout))
 
     def aim(slot, shift, sharpness):
@@ -216,7 +219,7 @@ def _set_context(layers: nn.ModuleList, layout: TransformCodecLayout, rows: torc
         n = write.stop - write.start
         value[:n, layout.content.start : layout.content.start + n] = torch.eye(n)
         value[:n, layout.zero] = -1.0
-        proj[write, :n] = torch.eye(n) / gain
+        proj[write, :n] = torch.eye(n) / _gain(rows)
 
 
 def _in_parts(function, batch: torch.Tensor) -> torch.Tensor:
