@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from token_data import make_pipeline
 from video_files import (
     make_frames,
     truncate,
@@ -23,47 +24,16 @@ from video_files import (
     write_without_frames,
 )
 
-from adaptok_hf import (
-    AdapTokConfig,
-    AdapTokModel,
-    AdapTokPipeline,
-    AdapTokScorerConfig,
-    AdapTokScorerModel,
-    AdapTokVideoProcessor,
-    __version__,
-    read_video,
-)
+from adaptok_hf import AdapTokPipeline, __version__, read_video
 from adaptok_hf.cli import main
-
-
-def save_pipeline(folder: Path, seed: int) -> Path:
-    """Clips of 12 frames of 16x16, blocks of 4 frames, levels of 2, 4 and 6 tokens."""
-    torch.manual_seed(seed)
-    layers = {"hidden_size": 32, "num_attention_heads": 2}
-    tokenizer = AdapTokModel(
-        AdapTokConfig(
-            image_size=16,
-            num_frames=12,
-            num_encoder_layers=1,
-            num_decoder_layers=1,
-            latents_per_block=6,
-            codebook_size=50,
-            codebook_dim=8,
-            **layers,
-        )
-    )
-    with torch.no_grad():
-        tokenizer.encoder.patch_embedding.projection.weight.mul_(8)
-    scorer = AdapTokScorerModel(
-        AdapTokScorerConfig(latent_size=32, num_blocks=3, latents_per_block=6, score_step=2, num_hidden_layers=1, **layers)
-    )
-    AdapTokPipeline(AdapTokVideoProcessor(16, 12, 4), tokenizer.eval(), scorer.eval()).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> str:
-    return str(save_pipeline(tmp_path_factory.mktemp("models") / "tiny", seed=0))
+    """Clips of 12 frames of 16x16, blocks of 4 frames, levels of 2, 4 and 6 tokens."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    make_pipeline().save_pretrained(folder)
+    return str(folder)
 
 
 @pytest.fixture
@@ -322,7 +292,8 @@ def test_bad_models(model, here, capfd):
 def test_bad_tokens(model, here, capfd):
     video = str(write_mp4(here.parent / "in" / "a.mp4", frames=make_frames(4)))
     tokens = str(here.parent / "in" / "a.safetensors")
-    other = str(save_pipeline(here.parent / "other", seed=1))
+    other = str(here.parent / "other")
+    make_pipeline(seed=1).save_pretrained(other)
     assert main(["tokenize", video, "--model", other, "-o", tokens]) == 0
     fails(capfd, ["detokenize", tokens, "--model", model], "made by another model")
     truncate(Path(tokens), 0.9)

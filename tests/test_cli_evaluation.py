@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_cli import save_pipeline
 from test_evaluation import moving_frames
+from token_data import make_pipeline
 
-from adaptok_hf import AdapTokARConfig, AdapTokARForCausalLM, AdapTokPipeline, write_video
+from adaptok_hf import AdapTokARConfig, AdapTokARForCausalLM, write_video
 from adaptok_hf.cli import main
 from adaptok_hf.metrics import PROTOCOLS, network_weights
 
@@ -30,14 +30,13 @@ def videos(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> str:
     """With generators of 3 classes, and of frame prediction."""
-    folder = save_pipeline(tmp_path_factory.mktemp("models") / "tiny", seed=0)
-    pipeline = AdapTokPipeline.from_pretrained(folder)
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    torch.manual_seed(0)
     sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 16}
     sizes |= {"codebook_size": 50, "num_blocks": 3, "latents_per_block": 6}
     ar = AdapTokARForCausalLM(AdapTokARConfig(num_classes=3, **sizes)).eval()
     fp = AdapTokARForCausalLM(AdapTokARConfig(num_classes=0, num_condition_codes=18, start_block=1, **sizes)).eval()
-    full = AdapTokPipeline(pipeline.video_processor, pipeline.tokenizer, pipeline.scorer, ar, fp)
-    full.save_pretrained(folder)
+    make_pipeline(ar_model=ar, fp_model=fp).save_pretrained(folder)
     return str(folder)
 
 

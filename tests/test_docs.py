@@ -121,7 +121,8 @@ def test_first_command_does_what_it_says(folder, capsys):
     assert main(command[1:]) == 0
     written = ["reconstruction.mp4", "report.json", "side_by_side.mp4", "tokens.png"]
     assert sorted(path.name for path in (folder / "surfing-adaptok").iterdir()) == written
-    assert "(32.0 per block" in capsys.readouterr().out
+    budget = float(command[command.index("--budget") + 1])
+    assert f"({budget:.1f} per block" in capsys.readouterr().out
 
 
 def read_commands(code: str) -> list[list[str]]:

@@ -14,20 +14,11 @@ import torch
 from diffusers.utils.dynamic_modules_utils import get_relative_imports
 from fake_hub import serve_repository
 from safetensors.torch import load_file, save_file
+from token_data import make_pipeline
 from transformers import LlamaForCausalLM
 from video_files import make_frames, write_mp4
 
-from adaptok_hf import (
-    AdapTokARConfig,
-    AdapTokARForCausalLM,
-    AdapTokConfig,
-    AdapTokModel,
-    AdapTokPipeline,
-    AdapTokScorerConfig,
-    AdapTokScorerModel,
-    AdapTokVideoProcessor,
-    hub,
-)
+from adaptok_hf import AdapTokARConfig, AdapTokARForCausalLM, AdapTokPipeline, hub
 from adaptok_hf.cli import main
 from adaptok_hf.hub import export_repository
 from adaptok_hf.hub_code import PIPELINE_ENTRY, collect_code, component_code, pipeline_code
@@ -47,28 +38,11 @@ KINDS = ("tokenizer", "scorer", "ar_model", "fp_model", "llama", "pipeline")
 def original(tmp_path_factory) -> Path:
     """A pipeline of all parts, as `save_pretrained` writes it; the class-conditional generator draws at temperature 0.7."""
     torch.manual_seed(3)
-    layers = {"hidden_size": 32, "num_attention_heads": 2}
-    tokenizer = AdapTokModel(
-        AdapTokConfig(
-            image_size=16,
-            num_frames=12,
-            num_encoder_layers=1,
-            num_decoder_layers=1,
-            latents_per_block=6,
-            codebook_size=50,
-            codebook_dim=8,
-            **layers,
-        )
-    )
-    scorer = AdapTokScorerModel(
-        AdapTokScorerConfig(latent_size=32, num_blocks=3, latents_per_block=6, score_step=2, num_hidden_layers=1, **layers)
-    )
     ar = AdapTokARForCausalLM(AdapTokARConfig(num_classes=2, id2label={0: "cat", 1: "dog"}, **GENERATOR))
     ar.generation_config.temperature = 0.7
     fp = AdapTokARForCausalLM(AdapTokARConfig(num_classes=0, num_condition_codes=12, start_block=1, **GENERATOR))
-    processor = AdapTokVideoProcessor(image_size=16, num_frames=12, tubelet_size=4)
     folder = tmp_path_factory.mktemp("original") / "saved"
-    AdapTokPipeline(processor, tokenizer, scorer, ar.half(), fp).save_pretrained(folder)
+    make_pipeline(ar_model=ar.half(), fp_model=fp).save_pretrained(folder)
     return folder
 
 

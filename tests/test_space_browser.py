@@ -27,15 +27,13 @@ if why_not():
     warnings.warn(why_not(), stacklevel=1)  # shown at the end of the run, unlike the reason of a skip
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
-from test_space import clip, tiny  # noqa: E402, F401  fixtures
-
 
 @pytest.fixture
-def visitor(tiny, tmp_path, monkeypatch):  # noqa: F811
+def visitor(complete_pipeline, tmp_path, monkeypatch):
     from playwright.sync_api import sync_playwright
 
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
-    demo, url = screenshots.launch_space(tiny)
+    demo, url = screenshots.launch_space(complete_pipeline)
     with sync_playwright() as playwright:
         visitor = screenshots.Visitor(playwright, url)
         yield visitor
@@ -43,7 +41,7 @@ def visitor(tiny, tmp_path, monkeypatch):  # noqa: F811
     demo.close()
 
 
-def test_every_tab(visitor, clip, tmp_path):  # noqa: F811
+def test_every_tab(visitor):
     """Runs each tab, looks at it wide and narrow: nothing overflows, every control has a name, the console is clean."""
     from PIL import Image
 

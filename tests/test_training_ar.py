@@ -1,6 +1,5 @@
 """Generators trained on the tokens of a data set, as users train them: subprocesses, tiny recipes, a few steps."""
 
-import importlib
 import json
 from collections import Counter
 from pathlib import Path
@@ -51,13 +50,6 @@ def recipe(made):
         return path
 
     return write
-
-
-@pytest.fixture
-def scripts(monkeypatch):
-    """Imports a module of `training_scripts/`."""
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    return importlib.import_module
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """What the training scripts share: arguments, run folders, clips, and the recipes that ship."""
 
 import dataclasses
-import importlib
 import json
 import os
 import resource
@@ -21,13 +20,6 @@ from video_files import make_frames, write_audio_only, write_avi, write_empty, w
 from adaptok_hf import AdapTokConfig, AdapTokPriorConfig, AdapTokPriorModel
 
 TINY = json.loads((SCRIPTS / "recipes" / "tokenizer_tiny.json").read_text())
-
-
-@pytest.fixture
-def scripts(monkeypatch):
-    """Imports a module of `training_scripts/`."""
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    return importlib.import_module
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A small data set of videos, a pipeline of random weights, and the tokens of the first by the second."""
+"""A small data set of videos, tiny pipelines of random weights, and the tokens of the first by one of the second."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +9,7 @@ from script_runs import run_script
 from video_files import make_frames, write_mp4
 
 from adaptok_hf import (
+    AdapTokARForCausalLM,
     AdapTokConfig,
     AdapTokModel,
     AdapTokPipeline,
@@ -40,23 +41,45 @@ def write_videos(folder: Path) -> None:
             write_mp4(folder / name / f"{i}.mp4", frames=frames)
 
 
-def write_pipeline(folder: Path) -> None:
-    torch.manual_seed(0)
-    config = AdapTokConfig(
-        image_size=32,
-        hidden_size=32,
-        num_attention_heads=2,
-        num_encoder_layers=1,
-        num_decoder_layers=1,
-        latents_per_block=16,
-        codebook_size=40,
-        codebook_dim=4,
+def make_pipeline(
+    seed: int = 0,
+    image_size: int = 16,
+    num_frames: int = 12,
+    latents_per_block: int = 6,
+    score_step: int = 2,
+    codebook_size: int = 50,
+    ar_model: AdapTokARForCausalLM | None = None,
+    fp_model: AdapTokARForCausalLM | None = None,
+) -> AdapTokPipeline:
+    """Of random weights, for blocks of 4 frames; generators are put into it as they are."""
+    torch.manual_seed(seed)
+    layers = {"hidden_size": 32, "num_attention_heads": 2}
+    tokenizer = AdapTokModel(
+        AdapTokConfig(
+            image_size=image_size,
+            num_frames=num_frames,
+            num_encoder_layers=1,
+            num_decoder_layers=1,
+            latents_per_block=latents_per_block,
+            codebook_size=codebook_size,
+            codebook_dim=8,
+            **layers,
+        )
     )
-    scorer = AdapTokScorerConfig(
-        latent_size=32, latents_per_block=16, score_step=4, hidden_size=16, num_attention_heads=2, num_hidden_layers=1
+    with torch.no_grad():  # Xavier weights alone leave the latents of different videos almost equal
+        tokenizer.encoder.patch_embedding.projection.weight.mul_(8)
+    scorer = AdapTokScorerModel(
+        AdapTokScorerConfig(
+            latent_size=32,
+            num_blocks=num_frames // 4,
+            latents_per_block=latents_per_block,
+            score_step=score_step,
+            num_hidden_layers=1,
+            **layers,
+        )
     )
-    processor = AdapTokVideoProcessor(image_size=32, num_frames=16, tubelet_size=4)
-    AdapTokPipeline(processor, AdapTokModel(config), AdapTokScorerModel(scorer)).save_pretrained(folder)
+    processor = AdapTokVideoProcessor(image_size, num_frames, tubelet_size=4)
+    return AdapTokPipeline(processor, tokenizer.eval(), scorer.eval(), ar_model, fp_model)
 
 
 def make_token_data(folder: Path) -> TokenData:
@@ -64,6 +87,7 @@ def make_token_data(folder: Path) -> TokenData:
     made = TokenData(folder / "videos", folder / "pipeline", folder / "tokens")
     write_videos(made.videos)
     (made.videos / "b_run" / "broken.mp4").write_bytes(b"not a video")
-    write_pipeline(made.pipeline)
+    sizes = {"image_size": 32, "num_frames": 16, "latents_per_block": 16, "score_step": 4, "codebook_size": 40}
+    make_pipeline(seed=1, **sizes).save_pretrained(made.pipeline)  # of this seed the scorer tells the windows apart
     run_script("tokenize_dataset.py", "--videos", made.videos, *made.options, "--output_dir", made.tokens)
     return made
