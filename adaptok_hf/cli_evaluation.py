@@ -44,6 +44,14 @@ def add_commands(verbs: Any) -> None:
     task.add_argument("--videos", type=int, default=256, metavar="N", help="to generate (default: 256)")
     task.add_argument("--class", dest="classes", action="append", metavar="CLASS", help="name or id (default: all)")
     task.add_argument("--guidance", type=float, metavar="SCALE", help="classifier-free guidance (default: the protocol's)")
+    task.add_argument(
+        "--classifier-videos", metavar="DATA",
+        help="labelled real videos, other than data, that a small classifier learns from: adds its accuracy",
+    )  # fmt: skip
+    task.add_argument(
+        "--classifier-features", choices=["pixels", "network"], default="pixels",
+        help="what it sees: small pictures (quick), or features of FVD's network (default: pixels)",
+    )  # fmt: skip
     _add_drawing(task)
     _add_running(task)
     task.set_defaults(run=_generation)
@@ -135,7 +143,7 @@ def _reconstruction(arguments: argparse.Namespace) -> None:
 def _generation(arguments: argparse.Namespace) -> None:
     import dataclasses
 
-    from .evaluation import evaluate_generation
+    from .evaluation import evaluate_generation, open_videos
 
     _quiet()
     pipeline = _load(arguments.model, arguments.device)
@@ -150,6 +158,8 @@ def _generation(arguments: argparse.Namespace) -> None:
         num_videos=arguments.videos,
         classes=arguments.classes,
         networks=_networks(arguments, lpips="none"),
+        classifier_source=open_videos(arguments.classifier_videos) if arguments.classifier_videos else None,
+        classifier_features=arguments.classifier_features,
         batch_size=arguments.batch_size,
         seed=arguments.seed,
         drawing=_drawing(arguments),

@@ -30,7 +30,13 @@ TEXTS = Path(__file__).parent / "card_texts"
 PAPER = "https://arxiv.org/abs/2505.17011"
 NOT_STATED = "not stated."
 # metric of a report -> its column's head, digits behind the point
-METRICS = {"fvd": ("FVD", 1), "psnr": ("PSNR, dB", 2), "ssim": ("SSIM", 3), "lpips": ("LPIPS", 3)}
+METRICS = {
+    "fvd": ("FVD", 1),
+    "psnr": ("PSNR, dB", 2),
+    "ssim": ("SSIM", 3),
+    "lpips": ("LPIPS", 3),
+    "class_accuracy": ("class accuracy", 3),
+}
 REQUIRED_METADATA = ("license", "library_name", "pipeline_tag", "tags")
 _MODELS = {
     AdapTokConfig: AdapTokModel,

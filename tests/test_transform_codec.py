@@ -74,6 +74,25 @@ def test_every_doubling_of_the_budget_helps_from_the_start(started):
 
 
 @torch.no_grad()
+def test_patches_fall_back_on_the_coarse_latents(transform_codec):
+    """4 latents for 2 x 2 patches each, then 3 groups of 16: one latent for every patch."""
+    torch.manual_seed(0)
+    layers = {"num_encoder_layers": 3, "num_decoder_layers": 3}
+    model = AdapTokModel(AdapTokConfig(**GEOMETRY | layers | {"latents_per_block": 52}))
+    transform_codec.initialize_as_transform_codec(model.eval(), smooth_clips(64, 0)[:, :4])
+    video = smooth_clips(8, 1)
+    codes = model.encode(video).codes
+    decoded = {n: model.decode(codes, torch.full((8, 2), n)).pixel_values_videos for n in (1, 2, 4, 12, 20, 36, 52)}
+    found = {n: psnr(frames, video) for n, frames in decoded.items()}
+    order = list(found.values())
+    assert all(more > less for less, more in zip(order[:-1], order[1:], strict=True)), found
+    # what the patches of one region have in common is told by the 4 coarse latents, first of all its mean
+    regions, coarse = (torch.nn.functional.avg_pool3d(x.transpose(1, 2), (4, 16, 16)) for x in (video, decoded[4]))
+    assert torch.nn.functional.mse_loss(coarse, regions) < 0.25 * regions.var((0, 2, 3, 4)).mean()
+    assert found[52] > found[4] + 5, found
+
+
+@torch.no_grad()
 def test_all_blocks_start_as_good_as_the_first(started):
     video = smooth_clips(8, 2)
     decoded = started.decode(started.encode(video).codes).pixel_values_videos

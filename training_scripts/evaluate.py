@@ -70,6 +70,10 @@ class Arguments:
 
     num_generated: int | None = field(default=None, metadata={"help": "Default: the protocol's number."})
     num_condition_frames: int | None = field(default=None, metadata={"help": "Default: the protocol's number."})
+    classifier_videos: str | None = field(
+        default=None, metadata={"help": "Labelled real videos that a classifier learns from: adds class accuracy."}
+    )
+    classifier_features: str = field(default="pixels", metadata={"help": "It sees 'pixels', or features of the 'network'."})
     guidance_scale: float | None = field(default=None, metadata={"help": "Default: the protocol's."})
     temperature: float | None = field(default=None, metadata={"help": "0 takes the likeliest token."})
     top_k: int | None = field(default=None)
@@ -166,8 +170,10 @@ def main() -> None:
     elif args.task == "generation":
         count = args.num_generated or protocol.num_fake or 256
         report = evaluate_generation(
-            first, source, protocol, args.output_dir, num_videos=count, drawing=drawing, model_name=names[0], **common
-        )
+            first, source, protocol, args.output_dir, num_videos=count, drawing=drawing, model_name=names[0],
+            classifier_source=open_videos(args.classifier_videos) if args.classifier_videos else None,
+            classifier_features=args.classifier_features, **common,
+        )  # fmt: skip
     else:
         report = evaluate_prediction(
             first, source, protocol, args.output_dir, drawing=drawing, model_name=names[0], **common

@@ -23,9 +23,12 @@ def initialize_as_transform_codec(model: AdapTokModel, video: torch.Tensor) -> N
       latents, then the content of patches, which the patch embedding fills with principal components of patches.
     * The latents of a block come in groups. Each group has one latent at every patch, in an order in which any beginning
       covers the frame evenly. The first group carries the first few principal components, the next group further ones.
+      If the latents are as many as some groups and a quarter of one, the quarter comes first: one latent for 2 x 2 patches,
+      with the mean of as many components as a code holds.
     * Each group has one attention head of the encoder, which copies the group's components from the patch at the
       latent's place, and one of the decoder, which copies them back. Where the latent was dropped, that head looks at the
-      patch itself and copies nothing (mean content); for the first group it looks at the nearest latents that are left.
+      patch itself, and copies what the coarse latents have told of these components, or nothing (mean content); for the
+      first group it looks at the nearest latents that are left.
     * The codebook is the result of k-means on encoder outputs. Beside the content a latent has a constant, so that the
       unit sphere of codes is nearly flat where the contents lie.
     * Where heads and channels are left, the decoder also looks at the same place one block before, and in its last layer at
@@ -74,14 +77,19 @@ def initialize_as_transform_codec(model: AdapTokModel, video: torch.Tensor) -> N
     embedding.weight[layout.content.start :][:count] = weight
     embedding.bias[layout.content.start :][:count] = -weight @ mean
 
+    deviations = [deviation[part] for part in layout.parts]
+    if layout.coarse:
+        scores = ((pixels - mean) @ components[:, layout.parts[0]]).unflatten(0, (-1, config.grid_size, config.grid_size))
+        deviations[0] = nn.functional.avg_pool2d(scores.permute(0, 3, 1, 2), 2).std((0, 2, 3))
+
     # Encoder: how large the components of each group come out is measured, and then set.
-    lengths = torch.stack([deviation[part].norm() for part in layout.parts])
+    lengths = torch.stack([own.norm() for own in deviations])
     unit = CODE_LENGTH / lengths.mean().sqrt()
     codes = model.encoder(video[:32, : config.tubelet_size])[..., layout.code]
-    for group, part in enumerate(layout.parts):
-        wanted = unit * deviation[part] / lengths[group].sqrt()
+    for group, own in enumerate(deviations):
+        wanted = unit * own / lengths[group].sqrt()
         found = codes[:, layout.group == group, : len(wanted)].flatten(0, 1).std(0)
-        layer, columns = layout.slot(model.encoder.layers, group)
+        layer, columns = layout.head(model.encoder.layers, layout.slots[group])
         layer.attention.proj.weight[layout.code, columns][: len(wanted)] *= (wanted / found)[:, None]
 
     # Quantiser: the centred content beside the constant.
@@ -95,17 +103,22 @@ def initialize_as_transform_codec(model: AdapTokModel, video: torch.Tensor) -> N
     quantizer.project_in.bias[:d] = -latents[..., layout.code].flatten(0, 1).mean(0)
     quantizer.project_in.bias[d] = 1.0
     quantizer.project_out.weight[layout.code, :d] = torch.eye(d)
-    start_codebook(model, quantizer.project(latents).flatten(0, 1))
+    projected = quantizer.project(latents)
+    count = int(layout.group.bincount().min())  # as many of each group, or the few coarse ones would count for little
+    start_codebook(
+        model,
+        torch.cat([projected[:, (layout.group == g).nonzero()[:count, 0]].flatten(0, 1) for g in layout.group.unique()]),
+    )
 
     # Decoder: sizes as in the encoder, and then the head.
     num_blocks = video.shape[1] // config.tubelet_size
     quantized = _in_parts(lambda part: quantizer(part).quantized, latents).unflatten(1, (num_blocks, -1))
-    states = _decoder_states(model, quantized[:32, :1], None, normalized=False)[..., layout.content]
-    for group, part in enumerate(layout.parts):
-        wanted = (deviation[part] * energy / deviation.sum()).sqrt()
-        found = states[..., part].flatten(0, 1).std(0)
-        layer, columns = layout.slot(model.decoder.layers, group)
-        layer.attention.proj.weight[layout.content, columns][part] *= (wanted / found)[:, None]
+    states = _decoder_states(model, quantized[:32, :1], None, normalized=False).flatten(0, 1)
+    for part, own, write, slot in zip(layout.parts, deviations, layout.writes, layout.slots, strict=True):
+        wanted = own * (energy / deviation.sum() / deviation[part]).sqrt()
+        layer, columns = layout.head(model.decoder.layers, slot)
+        layer.attention.proj.weight[write, columns] *= (wanted / states[:, write].std(0))[:, None]
+    _set_fallback(model.decoder.layers, layout, latent_rows)
     _set_context(model.decoder.layers, layout, latent_rows)
     counts = sample_token_counts(len(video), num_blocks, config.latents_per_block) if config.adaptive else None
     gram, product = 0.0, 0.0
@@ -157,7 +170,7 @@ def _set_attention(layers: nn.ModuleList, layout: TransformCodecLayout, rows: to
         query[:, :n_near, :n_near] += near * to_logits * 0.5
         key[:, :n_near, :n_near] += torch.eye(n_near)
     for group, part in enumerate(layout.parts):
-        layer, columns = layout.slot(layers, group)
+        layer, columns = layout.head(layers, layout.slots[group])
         query, key, value = (x[columns] for x in layer.attention.qkv.weight.view(3, width, width))
         query[:n_near, :n_near] += near * to_logits * 0.5
         own = torch.full((layout.num_groups,), -1.0)  # +1 for latents of this group, -1 for others
@@ -168,8 +181,11 @@ def _set_attention(layers: nn.ModuleList, layout: TransformCodecLayout, rows: to
             query[n_near, layout.kind] = 5 * to_logits
             key[n_near, layout.groups] = own
             key[n_near, layout.kind] = -3.0 if group == 0 else 0.0
-            read, write = layout.code, layout.content
-            write = slice(write.start + part.start, write.start + part.stop)
+            if layout.coarse and group == 0:  # the others look at themselves
+                same = slice(n_near + 1, n_near + 1 + layout.num_groups)
+                query[same, layout.groups] = 10 * to_logits * torch.eye(layout.num_groups)
+                key[same, layout.groups] = torch.eye(layout.num_groups)
+            read, write = layout.code, layout.writes[group]
             read = slice(read.start, read.start + part.stop - part.start)
         else:  # latents of this group look at patches, those of others at latents
             query[n_near, layout.groups] = 5 * to_logits * own
@@ -182,6 +198,23 @@ def _set_attention(layers: nn.ModuleList, layout: TransformCodecLayout, rows: to
         value[:n, read] = torch.eye(n)
         value[:n, layout.zero] = -1.0
         layer.attention.proj.weight[write, columns][:, :n] = torch.eye(n)
+
+
+def _set_fallback(layers: nn.ModuleList, layout: TransformCodecLayout, rows: torch.Tensor) -> None:
+    """Where a patch finds no latent of a group and looks at itself, it copies what the coarse group has told.
+
+    Latents too have something in those channels: their own content, see `_set_attention`, which is subtracted.
+    """
+    first, columns = layout.head(layers, layout.slots[0])
+    coarse = first.attention.proj.weight[layout.fallback, columns].diagonal()
+    for part, write, slot in list(zip(layout.parts, layout.writes, layout.slots, strict=True))[layout.coarse :]:
+        layer, columns = layout.head(layers, slot)
+        value = layer.attention.qkv.weight.chunk(3)[2][columns]
+        fine = layer.attention.proj.weight[write, columns].diagonal()
+        for row, component in enumerate(range(part.start, min(part.stop, len(coarse)))):
+            value[row, layout.fallback.start + component] += 1 / (_gain(rows) * fine[row])
+            value[row, layout.code.start + component] -= coarse[component] / fine[row]
+            value[row, layout.zero] -= 1 / (_gain(rows) * fine[row]) - coarse[component] / fine[row]
 
 
 def _set_context(layers: nn.ModuleList, layout: TransformCodecLayout, rows: torch.Tensor) -> None:
@@ -199,21 +232,21 @@ def _set_context(layers: nn.ModuleList, layout: TransformCodecLayout, rows: torc
         key[:n_near, :n_near] = torch.eye(n_near)
         return query, key, value, layer.attention.proj.weight[layout.content, columns]
 
-    for (group, write), slot in zip(layout.previous.items(), range(layout.num_groups, heads * len(layers)), strict=False):
-        query, key, value, proj = aim(layout.slot(layers, slot), layout.shift(0, 0, -1), 4.0)
+    for (group, write), slot in zip(layout.previous.items(), layout.spare_slots, strict=False):
+        query, key, value, proj = aim(layout.head(layers, slot), layout.shift(0, 0, -1), 4.0)
         own = torch.full((layout.num_groups,), -1.0)
         own[group] = 1.0
         query[n_near, layout.kind] = 5 * to_logits  # patches look for latents of this group, as in `_set_attention`
         key[n_near, layout.groups] = own
         key[n_near, layout.kind] = -3.0 if group == 0 else 0.0
-        n, part = write.stop - write.start, layout.parts[group]
-        layer, columns = layout.slot(layers, group)
+        n = write.stop - write.start
+        layer, columns = layout.head(layers, layout.slots[group])
         value[:n, layout.code.start : layout.code.start + n] = torch.eye(n)
         value[:n, layout.zero] = -1.0
-        proj[write, :n] = layer.attention.proj.weight[layout.content, columns][part, :n]
+        proj[write, :n] = layer.attention.proj.weight[layout.writes[group], columns][:, :n]
     for head, (write, step) in enumerate(zip(layout.neighbours, ((-1, 0), (1, 0), (0, -1), (0, 1)), strict=False)):
         slot = heads * (len(layers) - 1) + head
-        query, key, value, proj = aim(layout.slot(layers, slot), layout.shift(*step, 0), 1.0)
+        query, key, value, proj = aim(layout.head(layers, slot), layout.shift(*step, 0), 1.0)
         query[n_near, layout.kind] = 5 * to_logits
         key[n_near, layout.kind] = 1.0
         n = write.stop - write.start

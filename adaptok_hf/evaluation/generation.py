@@ -1,9 +1,12 @@
-"""Generated videos against real ones: FVD with its floor, and how many tokens the generator spends on each class."""
+"""Generated videos against real ones: FVD with its floor, whether they are of their class, and how many tokens the
+generator spends on each class."""
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -14,6 +17,13 @@ from ..data import VideoFiles
 from ..metrics import CodebookUsage, Protocol
 from ..metrics.weight_formats import tensors_sha256
 from . import plots
+from .class_accuracy import (
+    LabelledFeatures,
+    check_training_videos,
+    measure_class_accuracy,
+    pixel_features,
+    with_class_ids,
+)
 from .clip_chunks import ClipChunks
 from .encoded_clips import autocast
 from .measuring import Networks, clip_features
@@ -39,6 +49,8 @@ def evaluate_generation(
     num_videos: int,
     classes: Sequence[int | str] | None = None,
     networks: Networks | None = None,
+    classifier_source: VideoFiles | None = None,
+    classifier_features: Literal["pixels", "network"] = "pixels",
     batch_size: int = 16,
     seed: int = 0,
     drawing: dict[str, Any] | None = None,
@@ -55,10 +67,17 @@ def evaluate_generation(
         protocol: frames and windows of the real clips, guidance scale.
         num_videos: to generate over all classes.
         classes: names or ids; by default all that the generator knows.
+        classifier_source (*optional*): labelled real videos, other than `source`, that a small classifier learns from. Its
+            accuracy on generated videos is then reported as `class_accuracy`, beside that on `source`, which needs labels,
+            as they are and as the tokenizer reconstructs them.
+        classifier_features: what the classifier sees: small pictures, which tell classes that differ in where colours are,
+            or the network's features, which cost the network's time for every training clip.
         drawing: `temperature`, `top_k`, `top_p`, `budget` of `pipeline.generate`.
 
     Raises:
-        ValueError: for a pipeline without a class-conditional generator, unknown classes, or fewer than 2 videos.
+        ValueError: for a pipeline without a class-conditional generator, unknown classes, or fewer than 2 videos; for real
+            videos without a class, of classes that the generator does not know, or classes that the classifier has no
+            videos of.
     """
     from ..pipeline_generation import class_id
 
@@ -72,6 +91,12 @@ def evaluate_generation(
     labels = [class_id(pipeline.ar_model, label) for label in known]
     labels = [labels[index % len(labels)] for index in range(num_videos)]
     drawing = {key: value for key, value in (drawing or {}).items() if value is not None}
+    training = None
+    if classifier_source is not None:
+        _check_classifier_features(classifier_features, networks)
+        source, classifier_source = (with_class_ids(videos, pipeline.ar_model) for videos in (source, classifier_source))
+        check_training_videos(classifier_source, source, labels, _class_names(pipeline))
+        training = ClipChunks(classifier_source, protocol, REAL_CHUNK, seed)
     chunks = ClipChunks(source, protocol, REAL_CHUNK, seed)
     configuration = {
         "task": "generation",
@@ -83,9 +108,20 @@ def evaluate_generation(
         "drawing": drawing,
         "features": networks.features_key,
     }
+    if training is not None:
+        configuration["classifier"] = {
+            "data": training.identity,
+            "features": classifier_features,
+            "labels": [_hash([item.label for item in of.source.items]) for of in (training, chunks)],
+        }
     parts = PartFiles(output / "parts", configuration, state.is_main_process)
     state.wait_for_everyone()
-    write_real_features(parts, chunks, networks, state)
+    pixels = training is not None and classifier_features == "pixels"
+    write_real_features(parts, "real", chunks, networks.features, pixels, state)
+    if training is not None:
+        seeing = None if pixels else networks.features
+        write_real_features(parts, "training", training, seeing, pixels, state)
+        write_real_features(parts, "reconstructed", chunks, seeing, pixels, state, pipeline)
     starts = list(range(0, num_videos, batch_size))
     for index in tqdm(starts[state.process_index :: state.num_processes], disable=not state.is_main_process):
         if parts.exists("generated", f"{index:06d}"):
@@ -109,6 +145,8 @@ def evaluate_generation(
         tensors = {"codes": made.codes[:, 0].to(torch.int32)}
         if networks.features is not None:
             tensors["features"] = clip_features(networks.features, made.frames, protocol.feature_size)
+        if pixels:
+            tensors["pixels"] = pixel_features(made.frames)
         if index == 0:
             tensors["videos"] = (made.frames[:8] * 255).round().to(torch.uint8)
         parts.write("generated", f"{index:06d}", rows=rows, tensors=tensors)
@@ -121,9 +159,25 @@ def evaluate_generation(
     result |= _token_statistics(pipeline, rows, torch.cat([tensors["codes"] for _, tensors in files]).long())
     metrics = {}
     if networks.features is not None:
-        real, fake = read_real_features(parts, chunks), torch.cat([tensors["features"] for _, tensors in files])
+        real = read_real_features(parts, "real", chunks)[1]["features"]
+        fake = torch.cat([tensors["features"] for _, tensors in files])
         fvd = summarize_features(real, fake, networks.features, protocol, paired=False)
         metrics = {} if fvd is None else {"fvd": metric_entry(fvd)}
+    if training is not None:
+        name = "pixels" if pixels else "features"
+        metrics["class_accuracy"], predicted = measure_class_accuracy(
+            _labelled(*read_real_features(parts, "training", training), name),
+            _labelled(*read_real_features(parts, "real", chunks), name),
+            _labelled(*read_real_features(parts, "reconstructed", chunks), name),
+            _labelled(rows, {name: torch.cat([tensors[name] for _, tensors in files])}, name),
+            _class_names(pipeline),
+            protocol,
+            "pixels" if pixels else type(networks.features).__name__,
+            None if pixels else tensors_sha256(networks.features.state_dict()),
+        )
+        metrics["class_accuracy"]["classifier"] = _hash(configuration["classifier"])
+        for row, label in zip(rows, predicted, strict=True):
+            row["classified_as"] = pipeline.ar_model.config.id2label[label]
     report = {
         "task": "generation",
         "configuration_hash": parts.hash,
@@ -179,16 +233,59 @@ def check_clip_size(pipeline: "AdapTokPipeline", protocol: Protocol) -> None:
         )
 
 
-def write_real_features(parts: PartFiles, chunks: ClipChunks, networks: Networks, state: PartialState) -> None:
-    """Features of this process' share of the real clips."""
-    if networks.features is None:
+def write_real_features(
+    parts: PartFiles,
+    name: str,
+    chunks: ClipChunks,
+    network: torch.nn.Module | None,
+    pixels: bool,
+    state: PartialState,
+    pipeline: "AdapTokPipeline | None" = None,
+) -> None:
+    """Features of this process' share of the real clips, by the network and of their pixels where they are wanted; with a
+    pipeline, of what it decodes from all tokens of the clips."""
+    if network is None and not pixels:
         return
     own = range(state.process_index, len(chunks), state.num_processes)
-    for index in tqdm(own, desc="real", disable=not state.is_main_process):
-        if not parts.exists("real", f"{index:05d}"):
-            features = clip_features(networks.features, chunks.read(index).videos / 255, chunks.protocol.feature_size)
-            parts.write("real", f"{index:05d}", rows=[], tensors={"features": features})
+    for index in tqdm(own, desc=name, disable=not state.is_main_process):
+        if parts.exists(name, f"{index:05d}"):
+            continue
+        clips = chunks.read(index)
+        videos, tensors = clips.videos / 255, {}
+        if pipeline is not None and len(clips):
+            with torch.no_grad(), autocast(pipeline.device, chunks.protocol.precision):
+                codes = pipeline.tokenizer.encode(videos.to(pipeline.device)).codes
+                videos = pipeline.tokenizer.decode(codes).pixel_values_videos.float().clamp(0, 1)
+        if network is not None:
+            tensors["features"] = clip_features(network, videos, chunks.protocol.feature_size)
+        if pixels:
+            tensors["pixels"] = pixel_features(videos)
+        rows = [{"video": key, "label": label} for key, label in zip(clips.keys, clips.labels, strict=True)]
+        parts.write(name, f"{index:05d}", rows=rows, tensors=tensors)
 
 
-def read_real_features(parts: PartFiles, chunks: ClipChunks) -> torch.Tensor:
-    return torch.cat([parts.read("real", f"{index:05d}")[1]["features"] for index in range(len(chunks))])
+def read_real_features(parts: PartFiles, name: str, chunks: ClipChunks) -> tuple[list[dict], dict[str, torch.Tensor]]:
+    """`video` and `label` of every clip, and what `write_real_features` took of them, (clips, D) each."""
+    files = [parts.read(name, f"{index:05d}") for index in range(len(chunks))]
+    columns = {key: torch.cat([tensors[key] for _, tensors in files]) for key in files[0][1]}
+    return [row for rows, _ in files for row in rows], columns
+
+
+def _labelled(rows: list[dict], tensors: dict[str, torch.Tensor], name: str) -> LabelledFeatures:
+    return LabelledFeatures(tensors[name], [row["label"] for row in rows], [str(row["video"]) for row in rows])
+
+
+def _class_names(pipeline: "AdapTokPipeline") -> list[str]:
+    config = pipeline.ar_model.config
+    return [config.id2label[label] for label in range(config.num_classes)]
+
+
+def _check_classifier_features(wanted: str, networks: Networks) -> None:
+    if wanted not in ("pixels", "network"):
+        raise ValueError(f"classifier_features must be 'pixels' or 'network', got {wanted!r}")
+    if wanted == "network" and networks.features is None:
+        raise ValueError("classifier_features='network' needs the network of FVD, which is left out here")
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]

@@ -8,10 +8,16 @@ from typing import Any
 
 from .part_files import write_json, write_text
 
-_ARROWS = {"psnr": "PSNR (dB) ↑", "ssim": "SSIM ↑", "lpips": "LPIPS ↓", "fvd": "FVD ↓"}
+_ARROWS = {
+    "psnr": "PSNR (dB) ↑",
+    "ssim": "SSIM ↑",
+    "lpips": "LPIPS ↓",
+    "fvd": "FVD ↓",
+    "class_accuracy": "class accuracy ↑",
+}
 # entries of the paper's lines that are times -> our columns
 _TIMES = {"milliseconds": "ms per clip", "allocation_milliseconds": "ms per clip for scorer and allocation"}
-_DIGITS = {"psnr": 2, "ssim": 3, "lpips": 3, "fvd": 1}
+_DIGITS = {"psnr": 2, "ssim": 3, "lpips": 3, "fvd": 1, "class_accuracy": 3}
 
 
 def write_results(folder: Path, report: dict[str, Any], rows: Sequence[dict] = ()) -> None:

@@ -1,0 +1,191 @@
+"""Are generated videos of the class that was asked for? A small classifier of real clips says so, and how far it is to be
+believed: its own accuracy stands beside, on other real clips and on what the tokenizer makes of them."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ..data import VideoFiles
+from ..metrics import MetricResult, Protocol
+from .reconstruction_results import metric_entry
+from .summaries import summarize_clips
+
+# Small pictures hold where colours are, and hardly anything of a generator's blur.
+PICTURE_SIZE = 8
+# Times the sum of the squared weights, beside the mean cross-entropy.
+PENALTY = 0.01
+
+
+def pixel_features(videos: torch.Tensor) -> torch.Tensor:
+    """
+    What a clip looks like and where it moves: the mean of its frames, and the mean absolute change from frame to frame,
+    each as an 8 x 8 picture.
+
+    Args:
+        videos: (clips, frames, 3, height, width) in [0, 1], of at least 2 frames.
+
+    Returns:
+        (clips, 384) float32, on the CPU.
+    """
+    small = torch.nn.functional.adaptive_avg_pool2d(videos.float().flatten(0, 1), PICTURE_SIZE)
+    small = small.unflatten(0, videos.shape[:2])
+    return torch.cat([small.mean(1).flatten(1), small.diff(dim=1).abs().mean(1).flatten(1)], dim=1).cpu()
+
+
+class ClipClassifier:
+    """
+    Multinomial logistic regression on standardised features: convex, so the same clips give the same classifier.
+
+    Args:
+        features: (clips, D).
+        labels: (clips,) long. Only these are ever predicted; they may leave numbers out.
+
+    Raises:
+        ValueError: for clips of fewer than 2 classes.
+    """
+
+    def __init__(self, features: torch.Tensor, labels: torch.Tensor):
+        self.classes, targets = labels.unique(return_inverse=True)
+        if len(self.classes) < 2:
+            raise ValueError(f"a classifier needs clips of 2 classes or more, got {len(labels)} of {len(self.classes)}")
+        features = features.double()
+        self.mean, deviation = features.mean(0), features.std(0)
+        # What hardly varies in real clips, such as a white border, is not blown up: it would make the most of the faint
+        # faults of generated ones.
+        self.scale = deviation.clamp_min(deviation.square().mean().sqrt()).clamp_min(1e-8)
+        self.linear = _fit((features - self.mean) / self.scale, targets, len(self.classes))
+
+    @torch.no_grad()
+    def predict(self, features: torch.Tensor) -> torch.Tensor:
+        """(clips, D) -> (clips,) labels."""
+        return self.classes[self.linear((features.double() - self.mean) / self.scale).argmax(1)]
+
+
+@torch.enable_grad()
+def _fit(features: torch.Tensor, targets: torch.Tensor, num_classes: int) -> torch.nn.Linear:
+    linear = torch.nn.Linear(features.shape[1], num_classes, dtype=torch.float64)
+    torch.nn.init.zeros_(linear.weight)
+    torch.nn.init.zeros_(linear.bias)
+    optimizer = torch.optim.LBFGS(linear.parameters(), max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss():
+        optimizer.zero_grad()
+        value = torch.nn.functional.cross_entropy(linear(features), targets) + PENALTY * linear.weight.square().sum()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    return linear
+
+
+def with_class_ids(source: VideoFiles, ar_model: torch.nn.Module) -> VideoFiles:
+    """
+    The same videos, labelled with the ids that the generator has for the classes' names.
+
+    Raises:
+        ValueError: naming a class that the generator does not know, or videos without a class.
+    """
+    from ..pipeline_generation import class_id
+
+    if bare := [item.key for item in source.items if not 0 <= item.label < len(source.class_names)]:
+        raise ValueError(
+            f"class accuracy needs the class of every real video; {len(bare)} of {len(source.items)} have none, such as "
+            f"{bare[:3]}: put them into a folder of their class"
+        )
+    ids = {label: class_id(ar_model, source.class_names[label]) for label in {item.label for item in source.items}}
+    return VideoFiles([dataclasses.replace(item, label=ids[item.label]) for item in source.items], source.class_names)
+
+
+def check_training_videos(training: VideoFiles, source: VideoFiles, generated: Sequence[int], names: Sequence[str]) -> None:
+    """
+    Args:
+        training: what the classifier learns from; labels here and below are the generator's ids.
+        source: real videos that it is measured on.
+        generated: labels of the videos to generate.
+        names: of all classes.
+
+    Raises:
+        ValueError: naming classes to tell that have no training video, or videos that both sets hold.
+    """
+    known = {item.label for item in training.items}
+    if unknown := sorted(({item.label for item in source.items} | set(generated)) - known):
+        raise ValueError(f"the classifier's videos have none of the classes {', '.join(names[label] for label in unknown)}")
+    theirs = {os.path.realpath(item.video) for item in source.items if isinstance(item.video, str)}
+    shared = [item.key for item in training.items if isinstance(item.video, str) and os.path.realpath(item.video) in theirs]
+    if shared:
+        raise ValueError(
+            f"the classifier must learn from other videos than those it is measured on; {len(shared)} are in both, such as "
+            f"{shared[:3]}"
+        )
+
+
+@dataclasses.dataclass
+class LabelledFeatures:
+    """
+    Args:
+        features: (clips, D).
+        labels: the class of each clip; of generated ones the class that was asked for.
+        videos: the video of each clip.
+    """
+
+    features: torch.Tensor
+    labels: Sequence[int]
+    videos: Sequence[str]
+
+
+def measure_class_accuracy(
+    training: LabelledFeatures,
+    real: LabelledFeatures,
+    reconstructed: LabelledFeatures,
+    generated: LabelledFeatures,
+    names: Sequence[str],
+    protocol: Protocol,
+    features_name: str,
+    weights_sha256: str | None = None,
+) -> tuple[dict[str, Any], list[int]]:
+    """
+    Args:
+        names: of all classes, by label.
+        features_name: stands in the metric's name.
+        weights_sha256: of the network that made the features.
+
+    Returns:
+        An entry of a report: the accuracy on generated clips in [0, 1] with its interval; `real` and `reconstructed`, the
+        same on real clips before and after the tokenizer (a classifier that fails on these sees the tokenizer's faults, not
+        the generator's); `classes`, the accuracy of each generated class; `chance`. And the predicted labels of the
+        generated clips.
+    """
+    classifier = ClipClassifier(training.features, torch.tensor(training.labels))
+
+    def accuracy(clips: LabelledFeatures) -> tuple[MetricResult, torch.Tensor]:
+        predicted = classifier.predict(clips.features)
+        right = (predicted == torch.tensor(clips.labels)).double()
+        metric = f"ClassAccuracy ({features_name})"
+        return summarize_clips(metric, right.tolist(), clips.videos, protocol, weights_sha256), predicted
+
+    of_real, of_reconstructed = accuracy(real)[0], accuracy(reconstructed)[0]
+    result, predicted = accuracy(generated)
+    trust = (
+        f"the classifier of generated videos learned from {len(training.labels)} real clips of {len(classifier.classes)} "
+        f"classes and is right on {100 * of_real.value:.1f}% of {of_real.num_videos} other real clips, "
+        f"{100 * of_reconstructed.value:.1f}% of their reconstructions"
+    )
+    result = dataclasses.replace(result, note="; ".join(filter(None, [result.note, trust])))
+    by_class: dict[str, list[bool]] = {}
+    for label, guess in zip(generated.labels, predicted.tolist(), strict=True):
+        by_class.setdefault(names[label], []).append(guess == label)
+    entry = metric_entry(result) | {
+        "real": _plain(of_real),
+        "reconstructed": _plain(of_reconstructed),
+        "chance": 1 / len(classifier.classes),
+        "num_training_clips": len(training.labels),
+        "classes": {name: sum(right) / len(right) for name, right in by_class.items()},
+    }
+    return entry, predicted.tolist()
+
+
+def _plain(result: MetricResult) -> dict[str, Any]:
+    return {name: getattr(result, name) for name in ("value", "low", "high", "num_videos")}
