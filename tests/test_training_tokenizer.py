@@ -137,6 +137,16 @@ def test_tokenizer_run(tokenizer_run):
     assert Image.open(folder / "validation" / "step-000002.png").size == (4 * 32, 2 * 4 * 32)  # one block
 
 
+def test_the_start_of_the_weights_alone(tokenizer_run, tmp_path):
+    options = [*tokenizer_run.options, "--max_train_steps", "0", "--quantize_after", "0"]
+    run_script("train_tokenizer.py", tokenizer_run.recipe, *options, "--output_dir", str(tmp_path))
+    records = metrics(tmp_path)
+    assert list(records) == [0] and records[0]["psnr_full"] > records[0]["psnr_1/16"] > 5
+    assert (tmp_path / "validation" / "step-000000.png").exists()
+    start, trained = (AutoModel.from_pretrained(folder / "model") for folder in (tmp_path, tokenizer_run.run))
+    assert not torch.equal(start.quantizer.codebook.weight, trained.quantizer.codebook.weight)
+
+
 def test_tracker_gets_the_log(tokenizer_run):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -39,6 +39,10 @@ class Arguments(ClipArguments, RunArguments):
     augment: bool = field(
         default=False, metadata={"help": "Vary zoom and contrast of the clips: a scorer overfits few videos quickly."}
     )
+    energy_initialization: bool = field(
+        default=False, metadata={"help": "Start with layers that measure the latents' content, see scorer_start.py."}
+    )
+    initialization_batches: int = field(default=100, metadata={"help": "Batches that this start's head is fitted on."})
     statistics_batches: int = field(
         default=16, metadata={"help": "Batches that fix mean and deviation of inputs and targets before the first step."}
     )
@@ -51,7 +55,7 @@ class Arguments(ClipArguments, RunArguments):
         default=None, metadata={"help": "How many videos there are; tar shards are not opened to count them."}
     )
     max_train_steps: int | None = field(
-        default=None, metadata={"help": "Stop after this many steps; the schedule is still that of the whole run."}
+        default=None, metadata={"help": "Stop after so many steps of the whole run; 0 saves the start of the weights."}
     )
 
     # optimisation
@@ -66,10 +70,12 @@ class Arguments(ClipArguments, RunArguments):
             raise ValueError(f"target must be one of {', '.join(get_args(Target))}; got {self.target!r}")
         if (self.steps is None) == (self.epochs is None):
             raise ValueError(f"give either steps or epochs, got {self.steps} and {self.epochs}")
-        for name in ("steps", "epochs", "batch_size", "statistics_batches", "levels_per_step", "max_train_steps"):
+        for name in ("steps", "epochs", "batch_size", "statistics_batches", "levels_per_step", "initialization_batches"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name} must be positive, got {value}")
+        if self.max_train_steps is not None and self.max_train_steps < 0:
+            raise ValueError(f"max_train_steps must not be negative, got {self.max_train_steps}")
         if self.difference_weight < 0:
             raise ValueError(f"difference_weight must not be negative, got {self.difference_weight}")
         if self.difference_weight and self.levels_per_step == 1:

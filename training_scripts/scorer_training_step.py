@@ -7,6 +7,7 @@ from accelerate import Accelerator
 from input_scale import InputScale
 from scorer_arguments import Arguments
 from scorer_examples import draw, measure_example
+from scorer_start import MeasuredBlocks
 from scorer_targets import BlockLoss
 from training_clips import FolderBatches, StreamBatches
 
@@ -99,6 +100,28 @@ def measure_statistics(
     typical_difference = (losses[:, :, None] - losses[:, None]).square().mean(0).sqrt()
     # not less than a tenth of the deviation, or the measurement's noise would rule
     return Statistics(scale, float(losses.mean()), std, typical_difference.clamp(min=0.1 * std))
+
+
+@torch.no_grad()
+def measure_blocks(
+    args: Arguments,
+    config: AdapTokScorerConfig,
+    tokenizer: AdapTokModel,
+    clips: FolderBatches | StreamBatches,
+    block_loss: BlockLoss,
+    accelerator: Accelerator,
+) -> list[MeasuredBlocks]:
+    """What `initialize_as_energy_scorer` learns from: `initialization_batches` batches; every process measures all of them.
+
+    Draws from torch's global generator, whose state must be the same on every process.
+    """
+    measured = []
+    for videos in clips.sample(args.initialization_batches * args.batch_size).split(args.batch_size):
+        draws = draw(config, args.batch_size, args.levels_per_step, args.augment)
+        with accelerator.autocast():
+            example = measure_example(tokenizer, videos, draws, config.score_step, block_loss)
+        measured.append(MeasuredBlocks(example.latents.cpu(), example.counts.cpu(), draws.levels, example.losses.cpu()))
+    return measured
 
 
 def build_scorer(args: Arguments, config: AdapTokScorerConfig, statistics: Statistics) -> AdapTokScorerModel:

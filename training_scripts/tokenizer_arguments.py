@@ -36,7 +36,7 @@ class Arguments(ClipArguments, RunArguments, ShardingArguments):
         default=None, metadata={"help": "How many videos there are; tar shards are not opened to count them."}
     )
     max_train_steps: int | None = field(
-        default=None, metadata={"help": "Stop after this many steps; the schedule is still that of all stages."}
+        default=None, metadata={"help": "Stop after so many steps of all stages; 0 saves the start of the weights."}
     )
 
     # optimisation

@@ -32,14 +32,16 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import DistributedType, set_seed
+from input_scale import InputScale
 from learning_rate import learning_rate_at
 from recipe_arguments import parse_arguments
 from run_arguments import share_of_batch
 from run_folder import Progress, average_of_weights, start_run
 from scorer_arguments import Arguments
 from scorer_examples import draw, measure_example
+from scorer_start import initialize_as_energy_scorer
 from scorer_targets import BlockLoss
-from scorer_training_step import build_config, build_scorer, measure_statistics, scorer_loss
+from scorer_training_step import build_config, build_scorer, measure_blocks, measure_statistics, scorer_loss
 from scorer_validation import draw_scores, measure_scores, predict_scores, rank_correlations
 from tokenizer_arguments import epochs_to_steps
 from tokenizer_validation import save_picture
@@ -75,7 +77,7 @@ def main() -> None:
         val_set = VideoFolderClips([folder], config.num_frames, config.image_size, random_clips=False)
         measured = measure_scores(tokenizer, val_set, scorer_config.score_step, block_loss, accelerator)
     total_steps = args.steps or epochs_to_steps(args, args.epochs, args.batch_size, clips.num_videos)
-    last_step = min(total_steps, args.max_train_steps or total_steps)
+    last_step = total_steps if args.max_train_steps is None else min(total_steps, args.max_train_steps)
     warmup_steps = args.warmup_steps
     if args.warmup_epochs is not None:
         warmup_steps = epochs_to_steps(args, args.warmup_epochs, args.batch_size, clips.num_videos)
@@ -86,6 +88,11 @@ def main() -> None:
     scale = statistics.scale
     set_seed(args.seed)
     scorer = build_scorer(args, scorer_config, statistics)
+    if args.energy_initialization:
+        measured_blocks = measure_blocks(args, scorer_config, tokenizer, clips, block_loss, accelerator)
+        initialize_as_energy_scorer(scorer, measured_blocks)
+        del measured_blocks
+        InputScale(scale.mean.cpu(), scale.std.cpu()).unfold(scorer)
     size = sum(p.numel() for p in scorer.parameters()) / 1e6
     accelerator.print(f"{size:.2f}M parameters, {total_steps} steps on {world_size} processes")
     betas = (args.adam_beta1, args.adam_beta2)
@@ -99,6 +106,25 @@ def main() -> None:
     if args.resume_from_checkpoint is not None and run.resume(args.resume_from_checkpoint):
         accelerator.print(f"resumed at step {progress.step}")
 
+    def validate() -> None:
+        record = {}
+        for prefix, trained in (("", scorer), *((("ema_", ema.module),) if ema is not None else ())):
+            predicted = predict_scores(scale.fold(trained), tokenizer, val_set, accelerator)
+            record |= {prefix + name: value for name, value in rank_correlations(predicted, measured).items()}
+        if accelerator.is_main_process:
+            picture = draw_scores(predicted, measured, scorer.config.score_step, args.target)
+            save_picture(picture, run.path / "validation" / f"step-{progress.step:06d}.png")
+            run.log_picture("scores", picture, progress.step)
+        run.log({"step": progress.step} | record)
+
+    def save() -> None:
+        average = None if ema is None else scale.fold(ema.module)
+        run.save(scale.fold(scorer), progress.step, average, args.checkpoints_total_limit)
+
+    if last_step == 0:  # the start of the weights is all that is asked for
+        if val_set is not None:
+            validate()
+        save()
     seconds, seen = time.time(), 0
     while progress.step < last_step:
         step = progress.step
@@ -141,19 +167,10 @@ def main() -> None:
             run.log({"step": progress.step} | record | {"clips_per_s": seen / (time.time() - seconds)})
             seconds, seen = time.time(), 0
         if val_set is not None and (progress.step % args.validation_steps == 0 or last):
-            record = {}
-            for prefix, trained in (("", scorer), *((("ema_", ema.module),) if ema is not None else ())):
-                predicted = predict_scores(scale.fold(trained), tokenizer, val_set, accelerator)
-                record |= {prefix + name: value for name, value in rank_correlations(predicted, measured).items()}
-            if accelerator.is_main_process:
-                picture = draw_scores(predicted, measured, scorer.config.score_step, args.target)
-                save_picture(picture, run.path / "validation" / f"step-{progress.step:06d}.png")
-                run.log_picture("scores", picture, progress.step)
-            run.log({"step": progress.step} | record)
+            validate()
             seconds, seen = time.time(), 0
         if progress.step % args.checkpointing_steps == 0 or last:
-            average = None if ema is None else scale.fold(ema.module)
-            run.save(scale.fold(scorer), progress.step, average, args.checkpoints_total_limit)
+            save()
     accelerator.end_training()
 
 

@@ -83,7 +83,7 @@ def main() -> None:
         val_set = VideoFolderClips([folder], config.num_frames, config.image_size, random_clips=False)
     stages = plan_stages(args, clips.num_videos, world_size, config.num_blocks)
     total_steps = stages[-1].end
-    last_step = min(total_steps, args.max_train_steps or total_steps)
+    last_step = total_steps if args.max_train_steps is None else min(total_steps, args.max_train_steps)
     warmup_steps = args.warmup_steps
     if args.warmup_epochs is not None:
         warmup_steps = epochs_to_steps(args, args.warmup_epochs, stages[0].batch_size, clips.num_videos)
@@ -127,9 +127,30 @@ def main() -> None:
             return {"": model} | ({"ema_": ema.module} if ema else {})
         return {"": whole_copy(model)} | ({"ema_": whole_copy(model, ema.weights)} if ema else {})
 
+    def validate(num_blocks: int, quantize: bool) -> None:
+        record = {}
+        with accelerator.autocast():
+            for prefix, measured in whole_models().items():
+                reconstruct = Reconstructor(measured, num_blocks, quantize)
+                psnr = measure_psnr(reconstruct, val_set, accelerator)
+                record |= {prefix + name: value for name, value in psnr.items()}
+            if accelerator.is_main_process:
+                picture = draw_reconstructions(reconstruct, val_set, device)
+                save_picture(picture, run.path / "validation" / f"step-{progress.step:06d}.png")
+                run.log_picture("reconstructions", picture, progress.step)
+        run.log({"step": progress.step} | record)
+
+    def save() -> None:
+        models = whole_models()
+        run.save(models[""], progress.step, models.get("ema_"), args.checkpoints_total_limit)
+
     if args.resume_from_checkpoint is not None and run.resume(args.resume_from_checkpoint):
         accelerator.print(f"resumed at step {progress.step}")
 
+    if last_step == 0:  # the start of the weights is all that is asked for
+        if val_set is not None:
+            validate(stages[0].num_blocks, args.quantize_after <= 0)
+        save()
     seconds, seen = time.time(), 0
     while progress.step < last_step:
         step = progress.step
@@ -217,22 +238,10 @@ def main() -> None:
             progress.recent.zero_()
             seconds, seen = time.time(), 0
         if val_set is not None and (progress.step % args.validation_steps == 0 or last):
-            record = {}
-            with accelerator.autocast():
-                for prefix, measured in whole_models().items():
-                    reconstruct = Reconstructor(measured, stage.num_blocks, quantize)
-                    psnr = measure_psnr(reconstruct, val_set, accelerator)
-                    record |= {prefix + name: value for name, value in psnr.items()}
-                if accelerator.is_main_process:
-                    picture = draw_reconstructions(reconstruct, val_set, device)
-                    save_picture(picture, run.path / "validation" / f"step-{progress.step:06d}.png")
-                    run.log_picture("reconstructions", picture, progress.step)
-            run.log({"step": progress.step} | record)
+            validate(stage.num_blocks, quantize)
             seconds, seen = time.time(), 0
         if progress.step % args.checkpointing_steps == 0 or last:
-            models = whole_models()
-            run.save(models[""], progress.step, models.get("ema_"), args.checkpoints_total_limit)
-            del models
+            save()
     accelerator.end_training()
 
 
