@@ -29,6 +29,7 @@ from .tokenized_video import TokenizedVideo
 from .video_processing_adaptok import AdapTokVideoProcessor, ClipBatch
 
 SHIPPED_CHECKPOINT = Path(__file__).parent / "checkpoints" / "small"
+DETAILED_CHECKPOINT = Path(__file__).parent / "checkpoints" / "detailed"
 
 # Strategies that decide block after block, each time looking at all clips of the video.
 _BLOCK_BY_BLOCK_OVER_CLIPS = ("ipal", "bithr", "bidelta")
@@ -104,10 +105,13 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path | None = None, **kwargs) -> "AdapTokPipeline":
         """As [`DiffusionPipeline.from_pretrained`]; without a name, the small checkpoint that ships in the package.
 
-        Weights are loaded as float32 unless `dtype` says otherwise.
+        The name `"detailed"` (unless there is such a folder) is the other one in the package: no generators, and five times
+        the tokens. Weights are loaded as float32 unless `dtype` says otherwise.
         """
         kwargs.setdefault("dtype", torch.float32)
         name = SHIPPED_CHECKPOINT if pretrained_model_name_or_path is None else pretrained_model_name_or_path
+        if name == DETAILED_CHECKPOINT.name and not Path(name).exists():
+            name = DETAILED_CHECKPOINT
         return super().from_pretrained(name, **kwargs)
 
     def __call__(

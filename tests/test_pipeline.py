@@ -1,4 +1,5 @@
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ from adaptok_hf import (
     Video,
     read_video,
 )
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "surfing.mp4"
 
 
 def noisy_video(num_frames: int, seed: int = 0, size: int = 16) -> np.ndarray:
@@ -397,3 +400,23 @@ def test_a_scorer_for_another_tokenizer_is_refused(tiny_pipeline):
     )
     with pytest.raises(ValueError, match=r"scorer is for .* \(32, 3, 8\), the tokenizer has \(32, 3, 6\)"):
         AdapTokPipeline(tiny_pipeline.video_processor, tiny_pipeline.tokenizer, AdapTokScorerModel(config))
+
+
+# --- the checkpoints in the package -------------------------------------------------------------------------------
+
+
+def test_the_detailed_checkpoint():
+    pipeline = AdapTokPipeline.from_pretrained("detailed")
+    assert pipeline.ar_model is None and pipeline.fp_model is None and pipeline.tokenizer.dtype == torch.float32
+    video = read_video(EXAMPLE).frames[:16]
+    found = {}
+    for share in ("12.5%", "25%", "50%", "100%"):
+        output = pipeline.reconstruct(video, budget=share, allocation="fixed")
+        found[share] = -10 * np.log10(np.square((output.frames - output.original.astype(float)) / 255).mean())
+    assert sorted(found.values()) == list(found.values()) and found["100%"] > 22, found
+
+
+def test_a_folder_of_that_name_comes_first(tiny_pipeline, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_pipeline.save_pretrained("detailed")
+    assert AdapTokPipeline.from_pretrained("detailed").tokenizer.config.latents_per_block == 6

@@ -80,7 +80,9 @@ def scorer_run(inputs) -> Path:
 def test_the_start_of_the_weights_alone(inputs, tmp_path):
     model = {"score_step": 4, "hidden_size": 128, "num_attention_heads": 8, "num_hidden_layers": 2}
     entries = {"model": model, "energy_initialization": True, "initialization_batches": 2, "max_train_steps": 0}
-    run_script("train_scorer.py", inputs.recipe(RECIPE | entries, tmp_path), *inputs.options, "--output_dir", tmp_path / "run")
+    run_script(
+        "train_scorer.py", inputs.recipe(RECIPE | entries, tmp_path), *inputs.options, "--output_dir", tmp_path / "run"
+    )
     records = metrics(tmp_path / "run")
     assert list(records) == [0] and -1 <= records[0]["rank_correlation_across_levels"] <= 1
     scorer = AutoModel.from_pretrained(tmp_path / "run" / "model")

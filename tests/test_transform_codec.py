@@ -79,7 +79,7 @@ def test_patches_fall_back_on_the_coarse_latents(transform_codec):
     torch.manual_seed(0)
     layers = {"num_encoder_layers": 3, "num_decoder_layers": 3}
     model = AdapTokModel(AdapTokConfig(**GEOMETRY | layers | {"latents_per_block": 52}))
-    transform_codec.initialize_as_transform_codec(model.eval(), smooth_clips(64, 0)[:, :4])
+    transform_codec.initialize_as_transform_codec(model.eval(), smooth_clips(64, 0)[:, :4], coarse=True)
     video = smooth_clips(8, 1)
     codes = model.encode(video).codes
     decoded = {n: model.decode(codes, torch.full((8, 2), n)).pixel_values_videos for n in (1, 2, 4, 12, 20, 36, 52)}
@@ -136,6 +136,12 @@ def test_too_few_heads(transform_codec):
     model = AdapTokModel(AdapTokConfig(**GEOMETRY | {"latents_per_block": 128}))
     with pytest.raises(ValueError, match="need 8 heads"):
         transform_codec.initialize_as_transform_codec(model, smooth_clips(2, 0)[:, :4])
+
+
+def test_coarse_latents_alone(transform_codec):
+    model = AdapTokModel(AdapTokConfig(**GEOMETRY | {"latents_per_block": 4}))
+    with pytest.raises(ValueError, match="more than 4 latents; got 4 x 4 patches and 4 latents"):
+        transform_codec.initialize_as_transform_codec(model, smooth_clips(2, 0)[:, :4], coarse=True)
 
 
 def test_tables_of_new_blocks_follow_the_first(transform_codec, started):

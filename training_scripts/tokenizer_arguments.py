@@ -22,6 +22,9 @@ class Arguments(ClipArguments, RunArguments, ShardingArguments):
     initialization_clips: int = field(
         default=256, metadata={"help": "Clips whose first blocks (at most 3) that start is computed from."}
     )
+    coarse_latents: bool = field(
+        default=False, metadata={"help": "That start puts a latent for every 2 x 2 patches before the others."}
+    )
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Less memory for about a third more time."})
 
     # length

@@ -89,7 +89,8 @@ def main() -> None:
         warmup_steps = epochs_to_steps(args, args.warmup_epochs, stages[0].batch_size, clips.num_videos)
     if args.transform_codec_initialization:
         frames = min(3, config.num_blocks) * config.tubelet_size
-        initialize_as_transform_codec(model, clips.sample(args.initialization_clips)[:, :frames].float() / 255)
+        sample = clips.sample(args.initialization_clips)[:, :frames].float() / 255
+        initialize_as_transform_codec(model, sample, args.coarse_latents)
     step_module = TrainingStep(model, build_prior(args, config), args)
     adversarial = build_adversarial_loss(args, config)
     lpips = None

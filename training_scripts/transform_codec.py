@@ -13,7 +13,7 @@ CODE_LENGTH = 0.08  # typical length of a token's code channels, beside a consta
 
 
 @torch.no_grad()
-def initialize_as_transform_codec(model: AdapTokModel, video: torch.Tensor) -> None:
+def initialize_as_transform_codec(model: AdapTokModel, video: torch.Tensor, coarse: bool = False) -> None:
     """Starts the model as a product quantiser of principal components, which the training then improves.
 
     From a usual random start the decoder ignores the latents for thousands of steps, since their content drowns in the
@@ -23,8 +23,7 @@ def initialize_as_transform_codec(model: AdapTokModel, video: torch.Tensor) -> N
       latents, then the content of patches, which the patch embedding fills with principal components of patches.
     * The latents of a block come in groups. Each group has one latent at every patch, in an order in which any beginning
       covers the frame evenly. The first group carries the first few principal components, the next group further ones.
-      If the latents are as many as some groups and a quarter of one, the quarter comes first: one latent for 2 x 2 patches,
-      with the mean of as many components as a code holds.
+      With `coarse`, the first group has one latent for 2 x 2 patches, with the mean of as many components as a code holds.
     * Each group has one attention head of the encoder, which copies the group's components from the patch at the
       latent's place, and one of the decoder, which copies them back. Where the latent was dropped, that head looks at the
       patch itself, and copies what the coarse latents have told of these components, or nothing (mean content); for the
@@ -41,12 +40,13 @@ def initialize_as_transform_codec(model: AdapTokModel, video: torch.Tensor) -> N
         model: needs learned position tables, and enough heads and channels for its latents.
         video: (batch, frames of one or more blocks, 3, height, width) in [0, 1], a sample of the training clips; codes
             are found best if it makes at least 50 times as many latents.
+        coarse: start with a group of coarse latents: small budgets show a blurred picture instead of single patches.
 
     Raises:
         ValueError: if the latents need more heads or channels than there are.
     """
     config = model.config
-    layout = TransformCodecLayout(config)
+    layout = TransformCodecLayout(config, coarse)
     patch_rows, latent_rows = layout.position_tables()
     for module, rows in (
         (model.encoder.patch_positions, patch_rows),

@@ -11,12 +11,13 @@ class TransformCodecLayout:
 
     Args:
         config: the tokenizer's.
+        coarse: whether there is a coarse group, of a latent for every 2 x 2 patches, before the others.
 
     Attributes:
         place, time, groups, kind, code, zero, content (slice): the channels of each role; the one of `zero` is always 0, so
             that behind a layer norm it tells what the norm has subtracted.
         num_groups (int): groups of latents; one group has a latent at every patch, a coarse one at every 2 x 2 patches.
-        coarse (bool): whether the first group is a coarse one: if that makes `latents_per_block` come out even.
+        coarse (bool): whether the first group is a coarse one.
         group, place_of (torch.Tensor): (latents_per_block,) long, each latent's group, and (latents_per_block, 2), the row
             and column at which it is, in patches; between patches for coarse ones.
         parts (list[slice]): the principal components that each group carries. A coarse group carries the means of the
@@ -33,12 +34,17 @@ class TransformCodecLayout:
         ValueError: if the latents need more heads or channels than there are.
     """
 
-    def __init__(self, config: AdapTokConfig):
-        self.config = config
+    def __init__(self, config: AdapTokConfig, coarse: bool = False):
+        self.config, self.coarse = config, coarse
         width, m, g, heads = config.hidden_size, config.latents_per_block, config.grid_size, config.num_attention_heads
-        self.coarse = g % 2 == 0 and m > g**2 and m % g**2 == (g // 2) ** 2
-        fine = m // g**2 if self.coarse else -(-m // g**2)
-        self.num_groups = fine + self.coarse
+        count = (g // 2) ** 2 if coarse else 0
+        if coarse and (g % 2 or m <= count):
+            raise ValueError(
+                f"coarse latents need a grid of patches that halves, and more than {count} latents; got {g} x {g} patches "
+                f"and {m} latents"
+            )
+        fine = -(-(m - count) // g**2)
+        self.num_groups = fine + coarse
         self.head_dim = width // heads
         n_time = 2 * min(config.num_blocks, 3)
         n_place = 4 * max(1, min(g, 8, (self.head_dim - n_time - 1) // 4))  # sines and cosines of rows and columns
@@ -71,13 +77,13 @@ class TransformCodecLayout:
                 f"decoder) of {self.head_dim} channels and a hidden_size of {width}"
             )
         self.neighbours, self.previous = self._context(start)
-        cells, index = scattered_order(g), torch.arange(m)
+        cells, index = scattered_order(g), torch.arange(m - count)
         self.group, self.place_of = index // g**2, torch.stack([cells // g, cells % g], 1).float()[index % g**2]
-        if self.coarse:
-            regions, count = scattered_order(g // 2), (g // 2) ** 2
-            self.group = torch.cat([torch.zeros(count, dtype=torch.long), self.group[:-count] + 1])
+        if coarse:
+            regions = scattered_order(g // 2)
             places = torch.stack([regions // (g // 2), regions % (g // 2)], 1) * 2 + 0.5
-            self.place_of = torch.cat([places, self.place_of[:-count]])
+            self.group = torch.cat([torch.zeros(count, dtype=torch.long), self.group + 1])
+            self.place_of = torch.cat([places, self.place_of])
 
     def _assign(self, slots: range, fallback: int) -> list[int] | None:
         """A slot for each group, the first for the first; none if they do not suffice."""
