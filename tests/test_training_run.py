@@ -219,6 +219,8 @@ def test_stages_in_epochs(scripts):
         ({"stages": [{"num_blocks": 1, "batch_size": 1}]}, "either steps or epochs"),
         ({"init_from": "model"}, "with init_from, model, .* have no place"),
         ({"decoder_only": True}, "decoder_only needs init_from"),
+        ({"max_train_steps": -1}, "max_train_steps must not be negative, got -1"),
+        ({"coarse_latents": True, "transform_codec_initialization": False}, "coarse_latents needs"),
     ],
 )
 def test_bad_tokenizer_recipes_are_named(scripts, entries, message):

@@ -85,6 +85,10 @@ class Arguments(ClipArguments, RunArguments, ShardingArguments):
     def __post_init__(self):
         ClipArguments.__post_init__(self)
         RunArguments.__post_init__(self)
+        if self.max_train_steps is not None and self.max_train_steps < 0:
+            raise ValueError(f"max_train_steps must not be negative, got {self.max_train_steps}")
+        if self.coarse_latents and not self.transform_codec_initialization:
+            raise ValueError("coarse_latents needs transform_codec_initialization")
         if self.init_from and (self.model or self.transform_codec_initialization or self.quantize_after):
             raise ValueError("with init_from, model, transform_codec_initialization and quantize_after have no place")
         if self.decoder_only and not self.init_from:
