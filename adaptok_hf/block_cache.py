@@ -97,6 +97,12 @@ class BlockCache(DynamicCache):
         if self.visible is not None and num_tokens:
             self.visible = self.visible[:, :-num_tokens]
 
+    def forget_block(self, num_tokens: int) -> None:
+        """Takes back the last block, of which the cache holds `num_tokens` tokens."""
+        self.forget(num_tokens)
+        self.num_blocks -= 1
+        self.open_tokens = 0
+
 
 def run_block(
     config,

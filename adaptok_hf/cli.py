@@ -107,7 +107,8 @@ def _add_allocation(verb: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--allocation",
         metavar="STRATEGY",
-        help="fixed, bithr, bidelta, ipal, joint, quality or threshold (default: joint for a budget)",
+        help="fixed, bithr, bidelta, ipal, joint, quality, threshold, or measured: joint with losses that are measured by "
+        "decoding at every level (default: joint for a budget)",
     )
     verb.add_argument(
         "--resize",

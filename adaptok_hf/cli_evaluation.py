@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-_STRATEGIES = ("fixed", "bithr", "bidelta", "ipal", "joint", "quality", "threshold")
+_STRATEGIES = ("fixed", "bithr", "bidelta", "ipal", "joint", "quality", "threshold", "measured")
 
 
 def add_commands(verbs: Any) -> None:
@@ -27,7 +27,7 @@ def add_commands(verbs: Any) -> None:
     )  # fmt: skip
     task.add_argument(
         "--allocation-batch", type=int, nargs="+", default=[64], metavar="N",
-        help="videos whose clips share a budget in bithr, bidelta, ipal, joint (default: 64)",
+        help="videos whose clips share a budget in bithr, bidelta, ipal, joint, measured (default: 64)",
     )  # fmt: skip
     task.add_argument("--ipal-budgets", choices=["equal", "published"], default="equal", help="per block position")
     task.add_argument("--fvd-budgets", nargs="+", metavar="B", help="measure FVD at these budgets only")

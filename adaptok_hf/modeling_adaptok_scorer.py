@@ -174,8 +174,7 @@ class AdapTokScorerModel(AdapTokScorerPreTrainedModel):
         if not cache.open_tokens:
             raise ValueError("keep_tokens follows score_block: the cache holds no block whose count is open")
         if int(token_counts.min()) < config.latents_per_block:
-            cache.forget(cache.open_tokens)
-            cache.num_blocks -= 1
+            cache.forget_block(cache.open_tokens)
             self.add_block(latents, quantized, token_counts, cache)
         cache.open_tokens = 0
 

@@ -16,8 +16,9 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 
 from .allocation import STRATEGIES, allocate, joint
-from .allocation.budgets import tokens_per_block
+from .allocation.budgets import level_total, tokens_per_block
 from .block_cache import BlockCache
+from .measured_losses import levels_to_measure, measure_losses
 from .modeling_adaptok import AdapTokEncoderOutput, AdapTokModel
 from .modeling_adaptok_ar import AdapTokARForCausalLM
 from .modeling_adaptok_scorer import AdapTokScorerModel
@@ -31,6 +32,8 @@ from .video_processing_adaptok import AdapTokVideoProcessor, ClipBatch
 SHIPPED_CHECKPOINT = Path(__file__).parent / "checkpoints" / "small"
 DETAILED_CHECKPOINT = Path(__file__).parent / "checkpoints" / "detailed"
 
+# What `allocation` may be: `measured` is `joint` with losses that are measured, so it has no function of a score table.
+_ALLOCATIONS = (*STRATEGIES, "measured")
 # Strategies that decide block after block, each time looking at all clips of the video.
 _BLOCK_BY_BLOCK_OVER_CLIPS = ("ipal", "bithr", "bidelta")
 # Strategies that decide block after block for each clip alone.
@@ -45,7 +48,8 @@ class AdapTokPipelineOutput(BaseOutput):
             [0, 1]; `"pil"`: a list of images.
         tokens: codes, counts, fps, timestamps, tokens and bits per second.
         original: uint8 (frames, size, size, 3), the input as the model saw it (resized and cropped).
-        seconds: wall-clock seconds of the stages `read`, `encode`, `score`, `allocate`, `decode`.
+        seconds: wall-clock seconds of the stages `read`, `encode`, `score` (for `measured`: measuring), `allocate`,
+            `decode`.
     """
 
     frames: np.ndarray | torch.Tensor | list
@@ -79,7 +83,7 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
     Args:
         video_processor ([`AdapTokVideoProcessor`]): videos of any kind to clips, and back.
         tokenizer ([`AdapTokModel`]): clips to codes, and back.
-        scorer ([`AdapTokScorerModel`], *optional*): needed by every allocation strategy but `"fixed"`.
+        scorer ([`AdapTokScorerModel`], *optional*): needed by every allocation strategy but `"fixed"` and `"measured"`.
         ar_model ([`AdapTokARForCausalLM`], *optional*): class-conditional, for `generate`.
         fp_model ([`AdapTokARForCausalLM`], *optional*): frame prediction, for `predict`.
     """
@@ -182,10 +186,12 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
             price: score per token, for `quality`.
             threshold: score that each block must undercut, for `threshold`.
             allocation: `"fixed"`, `"bithr"`, `"bidelta"`, `"ipal"`, `"joint"`, `"quality"` or `"threshold"`, see
-                [`allocate`]. Default: `"quality"` with a price, `"threshold"` with a threshold, otherwise `"joint"`, or
-                `"fixed"` if the pipeline has no scorer. `ipal`, `bithr` and `bidelta` treat the clips of the video as
-                the batch.
-            rounding: `"floor"` lets `ipal` and `joint` take a budget that is off the grid, as the original does.
+                [`allocate`]. Or `"measured"`: `joint` with losses that are measured instead of predicted, see
+                [`measure_losses`]; it needs no scorer, but the time of one decoding for each of up to 40 levels. Default:
+                `"quality"` with a price, `"threshold"` with a threshold, otherwise `"joint"`, or `"fixed"` if the
+                pipeline has no scorer. `ipal`, `bithr` and `bidelta` treat the clips of the video as the batch.
+            rounding: `"floor"` lets `ipal`, `joint` and `measured` take a budget that is off the grid, as the original
+                does. The levels of `measured` are those of [`levels_to_measure`].
             resize_mode: `"crop"` or `"squash"`, see [`AdapTokVideoProcessor`].
             fps: frames per second of an input that does not tell.
             batch_size: the most clips that are worked on together; has no influence on the result beyond round-off.
@@ -268,14 +274,24 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
             given["rounding"] = rounding
         strategy = self._strategy(allocation, given)
         valid = clips.valid_blocks
+        step = self.scorer.config.score_step if self.scorer is not None else 1
+        if strategy == "measured":
+            levels = levels_to_measure(per_block, step)
+            step = levels.step
+            # a budget that cannot be met is told before everything is decoded at every level
+            blocks = {"num_blocks": int(valid.sum()), "num_levels": len(levels), "step": step}
+            level_total(**given, **blocks, where="allocation 'measured': ")
         seconds.update({"encode": 0.0, "score": 0.0, "allocate": 0.0})
 
-        batch_size, keep_latents = plan_batches(self.tokenizer, self.scorer, len(clips), batch_size, max_memory)
+        memory = {"batch_size": batch_size, "max_memory": max_memory, "measured": strategy == "measured"}
+        batch_size, keep_latents = plan_batches(self.tokenizer, self.scorer, len(clips), **memory)
+
+        def pixels(start: int) -> torch.Tensor:
+            return clips.frames[start : start + batch_size].to(self.device) / 255
 
         def encode(start: int) -> AdapTokEncoderOutput:
-            frames = clips.frames[start : start + batch_size].to(self.device)
             with torch.inference_mode():
-                return self.tokenizer.encode((frames / 255).to(self.tokenizer.dtype))
+                return self.tokenizer.encode(pixels(start).to(self.tokenizer.dtype))
 
         codes, scores, counts = [], [], []
         starts = self._batches(len(clips), batch_size, "encode")
@@ -287,6 +303,9 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
             if strategy == "joint":
                 with _timed(seconds, "score"), torch.inference_mode():
                     scores.append(self.scorer(encoded.latents, encoded.quantized).scores.cpu())
+            elif strategy == "measured":
+                with _timed(seconds, "score"):
+                    scores.append(measure_losses(self.tokenizer, pixels(start), encoded.codes, levels).cpu())
             elif strategy in _BLOCK_BY_BLOCK:
                 own = [encoded.latents], [encoded.codes], valid[start : start + batch_size]
                 counts.append(self._allocate_block_by_block(*own, strategy, given, seconds))
@@ -297,13 +316,11 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
         if strategy is None:
             token_counts = valid.long() * per_block
         elif strategy == "fixed":
-            step = self.scorer.config.score_step if self.scorer is not None else 1
             table = np.zeros((*valid.shape, per_block // step))
             token_counts = torch.from_numpy(allocate(table, strategy="fixed", step=step, valid=valid.numpy(), **given))
-        elif strategy == "joint":
+        elif strategy in ("joint", "measured"):
             with _timed(seconds, "allocate"):
                 table = torch.cat(scores).double().numpy()
-                step = self.scorer.config.score_step
                 found = joint(table, step=step, valid=valid.numpy(), **given)
             token_counts = torch.from_numpy(found.token_counts)
             chosen_by |= {"objective": found.objective, "bound": found.bound}
@@ -409,12 +426,14 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
                 raise ValueError(f"{', '.join(given)} was given without a budget")
             else:
                 return None
-        if allocation not in STRATEGIES:
-            raise ValueError(f"allocation must be one of {', '.join(STRATEGIES)}, got {allocation!r}")
-        if allocation != "fixed" and self.scorer is None:
-            raise ValueError(f"allocation {allocation!r} needs a scorer, and this pipeline has none; use 'fixed'")
+        if allocation not in _ALLOCATIONS:
+            raise ValueError(f"allocation must be one of {', '.join(_ALLOCATIONS)}, got {allocation!r}")
+        if allocation not in ("fixed", "measured") and self.scorer is None:
+            raise ValueError(
+                f"allocation {allocation!r} needs a scorer, and this pipeline has none; use 'fixed' or 'measured'"
+            )
         needed = {"quality": "price", "threshold": "threshold"}.get(allocation, "budget")
-        unused = set(given) - {needed, *(["rounding"] if allocation in ("ipal", "joint") else [])}
+        unused = set(given) - {needed, *(["rounding"] if allocation in ("ipal", "joint", "measured") else [])}
         if needed not in given or unused:
             raise ValueError(f"allocation {allocation!r} needs a {needed}, got {', '.join(sorted(given)) or 'nothing'}")
         return allocation

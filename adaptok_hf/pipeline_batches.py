@@ -10,8 +10,10 @@ from .modeling_adaptok import AdapTokEncoderOutput, AdapTokModel
 from .modeling_adaptok_scorer import AdapTokScorerModel
 
 
-def bytes_per_clip(tokenizer: AdapTokModel, scorer: AdapTokScorerModel | None = None) -> int:
+def bytes_per_clip(tokenizer: AdapTokModel, scorer: AdapTokScorerModel | None = None, measured: bool = False) -> int:
     """What a clip takes beyond the weights: the largest activations of encode, score and decode, with all tokens kept.
+
+    `measured` says whether losses are measured, see `measure_losses`.
 
     With K blocks of P patches and M latents, width D, MLPs r times as wide, V codes, a scorer of L layers and width d, and
     F pixel values in a clip, it is the largest of
@@ -19,6 +21,10 @@ def bytes_per_clip(tokenizer: AdapTokModel, scorer: AdapTokScorerModel | None = 
         (2 r + 4) K (P + M) D numbers  an encoder or decoder layer: the MLP's hidden units before and after the activation
         (2 r + 4 + 2 L) K M d numbers  the scorer: a layer, and keys and values of all
         4 K M V bytes                  the quantiser: similarities to all codes, in float32 whatever the model is in
+
+    and where losses are measured, with a decoder of l layers,
+
+        (2 r + 4 + 2 K (l + 1)) (P + M) D numbers  a layer for one block, and keys and values of all for all blocks
 
     plus 4 K M D numbers (latents, quantised latents and a copy) and 4 F numbers of 4 bytes (pixels).
     Attention is counted as never holding all its weights, which is so for sdpa, but not for `"eager"`.
@@ -30,6 +36,9 @@ def bytes_per_clip(tokenizer: AdapTokModel, scorer: AdapTokScorerModel | None = 
     if scorer is not None:
         scorer_layer = 2 * scorer.config.mlp_ratio + 4 + 2 * scorer.config.num_hidden_layers
         largest.append(scorer_layer * latents * scorer.config.hidden_size)
+    if measured:
+        cached = 2 * config.num_blocks * (config.num_decoder_layers + 1)
+        largest.append((layer + cached) * (config.latents_per_block + config.patches_per_block) * config.hidden_size)
     pixels = config.num_frames * config.num_channels * config.image_size**2
     kept = 4 * latents * config.hidden_size * tokenizer.dtype.itemsize
     return max(max(largest) * tokenizer.dtype.itemsize, 4 * latents * config.codebook_size) + kept + 4 * 4 * pixels
@@ -41,6 +50,7 @@ def plan_batches(
     num_clips: int,
     batch_size: int,
     max_memory: int | str | None,
+    measured: bool = False,
 ) -> tuple[int, bool]:
     """How to work on a video's clips in at most `max_memory`.
 
@@ -48,6 +58,7 @@ def plan_batches(
         batch_size: the most clips together.
         max_memory: bytes, or a size such as `"2GiB"`. Default: half of what is free on the tokenizer's device; if the
             system does not tell, there is no ceiling.
+        measured: whether losses are measured, see `measure_losses`.
 
     Returns:
         The number of clips that are worked on together, and whether there is room for the latents of all clips beside them.
@@ -55,7 +66,7 @@ def plan_batches(
     Raises:
         ValueError: for a `max_memory` that is no size, or too low for a single clip.
     """
-    clip = bytes_per_clip(tokenizer, scorer)
+    clip = bytes_per_clip(tokenizer, scorer, measured)
     ceiling = _in_bytes(max_memory) if max_memory is not None else _half_of_free(tokenizer.device)
     if ceiling is None:
         return batch_size, True

@@ -28,8 +28,8 @@ class TokenizedVideo:
         source_size: height and width of the video that was tokenized.
         resize_mode: how it was made square, see `AdapTokVideoProcessor`.
         model_hash: fingerprint of the tokenizer's configuration and weights.
-        allocation: how the counts were chosen: `strategy`, and for `joint` its certificate, `objective` (the summed
-            predicted loss) and `bound` (no allocation of this budget has a lower one).
+        allocation: how the counts were chosen: `strategy`, and for `joint` and `measured` their certificate, `objective`
+            (the summed loss, predicted or measured) and `bound` (no allocation of this budget has a lower one).
     """
 
     codes: torch.Tensor

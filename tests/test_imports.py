@@ -20,7 +20,7 @@ LAYERS = [
     (1, ("configuration_*",)),
     (2, ("quantization", "layers", "block_cache", "generation_*")),
     (3, ("modeling_*", "losses")),
-    (4, ("video_processing_*", "frame_stream", "conversion", "conversion_*")),
+    (4, ("video_processing_*", "frame_stream", "measured_losses", "conversion", "conversion_*")),
     (5, ("pipeline_*", "reporting", "hub", "hub_*")),
     (6, ("evaluation", "cli", "cli_*", "__main__")),
 ]

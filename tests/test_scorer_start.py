@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import spearmanr
+from torch import nn
 
 from adaptok_hf import AdapTokScorerConfig, AdapTokScorerModel
 
@@ -17,36 +18,66 @@ def scorer_start(scripts):
     return scorer_start
 
 
+def codec_projection() -> nn.Linear:
+    """6 of the 24 channels, as a tokenizer's quantiser sees them."""
+    project_in = nn.Linear(24, 6)
+    with torch.no_grad():
+        project_in.weight.copy_(torch.eye(6, 24))
+        project_in.bias.zero_()
+    return project_in
+
+
 def measured_blocks(scorer_start, count, seed):
-    """Batches of 4 clips whose blocks have more or less content; what is dropped of it is the loss."""
+    """Batches of 4 clips whose blocks have more or less content, in two parts; the loss is the energy that is dropped."""
     generator = torch.Generator().manual_seed(seed)
     batches = []
     for index in range(count):
         blocks = 1 + index % 3
-        amount = 2 ** (3 * torch.rand(4, blocks, generator=generator) - 2)
-        latents = torch.randn(4, blocks, 32, 24, generator=generator) * amount[..., None, None]
-        latents[..., 5] += torch.linspace(-20, 20, 32)  # of the place, not of the content
+        amounts = (2 ** (3 * torch.rand(4, blocks, 2, generator=generator) - 2)).repeat_interleave(16, dim=2)
+        latents = torch.randn(4, blocks, 32, 24, generator=generator)
+        latents[..., :6] *= amounts[..., None]
+        latents[..., 10] += torch.linspace(-20, 20, 32)  # of the place, not of the content
         levels = torch.randperm(8, generator=generator)[:4].sort().values
-        losses = amount[:, -1:] * (1.1 - (levels + 1) / 8).sqrt()
-        batches.append(scorer_start.MeasuredBlocks(latents, torch.full((4, blocks), 32), levels, losses))
+        energies = latents[:, -1, :, :6].square().sum(-1) + 0.05
+        dropped = energies.flip(1).cumsum(1).flip(1)  # of each latent and those behind it
+        dropped = torch.cat([dropped, torch.zeros(4, 1)], 1)[:, (levels + 1) * 4]
+        losses = ((dropped + 0.2 * (energies.sum(1, keepdim=True) - dropped)) / 200).sqrt()
+        batches.append(scorer_start.MeasuredBlocks(latents, levels, losses))
     return batches
 
 
-def test_losses_are_predicted_from_the_start(scorer_start):
+@pytest.mark.parametrize("starts", [[0, 16], None])
+def test_losses_are_predicted_from_the_start(scorer_start, starts, monkeypatch):
+    monkeypatch.setattr(scorer_start, "HEAD_STEPS", 1000)
     torch.manual_seed(0)
     config = AdapTokScorerConfig(**SIZES, hidden_size=128, num_attention_heads=8, num_hidden_layers=2)
     scorer = AdapTokScorerModel(config).eval()
-    scorer_start.initialize_as_energy_scorer(scorer, measured_blocks(scorer_start, 40, seed=1))
+    scorer_start.initialize_as_energy_scorer(scorer, measured_blocks(scorer_start, 60, seed=1), codec_projection(), starts)
     new = measured_blocks(scorer_start, 15, seed=2)
     with torch.no_grad():
-        scores = [scorer(b.latents, b.latents, b.counts).scores[:, -1, b.levels] for b in new]
+        scores = [scorer(b.latents, b.latents).scores[:, -1, b.levels] for b in new]
     predicted, wanted = torch.cat(scores), torch.cat([b.losses for b in new])
-    assert np.corrcoef(predicted.flatten(), wanted.flatten())[0, 1] > 0.95
+    assert np.corrcoef(predicted.flatten(), wanted.flatten())[0, 1] > 0.98
     assert spearmanr(predicted.mean(1), wanted.mean(1)).statistic > 0.95  # across clips
     assert np.mean([spearmanr(row, other).statistic for row, other in zip(predicted, wanted, strict=True)]) > 0.95
 
 
-def test_too_small(scorer_start):
-    scorer = AdapTokScorerModel(AdapTokScorerConfig(**SIZES, hidden_size=32, num_attention_heads=2, num_hidden_layers=1))
+@pytest.mark.parametrize("starts", [[], [4, 16], [0, 16, 16], [0, 20, 10], [0, 32], list(range(9))])
+def test_parts_that_do_not_fit(scorer_start, starts):
+    config = AdapTokScorerConfig(**SIZES, hidden_size=128, num_attention_heads=8, num_hidden_layers=2)
+    with pytest.raises(ValueError, match="parts must begin at rising latents, from 0 to below 32, at most 8"):
+        scorer_start.part_starts(config, 6, starts)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2},
+        {"hidden_size": 64, "num_attention_heads": 32, "num_hidden_layers": 2},
+        {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 1},
+    ],
+)
+def test_too_small(scorer_start, sizes):
+    config = AdapTokScorerConfig(**SIZES, **sizes)
     with pytest.raises(ValueError, match="needs 2 layers"):
-        scorer_start.initialize_as_energy_scorer(scorer, measured_blocks(scorer_start, 2, seed=1))
+        scorer_start.part_starts(config, 24 if sizes["hidden_size"] == 32 else 6, None)

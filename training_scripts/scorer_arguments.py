@@ -40,7 +40,11 @@ class Arguments(ClipArguments, RunArguments):
         default=False, metadata={"help": "Vary zoom and contrast of the clips: a scorer overfits few videos quickly."}
     )
     energy_initialization: bool = field(
-        default=False, metadata={"help": "Start with layers that measure the latents' content, see scorer_start.py."}
+        default=False, metadata={"help": "Start with layers that measure the latents' energy, see scorer_start.py."}
+    )
+    energy_parts: list[int] | None = field(
+        default=None,
+        metadata={"help": "Latents at which that start's parts of a block begin; default: equal parts, one per head."},
     )
     initialization_batches: int = field(default=100, metadata={"help": "Batches that this start's head is fitted on."})
     statistics_batches: int = field(
@@ -76,6 +80,8 @@ class Arguments(ClipArguments, RunArguments):
                 raise ValueError(f"{name} must be positive, got {value}")
         if self.max_train_steps is not None and self.max_train_steps < 0:
             raise ValueError(f"max_train_steps must not be negative, got {self.max_train_steps}")
+        if self.energy_parts is not None and not self.energy_initialization:
+            raise ValueError("energy_parts needs energy_initialization")
         if self.difference_weight < 0:
             raise ValueError(f"difference_weight must not be negative, got {self.difference_weight}")
         if self.difference_weight and self.levels_per_step == 1:

@@ -1,17 +1,20 @@
-"""A start for the scorer's weights that already predicts: how much content the latents of a block have, part by part."""
+"""A start for the scorer's weights that already predicts: the energy of a block's latents, part by part."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from scipy.optimize import nnls
 from torch import nn
 
-from adaptok_hf import AdapTokScorerModel
+from adaptok_hf import AdapTokScorerConfig, AdapTokScorerModel
 
-CONTENT, DIRECTIONS, FEATURES = 15, 64, 4  # components of latents; random directions of each feature; features
-FREQUENCIES = (1.0, 3.0, 9.0, 27.0)  # of a level's place in the block, in radians over the block
-SHARPNESS = 24.0  # of the MLP's units: their pairs are nearly absolute values
-CONTENT_LENGTH, MEANS = 0.3, 0.15  # small beside the position's: layer norms then hardly bend them
-HEAD_STEPS, HEAD_BATCH, HEAD_RATE = 3000, 64, 2e-3
+# Typical sizes beside the position's of about 3. What varies much, as content does from one latent to another, must be
+# small, or layer norms would level it.
+CONTENT, ENERGY, LENGTH = 0.03, 0.003, 0.2  # the last of standardised energies together, and of the estimate
+CURVATURE = (2 / torch.pi) ** 0.5  # gelu(u) + gelu(-u) is this times u squared, for small u
+SMALL = 0.1  # typical u
+HEAD_STEPS, HEAD_BATCH, HEAD_RATE = 3000, 16, 5e-3
 
 
 @dataclass(frozen=True)
@@ -19,112 +22,212 @@ class MeasuredBlocks:
     """
     Args:
         latents: (clips, blocks, latents_per_block, latent_size) float32, up to and with the block that was measured.
-        counts: (clips, blocks) long, the last block full.
         levels: (levels,) long, indices of the levels that were measured.
         losses: (clips, levels) float32.
     """
 
     latents: torch.Tensor
-    counts: torch.Tensor
     levels: torch.Tensor
     losses: torch.Tensor
 
 
+class _Roles:
+    """Which channels do what: number of the block, part, constants, content, and results."""
+
+    def __init__(self, config: AdapTokScorerConfig, num_parts: int, num_content: int):
+        self.num_content = num_content
+        sizes = {
+            "blocks": config.num_blocks, "parts": num_parts, "one": 1, "zero": 1,
+            "content": self.num_content, "energy": 1, "means": num_parts, "weights": num_parts, "estimate": 1,
+        }  # fmt: skip
+        stop = 0
+        for name, size in sizes.items():
+            setattr(self, name, slice(stop, stop + size))
+            stop += size
+        self.size = stop
+
+
+def part_starts(config: AdapTokScorerConfig, codebook_dim: int, starts: Sequence[int] | None) -> list[int]:
+    """Where the parts of a block begin, whose energies are told apart: one head each.
+
+    Args:
+        codebook_dim: the tokenizer's.
+        starts: indices of latents, rising from 0; `None`: as many parts of equal size as there are heads.
+
+    Raises:
+        ValueError: for other indices, and for a scorer that is too small for them.
+    """
+    m, heads = config.latents_per_block, config.num_attention_heads
+    starts = [m * head // heads for head in range(heads)] if starts is None else list(starts)
+    if starts[:1] != [0] or starts != sorted(set(starts)) or starts[-1] >= m or len(starts) > heads:
+        raise ValueError(f"parts must begin at rising latents, from 0 to below {m}, at most {heads} (heads); got {starts}")
+    roles = _Roles(config, len(starts), codebook_dim)
+    head_dim, units = config.hidden_size // heads, config.mlp_ratio * config.hidden_size
+    needed = max(2 * roles.num_content, 4 * len(starts))
+    if (
+        roles.size > config.hidden_size
+        or head_dim < 1 + config.num_blocks
+        or units < needed
+        or config.num_hidden_layers < 2
+    ):
+        raise ValueError(
+            f"this start of the scorer needs 2 layers, a hidden_size of at least {roles.size} whose heads have "
+            f"{1 + config.num_blocks} channels or more, and {needed} units in an MLP; got {config.num_hidden_layers}, "
+            f"{config.hidden_size}, {head_dim} and {units}"
+        )
+    return starts
+
+
 @torch.no_grad()
-def initialize_as_energy_scorer(scorer: AdapTokScorerModel, measured: list[MeasuredBlocks]) -> None:
-    """Starts the scorer with lower layers that measure content, and a head that has been fitted on what they measure.
+def initialize_as_energy_scorer(
+    scorer: AdapTokScorerModel,
+    measured: list[MeasuredBlocks],
+    project_in: nn.Linear,
+    starts: Sequence[int] | None = None,
+) -> None:
+    """Starts the scorer with layers that estimate a squared loss from energies of latents, and a head fitted on estimates.
 
-    What a block loses without its later latents is, first of all, what they would have told. From a random start the scorer
-    needs thousands of measured blocks to find that out. Here
+    What a block loses without its later latents is, first of all, what they would have told. For a codec of orthogonal
+    components the squared error is the sum of the dropped latents' energies, plus some share of the others' (their
+    quantisation). From a random start the scorer needs thousands of measured blocks to find that out. Here
 
-    * the channels have roles: place in the block, number of the block, part of the block, then principal components of the
-      latents (about their mean at each place), which the first layer's MLP turns into lengths;
-    * each head of the second layer takes the mean of these lengths over one part of the latents of a block;
-    * the output head, two linear maps, is trained on these means by AdamW, which takes seconds.
+    * the channels have roles; content is what the quantiser sees of a latent, about its mean, whose squares add up to the
+      energy;
+    * the first layer's MLP squares them: gelu(u) + gelu(-u) is proportional to the square of a small u;
+    * each head of the second layer takes the mean energy of one part of the block;
+    * the second layer's MLP multiplies these means by what they weigh at a level, which non-negative least squares finds:
+      for each part one weight of dropped and one of kept latents;
+    * the output head, two linear maps, is trained on the resulting estimates by AdamW, which takes seconds.
 
     The other weights start with no effect. Draws from torch's global generator.
 
     Args:
-        scorer: for latents as they are (not standardised), in float32 on the CPU; needs two layers or more.
+        scorer: for latents as they are (not standardised), in float32 on the CPU.
         measured: some hundred clips in all.
+        project_in: the tokenizer's, of its quantiser.
+        starts: see `part_starts`; best the beginnings of the tokenizer's groups of latents.
 
     Raises:
-        ValueError: if the scorer is too small.
+        ValueError: see `part_starts`.
     """
     config = scorer.config
-    width, heads, m = config.hidden_size, config.num_attention_heads, config.latents_per_block
-    num_content = min(CONTENT, config.latent_size)
-    sizes = (2 * len(FREQUENCIES), config.num_blocks, heads, 1, 1, num_content, FEATURES, heads * FEATURES)
-    starts = [0, *torch.tensor(sizes).cumsum(0).tolist()]
-    waves, blocks, parts, one, zero, content, lengths, means = map(slice, starts[:-1], starts[1:])
-    head_dim, units = width // heads, scorer.layers[0].mlp.fc1.out_features
-    if (
-        starts[-1] > width
-        or head_dim < 1 + config.num_blocks
-        or units < 2 * FEATURES * DIRECTIONS
-        or len(scorer.layers) < 2
-    ):
-        raise ValueError(
-            f"this start of the scorer needs 2 layers, a hidden_size of at least {starts[-1]} whose heads have "
-            f"{1 + config.num_blocks} channels or more, and {2 * FEATURES * DIRECTIONS} units in an MLP; got "
-            f"{len(scorer.layers)}, {width}, {head_dim} and {units}"
-        )
-
-    # Content: principal components of the latents, about their mean at each place.
-    last = torch.cat([example.latents[:, -1] for example in measured])
-    mean = last.mean(0)
-    _, deviation, components = torch.pca_lowrank((last - mean).flatten(0, 1), q=num_content, center=False)
-    weight = (components / deviation * last[..., 0].numel() ** 0.5).T * (CONTENT_LENGTH / num_content**0.5)
-    scorer.project_in.weight.zero_()
-    scorer.project_in.bias.zero_()
-    scorer.project_in.weight[content, : config.latent_size] = weight
-    index = torch.arange(m)
-    rows = torch.zeros(config.num_blocks, m, width)
-    angles = (index + 1)[:, None] / m * torch.tensor(FREQUENCIES)
-    rows[..., waves] = torch.cat([angles.sin(), angles.cos()], 1)
-    rows[..., blocks] = torch.eye(config.num_blocks)[:, None]
-    rows[..., parts] = nn.functional.one_hot(index * heads // m, heads).float()
-    rows[..., one] = 2.0
-    rows[..., content] = -mean @ weight.T
-    scorer.positions.weight.copy_(rows.flatten(0, 1)[None])
+    starts = part_starts(config, project_in.out_features, starts)
+    roles = _Roles(config, len(starts), project_in.out_features)
+    m, step, width = config.latents_per_block, config.score_step, config.hidden_size
+    part = torch.bucketize(torch.arange(m), torch.tensor(starts), right=True) - 1
+    sizes = part.bincount()
 
     for layer in scorer.layers:
-        for linear in (layer.attention.proj, layer.mlp.fc2):
+        for linear in (layer.attention.proj, layer.mlp.fc1, layer.mlp.fc2):
             linear.weight.zero_()
             linear.bias.zero_()
-    # First layer: |direction . content| as the sum of two units each, averaged.
-    directions = nn.functional.normalize(torch.randn(FEATURES * DIRECTIONS, num_content), dim=1) * SHARPNESS
+    rows = torch.zeros(config.num_blocks, m, width)
+    rows[..., roles.blocks] = torch.eye(config.num_blocks)[:, None]
+    rows[..., roles.parts] = nn.functional.one_hot(part, len(starts)).float()
+    rows[..., roles.one] = 2.0
+    gain = 1 / rows.std(-1).mean()  # of the layer norms
+    _set_content(scorer, roles, rows, measured, project_in)
+    scorer.positions.weight.copy_(rows.flatten(0, 1)[None])
+    _set_energies(scorer, roles, gain)
+
+    inputs = _states(scorer, measured, scorer.norm, inputs=True)
+    energies = inputs[:, 0, roles.means]  # (clips, parts), the same at each level
+    mean, std = energies.mean(0), energies.std(0).clamp(min=1e-8)
+    levels = torch.cat([example.levels.expand(len(example.losses), -1) for example in measured])
+    squared = torch.cat([example.losses for example in measured]).square()
+    dropped = torch.stack([_dropped(count, part) for count in range(step, m + 1, step)])  # (levels, parts)
+    weights, constant = _fit_weights(energies * sizes, dropped[levels], squared)
+    weights = (weights[0] * dropped + weights[1] * (1 - dropped)) * sizes  # (levels, parts), of mean energies
+
+    # The means standardised, their weights beside them, and the estimate as sum of products.
+    projection = scorer.layers[1].attention.proj
+    length = LENGTH / len(starts) ** 0.5
+    projection.weight[roles.means] *= (length / std)[:, None]
+    projection.bias[roles.means] = -mean * length / std
+    unit = (weights * std).square().mean().sqrt()
+    at_levels = torch.arange(m) // step  # each latent's level; read at the last of each
+    weights, base = weights[at_levels] * std / unit * length, (weights @ mean + constant)[at_levels]
+    center, scale = squared.mean(), squared.std()
+    rows[..., roles.weights] = weights
+    rows[..., roles.estimate] = ((base - center) / scale * LENGTH)[:, None]
+    scorer.positions.weight.copy_(rows.flatten(0, 1)[None])
+    mlp = scorer.layers[1].mlp
+    sharpness = SMALL / (gain * length)
+    for index in range(len(starts)):
+        own = slice(4 * index, 4 * index + 4)
+        for channels, signs in ((roles.means, (1, -1, 1, -1)), (roles.weights, (1, -1, -1, 1))):
+            mlp.fc1.weight[own, channels.start + index] = sharpness * torch.tensor(signs)
+        mlp.fc1.weight[own, roles.zero] = -mlp.fc1.weight[own].sum(1, keepdim=True)  # the layer norm's shift
+        squares = torch.tensor((1.0, 1.0, -1.0, -1.0))  # (a + b)^2 - (a - b)^2 = 4 a b
+        mlp.fc2.weight[roles.estimate, own] = squares / (4 * CURVATURE * SMALL**2) * unit / scale * LENGTH
+
+    # The head reads the estimate alone: what else it could learn from misleads allocation.
+    estimates = _states(scorer, measured, scorer.norm, inputs=False)[..., roles.estimate]
+    _fit_head(scorer, estimates, torch.cat([example.losses for example in measured]), roles.estimate)
+
+
+def _dropped(count: int, part: torch.Tensor) -> torch.Tensor:
+    """(parts,), the share of each part's latents at or behind `count`."""
+    return part[count:].bincount(minlength=int(part.max()) + 1) / part.bincount()
+
+
+def _set_content(
+    scorer: AdapTokScorerModel, roles: _Roles, rows: torch.Tensor, measured: list[MeasuredBlocks], project_in: nn.Linear
+) -> None:
+    """Maps latents to what the quantiser sees of them, about its mean, which goes into `rows`, in place."""
+    size = scorer.config.latent_size
+    content = torch.cat([project_in(example.latents[:, -1]) for example in measured]).flatten(0, 1)
+    mean = content.mean(0)
+    scale = CONTENT / (content - mean).square().sum(-1).mean().sqrt()
+    scorer.project_in.weight.zero_()
+    scorer.project_in.bias.zero_()
+    scorer.project_in.weight[roles.content, :size] = project_in.weight * scale
+    rows[..., roles.content] = (project_in.bias - mean) * scale
+
+
+def _set_energies(scorer: AdapTokScorerModel, roles: _Roles, gain: torch.Tensor) -> None:
+    """Squares the content in the first layer; averages over each part of the own block in the second."""
+    config = scorer.config
+    num_parts, heads = roles.parts.stop - roles.parts.start, config.num_attention_heads
     mlp = scorer.layers[0].mlp
-    mlp.fc1.weight.zero_()
-    mlp.fc1.bias.zero_()
-    for unit, sign in ((0, 1.0), (1, -1.0)):
-        mlp.fc1.weight[unit : 2 * len(directions) : 2, content] = sign * directions
-        mlp.fc1.weight[unit : 2 * len(directions) : 2, zero] = -sign * directions.sum(1, keepdim=True)  # the norm's shift
-    for feature in range(FEATURES):
-        own = slice(2 * feature * DIRECTIONS, 2 * (feature + 1) * DIRECTIONS)
-        mlp.fc2.weight[lengths.start + feature, own] = 1 / (SHARPNESS * DIRECTIONS)
-    # Second layer: each head looks at one part of the own block.
+    sharpness = SMALL / (gain * CONTENT / roles.num_content**0.5)
+    for unit, sign in ((0, sharpness), (1, -sharpness)):
+        own = slice(unit, 2 * roles.num_content, 2)
+        mlp.fc1.weight[own, roles.content] = sign * torch.eye(roles.num_content)
+        mlp.fc1.weight[own, roles.zero] = -sign
+    mlp.fc2.weight[roles.energy, : 2 * roles.num_content] = ENERGY / (CURVATURE * SMALL**2 * roles.num_content)
     attention = scorer.layers[1].attention
     attention.qkv.weight.zero_()
-    query, key, value = attention.qkv.weight.view(3, heads, head_dim, width)
-    query[:, 0, one] = 3.0
-    key[torch.arange(heads), 0, torch.arange(parts.start, parts.stop)] = 1.0
-    query[:, 1 : 1 + config.num_blocks, blocks] = 6 * torch.eye(config.num_blocks)
-    key[:, 1 : 1 + config.num_blocks, blocks] = torch.eye(config.num_blocks)
-    value[:, :FEATURES, lengths] = torch.eye(FEATURES)
-    value[:, :FEATURES, zero] = -1.0
-    for head in range(heads):
-        rows = torch.arange(FEATURES)
-        attention.proj.weight[means.start + head * FEATURES + rows, head * head_dim + rows] = 1.0
-    states = _states(scorer, measured, scorer.norm, inputs=True)[..., means].flatten(0, 1)
-    attention.proj.weight[means] *= (MEANS / states.std(0).clamp(min=1e-3))[:, None]
-    attention.proj.bias[means] = -states.mean(0) * (MEANS / states.std(0).clamp(min=1e-3))
+    query, key, value = attention.qkv.weight.view(3, heads, -1, config.hidden_size)
+    for index in range(num_parts):
+        query[index, 0, roles.one] = 3.0
+        key[index, 0, roles.parts.start + index] = 1.0
+        query[index, 1 : 1 + config.num_blocks, roles.blocks] = 6 * torch.eye(config.num_blocks)
+        key[index, 1 : 1 + config.num_blocks, roles.blocks] = torch.eye(config.num_blocks)
+        value[index, 0, roles.energy] = 1.0
+        value[index, 0, roles.zero] = -1.0
+        attention.proj.weight[roles.means.start + index, index * (config.hidden_size // heads)] = 1.0
 
-    read = torch.zeros(width)  # not the content of the one latent at which a level is read
-    for channels in (waves, blocks, means):
-        read[channels] = 1.0
-    states = _states(scorer, measured, scorer.norm, inputs=False)
-    _fit_head(scorer, states, torch.cat([example.losses for example in measured]), read)
+
+def _fit_weights(energies: torch.Tensor, dropped: torch.Tensor, squared: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Non-negative least squares for squared losses, each in units of its loss.
+
+    Args:
+        energies: (clips, parts), of all latents of a part together.
+        dropped: (clips, levels, parts), see `_dropped`.
+        squared: (clips, levels).
+
+    Returns:
+        (2, parts), the weights of dropped and of kept latents' energies, and the constant.
+    """
+    energies = energies[:, None]
+    columns = torch.cat([energies * dropped, energies * (1 - dropped), torch.ones_like(squared)[..., None]], -1)
+    columns, squared = columns.flatten(0, 1).double(), squared.flatten().double()
+    size = columns.square().mean(0).sqrt().clamp(min=1e-12)
+    importance = 1 / squared.sqrt().clamp(min=0.3 * squared.mean().sqrt())
+    solution, _ = nnls((columns / size * importance[:, None]).numpy(), (squared * importance).numpy())
+    solution = torch.from_numpy(solution) / size
+    return solution[:-1].view(2, -1).float(), solution[-1].float()
 
 
 def _states(scorer: AdapTokScorerModel, measured: list[MeasuredBlocks], module: nn.Module, inputs: bool) -> torch.Tensor:
@@ -134,28 +237,32 @@ def _states(scorer: AdapTokScorerModel, measured: list[MeasuredBlocks], module: 
     states = []
     for example in measured:
         kept.clear()
-        scorer(example.latents, torch.zeros_like(example.latents), example.counts)
+        with torch.inference_mode():  # without a mask
+            scorer(example.latents, torch.zeros_like(example.latents))
         at_levels = kept[0].unflatten(1, (example.latents.shape[1], -1))[:, -1]
         states.append(at_levels[:, example.levels])
     hook.remove()
     return torch.cat(states)
 
 
-def _fit_head(scorer: AdapTokScorerModel, states: torch.Tensor, losses: torch.Tensor, read: torch.Tensor) -> None:
-    """Trains the output head on standardised states, in the channels that `read` marks; the scale goes into its weights."""
-    mean, scale = states.mean((0, 1)), read / states.std((0, 1)).clamp(min=0.05)
-    inputs = (states - mean) * scale
+def _fit_head(scorer: AdapTokScorerModel, estimates: torch.Tensor, losses: torch.Tensor, channel: slice) -> None:
+    """Trains the output head to turn estimates (clips, levels, 1), found in `channel`, into losses (clips, levels)."""
+    mean, scale = estimates.mean(), 1 / estimates.std()
+    inputs = (estimates - mean) * scale
     wanted = (losses - scorer.config.score_mean) / scorer.config.score_std
-    head = (scorer.head_in, scorer.head_out)
+    importance = losses.mean() / losses.clamp(min=0.3 * losses.mean())
+    head_in, head_out = nn.Linear(1, scorer.head_in.out_features), scorer.head_out
     with torch.enable_grad():
-        optimizer = torch.optim.AdamW([p for linear in head for p in linear.parameters()], lr=HEAD_RATE, weight_decay=0.05)
+        parameters = [*head_in.parameters(), *head_out.parameters()]
+        optimizer = torch.optim.AdamW(parameters, lr=HEAD_RATE, weight_decay=0.05)
         for step in range(HEAD_STEPS):
             optimizer.param_groups[0]["lr"] = HEAD_RATE * (1 - step / HEAD_STEPS)
             rows = torch.randint(len(inputs), (min(HEAD_BATCH, len(inputs)),))
-            predicted = head[1](torch.tanh(head[0](inputs[rows])))[..., 0]
-            loss = nn.functional.mse_loss(predicted, wanted[rows])
+            predicted = head_out(torch.tanh(head_in(inputs[rows])))[..., 0]
+            loss = ((predicted - wanted[rows]).square() * importance[rows]).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    head[0].weight *= scale
-    head[0].bias -= head[0].weight @ mean
+    scorer.head_in.weight.zero_()
+    scorer.head_in.weight[:, channel] = head_in.weight * scale
+    scorer.head_in.bias.copy_(head_in.bias - head_in.weight[:, 0] * scale * mean)

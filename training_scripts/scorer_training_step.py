@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from input_scale import InputScale
 from scorer_arguments import Arguments
 from scorer_examples import draw, measure_example
-from scorer_start import MeasuredBlocks
+from scorer_start import MeasuredBlocks, part_starts
 from scorer_targets import BlockLoss
 from training_clips import FolderBatches, StreamBatches
 
@@ -37,6 +37,8 @@ def build_config(args: Arguments, tokenizer: AdapTokConfig) -> AdapTokScorerConf
     if config.target not in (None, args.target):
         raise ValueError(f"the scorer's target is {config.target!r}, that of this run {args.target!r}")
     config.target = args.target
+    if args.energy_initialization:
+        part_starts(config, tokenizer.codebook_dim, args.energy_parts)  # raises ValueError, before minutes of measuring
     levels = args.levels_per_step or config.num_levels
     if levels > config.num_levels:
         raise ValueError(f"levels_per_step must be 1..{config.num_levels}, got {args.levels_per_step}")
@@ -120,7 +122,7 @@ def measure_blocks(
         draws = draw(config, args.batch_size, args.levels_per_step, args.augment)
         with accelerator.autocast():
             example = measure_example(tokenizer, videos, draws, config.score_step, block_loss)
-        measured.append(MeasuredBlocks(example.latents.cpu(), example.counts.cpu(), draws.levels, example.losses.cpu()))
+        measured.append(MeasuredBlocks(example.latents.cpu(), draws.levels, example.losses.cpu()))
     return measured
 
 

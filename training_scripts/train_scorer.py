@@ -26,6 +26,7 @@ DeepSpeed are refused.
 The same command with `--resume_from_checkpoint latest` goes on where a run was killed, on a CPU bit for bit.
 """
 
+import copy
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -88,9 +89,11 @@ def main() -> None:
     scale = statistics.scale
     set_seed(args.seed)
     scorer = build_scorer(args, scorer_config, statistics)
-    if args.energy_initialization:
+    goes_on = args.resume_from_checkpoint is not None and run.checkpoints()  # then the start would be overwritten
+    if args.energy_initialization and not goes_on:
         measured_blocks = measure_blocks(args, scorer_config, tokenizer, clips, block_loss, accelerator)
-        initialize_as_energy_scorer(scorer, measured_blocks)
+        project_in = copy.deepcopy(tokenizer.quantizer.project_in).cpu()
+        initialize_as_energy_scorer(scorer, measured_blocks, project_in, args.energy_parts)
         del measured_blocks
         InputScale(scale.mean.cpu(), scale.std.cpu()).unfold(scorer)
     size = sum(p.numel() for p in scorer.parameters()) / 1e6

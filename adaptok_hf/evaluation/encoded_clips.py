@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ..allocation import allocate
+from ..measured_losses import levels_to_measure, measure_losses
 from .settings import SEARCHED, Setting
 
 if TYPE_CHECKING:
@@ -24,20 +25,25 @@ _SEARCH_TOLERANCE = 0.005
 class EncodedClips:
     """
     Args:
+        videos: uint8 (clips, frames, 3, size, size), what was encoded, on the CPU.
         codes: (clips, blocks, latents_per_block) long, on the CPU.
         latents: (clips, blocks, latents_per_block, hidden_size), before quantisation, on the CPU; `None` without a scorer.
         seconds: what encoding took.
+        measured: what `measured_table` gave; the same for all budgets, so it is measured once.
     """
 
+    videos: torch.Tensor
     codes: torch.Tensor
     latents: torch.Tensor | None
     seconds: float
+    measured: tuple[np.ndarray, int, float] | None = None
 
     def __len__(self) -> int:
         return len(self.codes)
 
     def part(self, clips: slice) -> "EncodedClips":
-        return EncodedClips(self.codes[clips], None if self.latents is None else self.latents[clips], 0.0)
+        latents = None if self.latents is None else self.latents[clips]
+        return EncodedClips(self.videos[clips], self.codes[clips], latents, 0.0)
 
 
 @contextmanager
@@ -69,7 +75,7 @@ def encode_clips(pipeline: "AdapTokPipeline", videos: torch.Tensor, batch_size: 
         codes.append(encoded.codes.cpu())
         if pipeline.scorer is not None:
             latents.append(encoded.latents.cpu())
-    return EncodedClips(torch.cat(codes), torch.cat(latents) if latents else None, seconds["encode"])
+    return EncodedClips(videos, torch.cat(codes), torch.cat(latents) if latents else None, seconds["encode"])
 
 
 @torch.no_grad()
@@ -105,15 +111,15 @@ def allocate_clips(
         parameter: price or threshold, for strategies that need one.
 
     Returns:
-        (clips, blocks) long, and the seconds of the stages `score` and `allocate`.
+        (clips, blocks) long, and the seconds of the stages `score` (or measuring) and `allocate`.
     """
     per_block = pipeline.tokenizer.config.latents_per_block
     seconds: dict[str, float] = {"score": 0.0, "allocate": 0.0}
     shape = encoded.codes.shape[:2]
     if setting.strategy == "as is":
         return torch.full(shape, per_block), seconds
+    step = pipeline.scorer.config.score_step if pipeline.scorer is not None else 1
     if setting.strategy == "fixed":
-        step = pipeline.scorer.config.score_step if pipeline.scorer is not None else 1
         with stopwatch(seconds, "allocate", pipeline.device):
             table = np.zeros((*shape, per_block // step))
             counts = torch.from_numpy(allocate(table, strategy="fixed", step=step, budget=setting.budget))
@@ -121,16 +127,21 @@ def allocate_clips(
     if setting.strategy in SEARCHED:
         given = {SEARCHED[setting.strategy]: parameter}
         return _block_by_block(pipeline, encoded, setting.strategy, given, batch_size, precision, seconds), seconds
+    if setting.strategy == "measured":
+        measured, step, seconds["score"] = measured_table(pipeline, encoded, batch_size, precision)
     counts = []
     for batch in batches:
         clips = encoded.part(batch)
         given = {"budget": setting.budgets_per_position or setting.budget}
-        if setting.strategy in ("ipal", "joint"):
+        if setting.strategy in ("ipal", "joint", "measured"):
             given["rounding"] = "floor"
-        if setting.strategy == "joint":
-            table = score_table(pipeline, clips, batch_size, precision, seconds)
+        if setting.strategy in ("joint", "measured"):
+            if setting.strategy == "joint":
+                table = score_table(pipeline, clips, batch_size, precision, seconds)
+            else:
+                table = measured[batch]
             with stopwatch(seconds, "allocate", pipeline.device):
-                found = allocate(table, strategy="joint", step=pipeline.scorer.config.score_step, **given)
+                found = allocate(table, strategy="joint", step=step, **given)
             counts.append(torch.from_numpy(found))
         else:
             counts.append(_block_by_block(pipeline, clips, setting.strategy, given, batch_size, precision, seconds))
@@ -148,6 +159,22 @@ def score_table(
             quantized = pipeline.tokenizer.quantizer.lookup(codes.to(device))
             scores.append(pipeline.scorer(latents.to(device), quantized).scores.cpu())
     return torch.cat(scores).double().numpy()
+
+
+def measured_table(
+    pipeline: "AdapTokPipeline", encoded: EncodedClips, batch_size: int, precision: str
+) -> tuple[np.ndarray, int, float]:
+    """(clips, blocks, levels) float64 losses, see `measure_losses`; tokens between two levels; the seconds that it took."""
+    if encoded.measured is None:
+        device, seconds, losses = pipeline.device, {"score": 0.0}, []
+        step = pipeline.scorer.config.score_step if pipeline.scorer is not None else 1
+        levels = levels_to_measure(pipeline.tokenizer.config.latents_per_block, step)
+        for videos, codes in zip(encoded.videos.split(batch_size), encoded.codes.split(batch_size), strict=True):
+            with stopwatch(seconds, "score", device), autocast(device, precision):
+                found = measure_losses(pipeline.tokenizer, videos.to(device) / 255, codes.to(device), levels)
+            losses.append(found.cpu())
+        encoded.measured = torch.cat(losses).double().numpy(), levels.step, seconds["score"]
+    return encoded.measured
 
 
 @torch.no_grad()

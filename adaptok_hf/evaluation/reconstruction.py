@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from ..allocation import allocate
 from ..data import VideoFiles
+from ..measured_losses import levels_to_measure
 from ..metrics import Protocol
 from ..metrics.weight_formats import tensors_sha256
 from .clip_chunks import ClipChunks, Clips
@@ -83,7 +84,7 @@ def evaluate_reconstruction(
         if _is_adaptive(model):
             per_block = model.tokenizer.config.latents_per_block
             settings[name] = make_settings(strategies, budgets, batches, per_block, ipal_budgets)
-            _check_fixed_budgets(model, settings[name])
+            _check_budgets(model, settings[name])
             wanted = budgets if fvd_budgets is None else fvd_budgets
             chosen = {setting.budget for setting in make_settings(["fixed"], wanted, [1], per_block)}
             fvd_settings |= {(name, setting) for setting in settings[name] if setting.budget in chosen}
@@ -292,18 +293,23 @@ def _check_model(name: str, model: Any, protocol: Protocol, strategies: Sequence
             f"{name} reads {config.num_frames} frames of {config.image_size} x {config.image_size}, the protocol "
             f"{protocol.name} has {protocol.num_frames} of {protocol.image_size} x {protocol.image_size}"
         )
-    needing = [strategy for strategy in strategies if strategy != "fixed"]
+    needing = [strategy for strategy in strategies if strategy not in ("fixed", "measured")]
     if model.scorer is None and config.adaptive and needing:
-        raise ValueError(f"{name} has no scorer, which {needing[0]} needs; without one there is only 'fixed'")
+        raise ValueError(f"{name} has no scorer, which {needing[0]} needs; without, there are only 'fixed' and 'measured'")
 
 
-def _check_fixed_budgets(model: Any, settings: Sequence[Setting]) -> None:
-    """`fixed` needs budgets that are levels: told before the work begins."""
+def _check_budgets(model: Any, settings: Sequence[Setting]) -> None:
+    """`fixed` needs budgets that are levels, `measured` at least its lowest level: told before the work begins."""
     step = model.scorer.config.score_step if model.scorer is not None else 1
-    table = np.zeros((1, model.tokenizer.config.latents_per_block // step))
+    per_block = model.tokenizer.config.latents_per_block
+    lowest = levels_to_measure(per_block, step)[0]
     for setting in settings:
         if setting.strategy == "fixed":
-            allocate(table, strategy="fixed", step=step, budget=setting.budget)
+            allocate(np.zeros((1, per_block // step)), strategy="fixed", step=step, budget=setting.budget)
+        elif setting.strategy == "measured" and setting.budget < lowest:
+            raise ValueError(
+                f"strategy 'measured' gives every block at least {lowest} tokens here, got a budget of {setting.budget:g}"
+            )
 
 
 def own_protocol(model: Any, data: str, window: str, task: str, **changes: Any) -> Protocol:

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from ..allocation import STRATEGIES
 
+_STRATEGIES = (*STRATEGIES, "measured")
 # The tokens of a clip depend on the clips that it shares the budget with.
-BATCH_DEPENDENT = ("bithr", "bidelta", "ipal", "joint")
+BATCH_DEPENDENT = ("bithr", "bidelta", "ipal", "joint", "measured")
 # These have no budget but a price or a threshold, which is searched so that the budget is met on average.
 SEARCHED = {"quality": "price", "threshold": "threshold"}
 
@@ -15,7 +16,8 @@ SEARCHED = {"quality": "price", "threshold": "threshold"}
 class Setting:
     """
     Args:
-        strategy: of `adaptok_hf.allocation`, or `"as is"` for a system that takes no budget.
+        strategy: of `adaptok_hf.allocation`, `"measured"` (see `AdapTokPipeline.tokenize`), or `"as is"` for a system that
+            takes no budget.
         budget: AVERAGE tokens per block; `None` only for `"as is"`.
         batch: videos whose clips share the budget; `None` for strategies that do not depend on it.
         budgets_per_position: for `ipal`, the budgets of the block positions in place of one for all (the original's table
@@ -28,8 +30,8 @@ class Setting:
     budgets_per_position: tuple[float, ...] | None = None
 
     def __post_init__(self):
-        if self.strategy != "as is" and self.strategy not in STRATEGIES:
-            raise ValueError(f"a strategy is one of {', '.join(STRATEGIES)}, got {self.strategy!r}")
+        if self.strategy != "as is" and self.strategy not in _STRATEGIES:
+            raise ValueError(f"a strategy is one of {', '.join(_STRATEGIES)}, got {self.strategy!r}")
         if (self.budget is None) != (self.strategy == "as is"):
             raise ValueError(f"strategy {self.strategy!r} got the budget {self.budget!r}")
         if (self.batch is None) == (self.strategy in BATCH_DEPENDENT):
