@@ -20,7 +20,7 @@ from .hub_code import COMPONENT_ENTRY, PIPELINE_ENTRY, collect_code, component_c
 from .modeling_adaptok import AdapTokModel
 from .modeling_adaptok_ar import AdapTokARForCausalLM
 from .modeling_adaptok_scorer import AdapTokScorerModel
-from .pipeline_adaptok import SHIPPED_CHECKPOINT, AdapTokPipeline
+from .pipeline_adaptok import DETAILED_CHECKPOINT, SHIPPED_CHECKPOINT, AdapTokPipeline
 from .video_processing_adaptok import AdapTokVideoProcessor
 
 PARTS: dict[str, type[PreTrainedModel]] = {
@@ -29,6 +29,7 @@ PARTS: dict[str, type[PreTrainedModel]] = {
     "ar_model": AdapTokARForCausalLM,
     "fp_model": AdapTokARForCausalLM,
 }
+_IN_THE_PACKAGE = {"shipped": SHIPPED_CHECKPOINT, "detailed": DETAILED_CHECKPOINT}
 _CLASSES = {"tokenizer": AdapTokModel, "scorer": AdapTokScorerModel, "ar": AdapTokARForCausalLM, "fp": AdapTokARForCausalLM}
 
 
@@ -69,7 +70,8 @@ def find_model(model: str | os.PathLike, part: str | None = None) -> Path:
     """The folder of a model.
 
     Args:
-        model: a folder, a Hub id (it is downloaded, without code), or `"shipped"`, the checkpoint in the package.
+        model: a folder, a Hub id (it is downloaded, without code), or `"shipped"` or `"detailed"`, the checkpoints in the
+            package.
         part: of a pipeline, one of `PARTS`; by default all of it.
 
     Raises:
@@ -78,7 +80,7 @@ def find_model(model: str | os.PathLike, part: str | None = None) -> Path:
     """
     if part is not None and part not in PARTS:
         raise ValueError(f"part must be one of {', '.join(PARTS)}, got {part!r}")
-    folder = SHIPPED_CHECKPOINT if str(model) == "shipped" else Path(model).expanduser()
+    folder = _IN_THE_PACKAGE.get(str(model), Path(model).expanduser())
     if not folder.is_dir():
         try:
             validate_repo_id(str(model))
@@ -96,17 +98,18 @@ def read_release(name: str | os.PathLike | None, folder: str | os.PathLike) -> d
     """What a card says of weights, data and training: see `card_texts/releases`.
 
     Args:
-        name: `"shipped"`, `"original"` (the authors' weights) or a TOML file of that form. Default: `"shipped"` for the
-            checkpoint in the package, nothing for others.
+        name: `"shipped"`, `"detailed"`, `"original"` (the authors' weights) or a TOML file of that form. Default: that of the
+            checkpoints in the package, nothing for others.
         folder: of the model.
 
     Raises:
         ValueError: for an unknown name or a file that is not TOML.
     """
     if name is None:
-        if not Path(folder).resolve().is_relative_to(SHIPPED_CHECKPOINT.resolve()):
+        own = Path(folder).resolve()
+        name = next((name for name, path in _IN_THE_PACKAGE.items() if own.is_relative_to(path.resolve())), None)
+        if name is None:
             return None
-        name = "shipped"
     known = {path.stem: path for path in sorted((TEXTS / "releases").glob("*.toml"))}
     path = known.get(str(name), Path(name))
     if not path.is_file():

@@ -39,6 +39,13 @@ def render_all() -> dict[str, str]:
         cards[f"shipped_{kind}.md"] = render_card(
             *read_configs(folder), repository=f"adaptok-small-{kind}", release=release, reports=_reports("shipped")
         )
+    folder = find_model("detailed")
+    cards["detailed_pipeline.md"] = render_card(
+        *read_configs(folder),
+        repository="adaptok-detailed",
+        release=read_release("detailed", folder),
+        reports=_reports("detailed"),
+    )
     release = read_release("original", HERE)
     for kind, config in original_configs().items():
         cards[f"original_{kind}.md"] = render_card(

@@ -83,7 +83,7 @@ def test_card_is_complete(name):
     card = ModelCard.load(ROOT / "model_cards" / name)
     found = check_metadata(card)
     release, kind = name.removesuffix(".md").split("_")
-    assert found["license"] == {"shipped": "mit", "original": "unknown"}[release]
+    assert found["license"] == {"shipped": "mit", "detailed": "mit", "original": "unknown"}[release]
     assert found["library_name"] == ("diffusers" if kind == "pipeline" else "transformers")
     assert {"adaptok", "arxiv:2505.17011"} <= set(found["tags"]) and found["datasets"] and found["pipeline_tag"]
     assert ("base_model" in found) == (release == "original")
