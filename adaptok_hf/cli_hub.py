@@ -27,14 +27,15 @@ def add_commands(verbs: Any) -> None:
 
 
 def _add_model(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("model", help="folder of a pipeline or a model, Hub id, or 'shipped'")
+    verb.add_argument("model", help="folder of a pipeline or a model, Hub id, 'shipped' or 'detailed'")
     verb.add_argument("--part", help="of a pipeline: tokenizer, scorer, ar_model or fp_model (default: all of it)")
 
 
 def _add_card(verb: argparse.ArgumentParser) -> None:
     group = verb.add_argument_group("card")
     group.add_argument(
-        "--release", help="who trained it on what: shipped, original (the authors' weights) or a TOML file of that form"
+        "--release",
+        help="who trained it on what: shipped, detailed, original (the authors' weights) or a TOML file of that form",
     )
     group.add_argument("--results", nargs="+", default=[], metavar="FILE", help="results.json of 'adaptok evaluate'")
     group.add_argument("--license", metavar="ID", help="the weights' licence by the Hub's name, such as mit")

@@ -98,8 +98,8 @@ def read_release(name: str | os.PathLike | None, folder: str | os.PathLike) -> d
     """What a card says of weights, data and training: see `card_texts/releases`.
 
     Args:
-        name: `"shipped"`, `"detailed"`, `"original"` (the authors' weights) or a TOML file of that form. Default: that of the
-            checkpoints in the package, nothing for others.
+        name: `"shipped"`, `"detailed"`, `"original"` (the authors' weights) or a TOML file of that form. Default: the first
+            two for the checkpoints in the package, nothing for others.
         folder: of the model.
 
     Raises:
