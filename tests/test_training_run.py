@@ -295,10 +295,11 @@ def test_bad_recipes_are_named(parse_arguments, tmp_path, entries, message):
 
 
 def test_shipped_recipes_fit_their_scripts(scripts):
-    recipes = sorted((SCRIPTS / "recipes").glob("*.json"))
-    assert recipes
+    folders = (SCRIPTS / "recipes", SCRIPTS / "recipes" / "demo", SCRIPTS / "recipes" / "claims")
+    recipes = [path for folder in folders for path in sorted(folder.glob("*.json"))]
+    assert {recipe.parent for recipe in recipes} == set(folders)
     for recipe in recipes:
-        part = recipe.name.split("_")[0]
-        script = scripts("train_" + {"fp": "ar", "causaltok": "tokenizer"}.get(part, part))
+        part = recipe.stem.split("_")[0]
+        script = scripts("train_" + {"fp": "ar", "causaltok": "tokenizer", "adaptok": "tokenizer"}.get(part, part))
         known = {field.name for field in dataclasses.fields(script.Arguments)}
         assert set(json.loads(recipe.read_text())) <= known, recipe.name

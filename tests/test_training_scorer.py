@@ -23,7 +23,6 @@ from adaptok_hf import (
     AdapTokVideoProcessor,
 )
 from adaptok_hf.metrics.lpips_network import LPIPSNetwork
-from adaptok_hf.pipeline_adaptok import SHIPPED_CHECKPOINT
 
 # Streamed data, the paper's loss and optimiser, epochs, batches in two parts.
 STREAM_RECIPE = {
@@ -264,8 +263,6 @@ def test_scorers_that_do_not_fit(scripts, tmp_path, monkeypatch, entries, messag
 
 def tokenizer_of(name: str) -> AdapTokConfig:
     """What the recipe's scorer is trained for."""
-    if name == "demo/scorer":
-        return AdapTokConfig.from_pretrained(SHIPPED_CHECKPOINT / "tokenizer")
     recipe = SCRIPTS / "recipes" / f"{name.replace('scorer', 'tokenizer')}.json"
     return AdapTokConfig(**json.loads(recipe.read_text())["model"])
 
