@@ -13,41 +13,41 @@ __version__ = "0.1.0"
 
 # name -> module that defines it
 _HOMES = {
-    "AdapTokConfig": "configuration_adaptok",
-    "AdapTokScorerConfig": "configuration_adaptok_scorer",
-    "AdapTokPriorConfig": "configuration_adaptok_prior",
-    "AdapTokARConfig": "configuration_adaptok_ar",
-    "AdapTokModel": "modeling_adaptok",
-    "BlockCache": "block_cache",
-    "AdapTokScorerModel": "modeling_adaptok_scorer",
-    "AdapTokPriorModel": "modeling_adaptok_prior",
-    "AdapTokARForCausalLM": "modeling_adaptok_ar",
-    "AdapTokVideoProcessor": "video_processing_adaptok",
-    "AdapTokPipeline": "pipeline_adaptok",
-    "Video": "video_io",
-    "read_video": "video_io",
-    "write_video": "video_io",
+    "AdapTokConfig": "models.configuration_adaptok",
+    "AdapTokScorerConfig": "models.configuration_adaptok_scorer",
+    "AdapTokPriorConfig": "models.configuration_adaptok_prior",
+    "AdapTokARConfig": "models.configuration_adaptok_ar",
+    "AdapTokModel": "models.modeling_adaptok",
+    "BlockCache": "models.block_cache",
+    "AdapTokScorerModel": "models.modeling_adaptok_scorer",
+    "AdapTokPriorModel": "models.modeling_adaptok_prior",
+    "AdapTokARForCausalLM": "models.modeling_adaptok_ar",
+    "AdapTokVideoProcessor": "video.video_processing_adaptok",
+    "AdapTokPipeline": "pipelines.pipeline_adaptok",
+    "Video": "video.video_io",
+    "read_video": "video.video_io",
+    "write_video": "video.video_io",
     "allocate": "allocation",
-    "convert_checkpoint": "conversion",
+    "convert_checkpoint": "conversion.convert",
 }
 
 __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
     from .allocation import allocate
-    from .block_cache import BlockCache
-    from .configuration_adaptok import AdapTokConfig
-    from .configuration_adaptok_ar import AdapTokARConfig
-    from .configuration_adaptok_prior import AdapTokPriorConfig
-    from .configuration_adaptok_scorer import AdapTokScorerConfig
-    from .conversion import convert_checkpoint
-    from .modeling_adaptok import AdapTokModel
-    from .modeling_adaptok_ar import AdapTokARForCausalLM
-    from .modeling_adaptok_prior import AdapTokPriorModel
-    from .modeling_adaptok_scorer import AdapTokScorerModel
-    from .pipeline_adaptok import AdapTokPipeline
-    from .video_io import Video, read_video, write_video
-    from .video_processing_adaptok import AdapTokVideoProcessor
+    from .conversion.convert import convert_checkpoint
+    from .models.block_cache import BlockCache
+    from .models.configuration_adaptok import AdapTokConfig
+    from .models.configuration_adaptok_ar import AdapTokARConfig
+    from .models.configuration_adaptok_prior import AdapTokPriorConfig
+    from .models.configuration_adaptok_scorer import AdapTokScorerConfig
+    from .models.modeling_adaptok import AdapTokModel
+    from .models.modeling_adaptok_ar import AdapTokARForCausalLM
+    from .models.modeling_adaptok_prior import AdapTokPriorModel
+    from .models.modeling_adaptok_scorer import AdapTokScorerModel
+    from .pipelines.pipeline_adaptok import AdapTokPipeline
+    from .video.video_io import Video, read_video, write_video
+    from .video.video_processing_adaptok import AdapTokVideoProcessor
 
 
 def __getattr__(name: str):

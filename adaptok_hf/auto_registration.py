@@ -23,20 +23,20 @@ _FOUNDATIONS = {
 
 
 def _register_configs(auto) -> None:
-    from .configuration_adaptok import AdapTokConfig
-    from .configuration_adaptok_ar import AdapTokARConfig
-    from .configuration_adaptok_prior import AdapTokPriorConfig
-    from .configuration_adaptok_scorer import AdapTokScorerConfig
+    from .models.configuration_adaptok import AdapTokConfig
+    from .models.configuration_adaptok_ar import AdapTokARConfig
+    from .models.configuration_adaptok_prior import AdapTokPriorConfig
+    from .models.configuration_adaptok_scorer import AdapTokScorerConfig
 
     for config in (AdapTokConfig, AdapTokScorerConfig, AdapTokARConfig, AdapTokPriorConfig):
         auto.AutoConfig.register(config.model_type, config)
 
 
 def _register_models(auto) -> None:
-    from .modeling_adaptok import AdapTokModel
-    from .modeling_adaptok_ar import AdapTokARForCausalLM
-    from .modeling_adaptok_prior import AdapTokPriorModel
-    from .modeling_adaptok_scorer import AdapTokScorerModel
+    from .models.modeling_adaptok import AdapTokModel
+    from .models.modeling_adaptok_ar import AdapTokARForCausalLM
+    from .models.modeling_adaptok_prior import AdapTokPriorModel
+    from .models.modeling_adaptok_scorer import AdapTokScorerModel
 
     for model in (AdapTokModel, AdapTokScorerModel, AdapTokPriorModel):
         auto.AutoModel.register(model.config_class, model)
@@ -44,8 +44,8 @@ def _register_models(auto) -> None:
 
 
 def _register_video_processor(auto) -> None:
-    from .configuration_adaptok import AdapTokConfig
-    from .video_processing_adaptok import AdapTokVideoProcessor
+    from .models.configuration_adaptok import AdapTokConfig
+    from .video.video_processing_adaptok import AdapTokVideoProcessor
 
     auto.AutoVideoProcessor.register(AdapTokConfig, AdapTokVideoProcessor)
 
@@ -53,7 +53,7 @@ def _register_video_processor(auto) -> None:
 def _register_pipeline(pipelines) -> None:
     import diffusers
 
-    from .pipeline_adaptok import AdapTokPipeline
+    from .pipelines.pipeline_adaptok import AdapTokPipeline
 
     # `DiffusionPipeline.from_pretrained` looks up the class that a folder names in diffusers' own namespace.
     diffusers.AdapTokPipeline = AdapTokPipeline

@@ -31,8 +31,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from adaptok_hf import AdapTokConfig, AdapTokModel, AdapTokPipeline, AdapTokScorerConfig, AdapTokScorerModel
 from adaptok_hf.allocation import allocate
-from adaptok_hf.attention_masks import block_rule, kept_rule, kept_tokens
-from adaptok_hf.block_cache import BlockCache
+from adaptok_hf.models.attention_masks import block_rule, kept_rule, kept_tokens
+from adaptok_hf.models.block_cache import BlockCache
 
 Stages = dict[str, Callable[[], object]]
 

@@ -15,12 +15,12 @@ import numpy as np
 from accelerate import Accelerator
 
 from adaptok_hf import AdapTokPipeline
+from adaptok_hf.cli.reports import measure
 from adaptok_hf.data import VideoFolderClips
-from adaptok_hf.reporting import measure
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training_scripts"))
-from scorer_targets import BlockLoss  # noqa: E402
-from scorer_validation import measure_scores, predict_scores, rank_correlations  # noqa: E402
+from adaptok_hf.training.scorer.targets import BlockLoss  # noqa: E402
+from adaptok_hf.training.scorer.validation import measure_scores, predict_scores, rank_correlations  # noqa: E402
 
 
 def main() -> None:

@@ -31,13 +31,12 @@ ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "training_scripts"
 sys.path.insert(0, str(SCRIPTS))
 
-from tokenizer_arguments import Arguments  # noqa: E402
-from tokenizer_training_step import TrainingStep, build_adversarial_loss, build_model, build_prior  # noqa: E402
-
 from adaptok_hf import AdapTokARConfig, AdapTokARForCausalLM, AdapTokScorerConfig, AdapTokScorerModel  # noqa: E402
 from adaptok_hf.losses import TokenizerLoss  # noqa: E402
 from adaptok_hf.losses import prior as prior_module  # noqa: E402
 from adaptok_hf.metrics.lpips_network import LPIPSNetwork  # noqa: E402
+from adaptok_hf.training.tokenizer.arguments import Arguments  # noqa: E402
+from adaptok_hf.training.tokenizer.training_step import TrainingStep, build_adversarial_loss, build_model, build_prior  # noqa: E402
 
 SHARDS = 8
 USABLE = 0.9  # of a GPU's memory, a guess at what the list above leaves

@@ -10,9 +10,9 @@ import json
 from pathlib import Path
 
 from adaptok_hf import AdapTokARConfig, AdapTokConfig, AdapTokScorerConfig
-from adaptok_hf.class_names import UCF101
-from adaptok_hf.hub import find_model, read_release
-from adaptok_hf.hub_card import read_configs, read_report, render_card
+from adaptok_hf.conversion.class_names import UCF101
+from adaptok_hf.hub.card import read_configs, read_report, render_card
+from adaptok_hf.hub.export import find_model, read_release
 
 HERE = Path(__file__).parent
 RECIPES = HERE.parent / "training_scripts" / "recipes"

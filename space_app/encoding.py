@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from adaptok_hf import AdapTokPipeline, Video, allocate
-from adaptok_hf.tokenized_video import TokenizedVideo
+from adaptok_hf.video.tokenized_video import TokenizedVideo
 
 # Clips that go through the model together.
 _BATCH = 4

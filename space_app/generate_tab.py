@@ -11,7 +11,7 @@ from player import Panel, player, tiles, token_bars, waiting
 from streaming import Watcher, watch
 
 from adaptok_hf import AdapTokPipeline
-from adaptok_hf.token_layout import unpack
+from adaptok_hf.models.token_layout import unpack
 
 MAX_SEED = 2**31 - 1
 # How often the open block is shown before it is closed.

@@ -15,7 +15,7 @@ from player import note, waiting
 from uploads import LIMITS, read_upload
 
 from adaptok_hf import AdapTokPipeline, Video
-from adaptok_hf.attention_masks import block_rule
+from adaptok_hf.models.attention_masks import block_rule
 
 # Prefix lengths that are decoded for the slider.
 _PREFIXES = 14

@@ -12,7 +12,7 @@ from quality import perceptual_quality
 from uploads import LIMITS, MAX_CLIPS, read_upload
 
 from adaptok_hf import AdapTokPipeline
-from adaptok_hf.tokenized_video import TokenizedVideo
+from adaptok_hf.video.tokenized_video import TokenizedVideo
 
 STRATEGIES = {
     "joint": "joint · one exact program over all blocks",

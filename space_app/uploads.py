@@ -19,7 +19,7 @@ import gradio as gr
 import numpy as np
 
 from adaptok_hf import AdapTokPipeline, Video, read_video
-from adaptok_hf.video_io import ACCEPTED, CONTAINER_FORMATS
+from adaptok_hf.video.video_io import ACCEPTED, CONTAINER_FORMATS
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ import torch
 from torch.nn import functional
 
 from adaptok_hf import modeling_adaptok_ar
-from adaptok_hf.modeling_adaptok_ar import AdapTokARForCausalLM
-from adaptok_hf.token_layout import pack
+from adaptok_hf.models.modeling_adaptok_ar import AdapTokARForCausalLM
+from adaptok_hf.models.token_layout import pack
 
 if TYPE_CHECKING:
     from parity_table import Comparison, Golden, Parity

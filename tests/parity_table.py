@@ -21,14 +21,14 @@ from torch.nn.functional import normalize, pad
 
 from adaptok_hf import modeling_adaptok, modeling_adaptok_scorer
 from adaptok_hf.allocation import ipal
-from adaptok_hf.attention_masks import block_rule, kept_tokens
-from adaptok_hf.conversion import convert_checkpoint
-from adaptok_hf.layers import latent_positions, patch_positions, sincos_1d, sincos_3d
-from adaptok_hf.modeling_adaptok import AdapTokModel
-from adaptok_hf.modeling_adaptok_ar import AdapTokARForCausalLM
-from adaptok_hf.modeling_adaptok_prior import AdapTokPriorModel
-from adaptok_hf.modeling_adaptok_scorer import AdapTokScorerModel
-from adaptok_hf.token_layout import pack, unpack
+from adaptok_hf.conversion.convert import convert_checkpoint
+from adaptok_hf.models.attention_masks import block_rule, kept_tokens
+from adaptok_hf.models.layers import latent_positions, patch_positions, sincos_1d, sincos_3d
+from adaptok_hf.models.modeling_adaptok import AdapTokModel
+from adaptok_hf.models.modeling_adaptok_ar import AdapTokARForCausalLM
+from adaptok_hf.models.modeling_adaptok_prior import AdapTokPriorModel
+from adaptok_hf.models.modeling_adaptok_scorer import AdapTokScorerModel
+from adaptok_hf.models.token_layout import pack, unpack
 
 COMMITTED = Path(__file__).parent / "assets" / "parity"
 FULL = Path(os.environ["ADAPTOK_PARITY_DIR"]) if "ADAPTOK_PARITY_DIR" in os.environ else None

@@ -25,7 +25,7 @@ from adaptok_hf.losses import (
     r1_penalty,
     smoothed_non_saturating_discriminator_loss,
 )
-from adaptok_hf.modeling_adaptok import AdapTokOutput
+from adaptok_hf.models.modeling_adaptok import AdapTokOutput
 
 GOLDEN = json.loads((COMMITTED / "discriminator_tiny" / "losses.json").read_text())
 # The kinds of the golden file and ours.

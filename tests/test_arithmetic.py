@@ -8,7 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from adaptok_hf import AdapTokModel
-from adaptok_hf.block_cache import BlockCache
+from adaptok_hf.models.block_cache import BlockCache
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from codec import both_ways, build, count_operations, dense_encode, dense_scores, masked_decode  # noqa: E402

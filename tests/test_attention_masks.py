@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from adaptok_hf.attention_masks import ATTENTION_TYPES, block_rule, check_token_counts, kept_rule, kept_tokens
+from adaptok_hf.models.attention_masks import ATTENTION_TYPES, block_rule, check_token_counts, kept_rule, kept_tokens
 
 # The pictures in the module's docstring: p0 p1 l0 l1, rows are queries.
 EXPECTED = {

@@ -10,7 +10,7 @@ import torch
 from metric_networks import PixelFeatures
 
 from adaptok_hf import AdapTokARConfig, AdapTokARForCausalLM, AdapTokPipeline, write_video
-from adaptok_hf.cli import main
+from adaptok_hf.cli.main import main
 from adaptok_hf.evaluation import Networks, evaluate_generation, open_videos, own_protocol
 from adaptok_hf.evaluation.class_accuracy import (
     ClipClassifier,

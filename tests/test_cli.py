@@ -25,7 +25,7 @@ from video_files import (
 )
 
 from adaptok_hf import AdapTokPipeline, __version__, read_video
-from adaptok_hf.cli import main
+from adaptok_hf.cli.main import main
 
 
 @pytest.fixture(scope="module")
@@ -310,7 +310,7 @@ def test_interruption(model, monkeypatch, capsys):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("adaptok_hf.cli._load", interrupt)
+    monkeypatch.setattr("adaptok_hf.cli.main._load", interrupt)
     assert main(["info", "--model", model]) == 130
     assert capsys.readouterr().err == "adaptok: interrupted\n"
 

@@ -11,7 +11,7 @@ from test_evaluation import moving_frames
 from token_data import make_pipeline
 
 from adaptok_hf import AdapTokARConfig, AdapTokARForCausalLM, write_video
-from adaptok_hf.cli import main
+from adaptok_hf.cli.main import main
 from adaptok_hf.metrics import PROTOCOLS, network_weights
 
 SCRIPTS = Path(__file__).parents[1] / "training_scripts"

@@ -19,9 +19,9 @@ from adaptok_hf import (
     AdapTokScorerModel,
     AdapTokVideoProcessor,
 )
-from adaptok_hf.conversion import convert_checkpoint, original_names
-from adaptok_hf.conversion_configs import read_configs
-from adaptok_hf.conversion_tables import KEYS, TABLES
+from adaptok_hf.conversion.configs import read_configs
+from adaptok_hf.conversion.convert import convert_checkpoint, original_names
+from adaptok_hf.conversion.original_names import KEYS, TABLES
 
 PARITY = Path(__file__).parent / "assets" / "parity"
 TRAINING_CHECKPOINT = PARITY / "tokenizer_tiny" / "checkpoint_easydict.pth"
@@ -445,7 +445,7 @@ def test_hub_id(tmp_path, monkeypatch):
         asked.update(repo_id=repo_id, allow_patterns=allow_patterns)
         return str(CAUSAL)
 
-    monkeypatch.setattr("adaptok_hf.conversion_sources.snapshot_download", download)
+    monkeypatch.setattr("adaptok_hf.conversion.sources.snapshot_download", download)
     assert convert_checkpoint("somebody/something", tmp_path / "out").models[0].parameters == 304_720
     assert asked == {"repo_id": "somebody/something", "allow_patterns": ["config.json", "model.safetensors"]}
 
@@ -471,7 +471,7 @@ def test_nothing_half_written(tmp_path, monkeypatch):
 
 
 def test_command_line_converts(tmp_path, capsys):
-    from adaptok_hf.cli import main
+    from adaptok_hf.cli.main import main
 
     assert main(["convert", str(PARITY / "tokenizer_tiny_causal"), str(tmp_path / "converted")]) == 0
     assert "parameters" in capsys.readouterr().out

@@ -10,11 +10,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from adaptok_hf import AdapTokARForCausalLM, AdapTokPipeline
-from adaptok_hf.class_names import ACTION32, UCF101
-from adaptok_hf.conversion import convert_checkpoint, map_tensors, original_names
-from adaptok_hf.conversion_configs import read_configs
-from adaptok_hf.conversion_tables import KEYS
-from adaptok_hf.layers import latent_positions
+from adaptok_hf.conversion.class_names import ACTION32, UCF101
+from adaptok_hf.conversion.configs import read_configs
+from adaptok_hf.conversion.convert import convert_checkpoint, map_tensors, original_names
+from adaptok_hf.conversion.original_names import KEYS
+from adaptok_hf.models.layers import latent_positions
 
 PARITY = Path(__file__).parent / "assets" / "parity"
 CLASS_CONDITIONAL = PARITY / "ar_tiny" / "checkpoint_easydict.pth"
@@ -148,7 +148,7 @@ def test_joins_a_pipeline(tmp_path):
     for source in (CLASS_CONDITIONAL, FRAME_PREDICTION):
         assert convert_checkpoint(source, folder).destination == folder
     assert [path.name for path in tmp_path.iterdir()] == ["pipeline"]
-    module = "adaptok_hf.modeling_adaptok_ar"
+    module = "adaptok_hf.models.modeling_adaptok_ar"
     added = {name: [module, "AdapTokARForCausalLM"] for name in ("ar_model", "fp_model")}
     assert json.loads((folder / "model_index.json").read_text()) == index | added
     pipeline = AdapTokPipeline.from_pretrained(folder)

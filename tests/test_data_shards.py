@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from video_files import make_frames, write_audio_only, write_mp4, write_text
 
 from adaptok_hf.data import ClipStream, TarShards, first_window, random_window
-from adaptok_hf.video_io import read_video
+from adaptok_hf.video.video_io import read_video
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "training_scripts"

@@ -28,7 +28,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from adaptok_hf import read_video, write_video
-from adaptok_hf.cli import build_parser, main
+from adaptok_hf.cli.main import build_parser, main
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", "training_scripts/README.md", "space_app/README.md"]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import PartialState
+from adaptok_hf.figures.attention_maps import attention_maps
 from metric_networks import PixelFeatures
 
 from adaptok_hf import write_video
@@ -26,7 +27,6 @@ from adaptok_hf.evaluation import (
     time_allocation,
     write_rating_form,
 )
-from adaptok_hf.evaluation.attention_maps import attention_maps
 from adaptok_hf.evaluation.clip_chunks import ClipChunks
 from adaptok_hf.evaluation.reconstruction import clip_batches
 from adaptok_hf.evaluation.scene_cuts import find_cuts

@@ -5,7 +5,7 @@ import torch
 from test_modeling_adaptok_ar import tiny, tiny_fp
 from transformers import StoppingCriteria
 
-from adaptok_hf.generation_adaptok import (
+from adaptok_hf.models.generation_adaptok import (
     BlocksFinished,
     BlockTokensLogitsProcessor,
     JacobiCandidates,

@@ -19,9 +19,9 @@ from transformers import LlamaForCausalLM
 from video_files import make_frames, write_mp4
 
 from adaptok_hf import AdapTokARConfig, AdapTokARForCausalLM, AdapTokPipeline, hub
-from adaptok_hf.cli import main
-from adaptok_hf.hub import export_repository
-from adaptok_hf.hub_code import PIPELINE_ENTRY, collect_code, component_code, pipeline_code
+from adaptok_hf.cli.main import main
+from adaptok_hf.hub.export import export_repository
+from adaptok_hf.hub.remote_code import PIPELINE_ENTRY, collect_code, component_code, pipeline_code
 
 GENERATOR = {
     "codebook_size": 50,
@@ -160,7 +160,7 @@ FROM_HUB_WITH_PACKAGE = """
 from pathlib import Path
 from adaptok_hf import AdapTokPipeline
 pipeline = AdapTokPipeline.from_pretrained("someone/tiny")
-assert type(pipeline.tokenizer).__module__ == "adaptok_hf.modeling_adaptok"
+assert type(pipeline.tokenizer).__module__ == "adaptok_hf.models.modeling_adaptok"
 assert pipeline.reconstruct("video.mp4", budget="50%").frames.shape == (14, 16, 16, 3)
 print(pipeline.ar_model.generation_config.temperature)
 """
@@ -192,7 +192,7 @@ def test_package_loads_exported_pipelines_with_its_own_classes(exported, saved):
         code.write_text("raise AssertionError('code of the repository was run')")
     for folder in (exported / "pipeline", saved):
         pipeline = AdapTokPipeline.from_pretrained(folder)
-        assert type(pipeline.tokenizer).__module__ == "adaptok_hf.modeling_adaptok"
+        assert type(pipeline.tokenizer).__module__ == "adaptok_hf.models.modeling_adaptok"
         assert pipeline.ar_model.generation_config.temperature == 0.7
 
 

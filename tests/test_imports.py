@@ -13,28 +13,24 @@ PACKAGE = Path(adaptok_hf.__file__).parent
 FILES = [path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py")]
 MODULES = sorted(file.with_suffix("").parts for file in FILES if file.parts[0] != "checkpoints")
 
-# First match wins. Imports go to the same layer or to a lower one.
-LAYERS = [
-    (0, ("attention_masks", "token_layout", "block_mask_sampler", "video_io", "tokenized_video", "class_names")),
-    (0, ("allocation", "data", "metrics")),
-    (1, ("configuration_*",)),
-    (2, ("quantization", "layers", "block_cache", "generation_*")),
-    (3, ("modeling_*", "losses")),
-    (4, ("video_processing_*", "frame_stream", "measured_losses", "conversion", "conversion_*")),
-    (5, ("pipeline_*", "reporting", "hub", "hub_*")),
-    (6, ("evaluation", "cli", "cli_*", "__main__")),
-]
+# Imports go to the same layer or to a lower one.
+LAYERS = (
+    ("models", "video", "allocation", "metrics", "figures", "checkpoints"),
+    ("data", "losses"),
+    ("pipelines", "training", "conversion"),
+    ("evaluation", "hub"),
+    ("cli", "__main__"),
+)
 WITHOUT_LAYER = ("__init__", "auto_registration")
 
 
 def layer_of(name: str) -> int | None:
-    """The layer of a module or sub-package in the package's root."""
+    """The layer of a sub-package, or of a module in the package's root."""
     if name in WITHOUT_LAYER:
         return None
-    for layer, patterns in LAYERS:
-        if any(name == pattern or (pattern[-1] == "*" and name.startswith(pattern[:-1])) for pattern in patterns):
-            return layer
-    raise AssertionError(f"adaptok_hf/{name} has no layer; add it to the table of this test")
+    layers = [number for number, names in enumerate(LAYERS) if name in names]
+    assert layers, f"adaptok_hf/{name} has no layer; add it to the table of this test"
+    return layers[0]
 
 
 def imports_of(path: Path, module: tuple[str, ...]) -> list[tuple[str, ...]]:
@@ -64,14 +60,12 @@ def imports_of(path: Path, module: tuple[str, ...]) -> list[tuple[str, ...]]:
 
 @pytest.mark.parametrize("module", MODULES, ids=".".join)
 def test_imports_only_go_down(module):
-    own = layer_of(module[0])
+    layer = layer_of(module[0])
     for name in imports_of(PACKAGE.joinpath(*module).with_suffix(".py"), module):
-        if name[0] != "adaptok_hf" or len(name) == 1 or name[1] == "__version__" or own is None:
+        if name[0] != "adaptok_hf" or len(name) == 1 or name[1] == "__version__" or layer is None:
             continue
         if name[1] != module[0]:
-            assert layer_of(name[1]) is not None and layer_of(name[1]) <= own, f"{module} imports {name}"
-        if module[0].startswith("modeling_"):
-            assert not name[1].startswith("modeling_"), f"{module} imports {name}"
+            assert layer_of(name[1]) is not None and layer_of(name[1]) <= layer, f"{module} imports {name}"
 
 
 def test_allocation_needs_numpy_and_scipy_only():
@@ -81,18 +75,21 @@ def test_allocation_needs_numpy_and_scipy_only():
             assert allowed or name[:2] == ("adaptok_hf", "allocation"), f"{module} imports {name}"
 
 
-def test_model_files_import_flat_siblings():
-    """Code on the Hub is copied file by file: only `from .sibling import name` is found there."""
-    flat = [m for m in MODULES if len(m) == 1 and layer_of(m[0]) in range(0, 5) and not m[0].startswith("conversion")]
-    assert ("modeling_adaptok",) in flat
-    for (name,) in (m for m in flat if layer_of(m[0]) or m[0] in ("attention_masks", "token_layout")):
-        for node in ast.walk(ast.parse((PACKAGE / f"{name}.py").read_text())):
+def test_model_files_import_siblings_only():
+    """transformers copies the siblings that a model file imports, and nothing else."""
+    for module in (m for m in MODULES if m[0] == "models"):
+        for node in ast.walk(ast.parse(PACKAGE.joinpath(*module).with_suffix(".py").read_text())):
             if isinstance(node, ast.ImportFrom) and node.level:
-                assert node.level == 1 and node.module and "." not in node.module, f"{name}: {ast.unparse(node)}"
-                assert (PACKAGE / f"{node.module}.py").exists(), f"{name}: {ast.unparse(node)}"
+                assert node.level == 1 and node.module and "." not in node.module, f"{module}: {ast.unparse(node)}"
             if isinstance(node, ast.Import | ast.ImportFrom):
                 names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""]
-                assert not any(n.split(".")[0] == "adaptok_hf" for n in names), f"{name}: {ast.unparse(node)}"
+                assert not any(n.split(".")[0] == "adaptok_hf" for n in names), f"{module}: {ast.unparse(node)}"
+
+
+def test_base_names_are_unique_in_a_flat_repository():
+    """An exported repository holds these files in one folder."""
+    names = [m[-1] for m in MODULES if m[0] in ("models", "video", "pipelines", "allocation") and m[-1] != "__init__"]
+    assert len(names) == len(set(names)) and "allocation" not in names
 
 
 def test_public_names_resolve():
@@ -123,7 +120,7 @@ def test_import_and_help_are_light():
     code = """
         import contextlib, io, sys
         import adaptok_hf
-        from adaptok_hf.cli import main
+        from adaptok_hf.cli.main import main
         for argv in ([], *([verb] for verb in ("reconstruct", "tokenize", "detokenize", "convert", "info"))):
             text = io.StringIO()
             with contextlib.redirect_stdout(text):
@@ -141,13 +138,13 @@ def test_import_and_help_are_light():
 COMMON_ORDERS = [
     "import adaptok_hf; from transformers import AutoModel, AutoConfig, AutoVideoProcessor",
     "from transformers import AutoModel, AutoConfig, AutoVideoProcessor; import adaptok_hf",
-    "import adaptok_hf.modeling_adaptok; import transformers.modeling_layers",
+    "import adaptok_hf.models.modeling_adaptok; import transformers.modeling_layers",
 ]
 OTHER_ORDERS = [
-    "from transformers import AutoConfig; import adaptok_hf.configuration_adaptok_scorer",
-    "import transformers.modeling_layers; from adaptok_hf.video_processing_adaptok import AdapTokVideoProcessor",
+    "from transformers import AutoConfig; import adaptok_hf.models.configuration_adaptok_scorer",
+    "import transformers.modeling_layers; from adaptok_hf.video.video_processing_adaptok import AdapTokVideoProcessor",
     "import adaptok_hf; import transformers.video_processing_utils; import adaptok_hf.data",
-    "import adaptok_hf.pipeline_adaptok",
+    "import adaptok_hf.pipelines.pipeline_adaptok",
     "from diffusers import DiffusionPipeline; import adaptok_hf",
     "import adaptok_hf; from diffusers import DiffusionPipeline",
 ]
@@ -164,7 +161,7 @@ def test_classes_are_registered_for_every_import_order(orders):
 
         def check(order):
             exec(order, {{}})
-            assert "diffusers" not in order or "adaptok_hf.pipeline_adaptok" in sys.modules
+            assert "diffusers" not in order or "adaptok_hf.pipelines.pipeline_adaptok" in sys.modules
             from transformers import AutoConfig, AutoModel, AutoVideoProcessor
             from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
             from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPING

@@ -16,10 +16,10 @@ from video_files import make_frames, write_mp4
 
 from adaptok_hf import AdapTokConfig, AdapTokModel, AdapTokPipeline, write_video
 from adaptok_hf.allocation import joint
-from adaptok_hf.cli import main
+from adaptok_hf.cli.main import main
 from adaptok_hf.evaluation import encoded_clips
-from adaptok_hf.measured_losses import MOST_LEVELS, levels_to_measure, measure_losses
-from adaptok_hf.pipeline_batches import bytes_per_clip
+from adaptok_hf.pipelines.measured_losses import MOST_LEVELS, levels_to_measure, measure_losses
+from adaptok_hf.pipelines.pipeline_batches import bytes_per_clip
 
 
 def uneven_video(num_frames: int, seed: int = 0) -> np.ndarray:

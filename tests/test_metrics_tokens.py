@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from adaptok_hf.metrics import CodebookUsage, TokenRate
-from adaptok_hf.tokenized_video import TokenizedVideo
+from adaptok_hf.video.tokenized_video import TokenizedVideo
 
 
 def test_usage_and_perplexity_of_known_frequencies():

@@ -13,9 +13,9 @@ import yaml
 from huggingface_hub import ModelCard
 
 from adaptok_hf import AdapTokARConfig, AdapTokConfig
-from adaptok_hf.cli import main
-from adaptok_hf.hub import PARTS, export_repository, find_model, read_release
-from adaptok_hf.hub_card import TEXTS, check_metadata, check_report, read_configs, read_report, render_card
+from adaptok_hf.cli.main import main
+from adaptok_hf.hub.card import TEXTS, check_metadata, check_report, read_configs, read_report, render_card
+from adaptok_hf.hub.export import PARTS, export_repository, find_model, read_release
 from adaptok_hf.metrics import PROTOCOLS
 
 ROOT = Path(__file__).parents[1]

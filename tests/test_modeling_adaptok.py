@@ -87,7 +87,7 @@ def test_dropped_tokens_have_no_influence(tiny_tokenizer, tiny_video):
 
 def test_dropping_is_masking(tiny_tokenizer, tiny_video):
     """The dropped sequence against a plain pass over all latents in which the dropped ones are masked."""
-    from adaptok_hf.attention_masks import block_rule, build_attention_mask, kept_rule, kept_tokens
+    from adaptok_hf.models.attention_masks import block_rule, build_attention_mask, kept_rule, kept_tokens
 
     quantized = tiny_tokenizer.encode(tiny_video).quantized
     counts = torch.tensor([[3, 0, 6], [1, 5, 2]])

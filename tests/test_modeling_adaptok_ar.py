@@ -12,7 +12,7 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM, set_seed
 
 from adaptok_hf import AdapTokARConfig, AdapTokARForCausalLM
-from adaptok_hf.token_layout import pack
+from adaptok_hf.models.token_layout import pack
 
 NO_DROPOUT = dict.fromkeys(("embedding_dropout", "residual_dropout", "mlp_dropout", "class_dropout"), 0.0)
 

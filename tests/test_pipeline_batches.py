@@ -13,7 +13,7 @@ from adaptok_hf import (
     AdapTokScorerModel,
     AdapTokVideoProcessor,
 )
-from adaptok_hf.pipeline_batches import bytes_per_clip, plan_batches
+from adaptok_hf.pipelines.pipeline_batches import bytes_per_clip, plan_batches
 
 STRATEGIES = [{}, {"budget": 32}, {"price": 0.001}, {"budget": 32, "allocation": "ipal"}]
 
@@ -171,7 +171,7 @@ def test_without_a_ceiling_half_of_what_is_free_is_taken(monkeypatch):
     pipeline = make_pipeline()
     models, clip = (pipeline.tokenizer, pipeline.scorer), one_clip(pipeline)
     for half, together in ((None, 8), (100 * clip, 8), (3.5 * clip, 3), (0, 1)):
-        monkeypatch.setattr("adaptok_hf.pipeline_batches._half_of_free", lambda device, half=half: half)
+        monkeypatch.setattr("adaptok_hf.pipelines.pipeline_batches._half_of_free", lambda device, half=half: half)
         assert plan_batches(*models, 20, 8, None)[0] == together
     monkeypatch.undo()
     assert plan_batches(*models, 20, 8, None) == (8, True)  # this machine has room for that

@@ -9,8 +9,8 @@ from PIL import Image
 from video_files import make_frames, write_mp4
 
 from adaptok_hf import AdapTokARConfig, AdapTokARForCausalLM, AdapTokPipeline, read_video
-from adaptok_hf.cli import main
-from adaptok_hf.reporting import contact_sheet
+from adaptok_hf.cli.main import main
+from adaptok_hf.cli.reports import contact_sheet
 
 GEOMETRY = {"codebook_size": 50, "num_blocks": 3, "latents_per_block": 6}
 SIZE = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 64}

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from adaptok_hf import AdapTokModel, AdapTokScorerModel
-from adaptok_hf.conversion import convert_checkpoint
+from adaptok_hf.conversion.convert import convert_checkpoint
 
 TRAINING_CHECKPOINT = Path(__file__).parent / "assets" / "parity" / "tokenizer_tiny" / "checkpoint_easydict.pth"
 

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from adaptok_hf import Video, read_video
-from adaptok_hf.reporting import measure, plot_tokens, side_by_side, write_report
+from adaptok_hf.cli.reports import measure, plot_tokens, side_by_side, write_report
 
 HIGHLIGHT = (255, 176, 59)
 
@@ -135,7 +135,7 @@ def test_nothing_is_left_of_a_failed_report(output, tiny_pipeline, tmp_path, mon
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr("adaptok_hf.reporting.plot_tokens", fail)
+    monkeypatch.setattr("adaptok_hf.cli.reports.plot_tokens", fail)
     with pytest.raises(OSError, match="disk full"):
         write_report(tmp_path / "report", output, tiny_pipeline, {})
     assert os.listdir(tmp_path) == []

@@ -17,7 +17,7 @@ from video_files import make_frames, truncate, write_animation, write_mp4
 
 from adaptok_hf import AdapTokConfig, AdapTokModel, AdapTokPipeline, Video, read_video
 from adaptok_hf.allocation import quality
-from adaptok_hf.cli import main
+from adaptok_hf.cli.main import main
 
 
 @pytest.fixture(autouse=True)

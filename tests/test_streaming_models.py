@@ -6,7 +6,7 @@ import torch
 from torch.testing import assert_close
 
 from adaptok_hf import AdapTokModel
-from adaptok_hf.block_cache import BlockCache
+from adaptok_hf.models.block_cache import BlockCache
 
 CLOSE = {"atol": 1e-5, "rtol": 0}
 RAGGED = torch.tensor([[3, 0, 6], [1, 5, 2]])

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from adaptok_hf.token_layout import pack, unpack
+from adaptok_hf.models.token_layout import pack, unpack
 
 EOB = 50
 

@@ -186,8 +186,9 @@ def test_windows_of_several_videos_are_mixed(token_sources, tmp_path):
 )
 def test_bad_arguments(monkeypatch, tmp_path, options, message):
     monkeypatch.syspath_prepend(str(SCRIPTS))
-    from recipe_arguments import parse_arguments
     from tokenize_dataset import Arguments, open_source
+
+    from adaptok_hf.training.recipes import parse_arguments
 
     options = [option.format(empty=tmp_path) for option in options]
     monkeypatch.setattr("sys.argv", ["tokenize_dataset.py", *options, "--output_dir", "out"])

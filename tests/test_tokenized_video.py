@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from adaptok_hf.tokenized_video import TokenizedVideo
+from adaptok_hf.video.tokenized_video import TokenizedVideo
 
 
 def make_tokens(token_counts: list[list[int]] | None = None, num_frames: int = 14) -> TokenizedVideo:

@@ -17,7 +17,7 @@ from adaptok_hf.losses import (
     prior_loss,
 )
 from adaptok_hf.metrics.lpips_network import LPIPSNetwork
-from adaptok_hf.modeling_adaptok import AdapTokOutput
+from adaptok_hf.models.modeling_adaptok import AdapTokOutput
 
 
 def close(ours: torch.Tensor, stored: float | torch.Tensor, bound: float = 1e-5) -> None:

@@ -13,6 +13,9 @@ from token_data import TokenData, make_token_data
 from transformers import AutoModelForCausalLM
 
 from adaptok_hf import AdapTokARConfig, AdapTokARForCausalLM, AdapTokPipeline
+from adaptok_hf.training.ar import arguments as ar_arguments
+from adaptok_hf.training.ar import model as ar_model
+from adaptok_hf.training.ar import token_rows as ar_token_rows
 
 SIZES = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 32}
 NO_DROPOUT = {f"{part}_dropout": 0.0 for part in ("embedding", "residual", "mlp", "class")}
@@ -210,8 +213,8 @@ def test_frame_prediction_run(made, recipe, tmp_path):
     assert pipeline.predict(made.videos / "a_jump" / "1.mp4", budget=4).frames.shape == (1, 16, 32, 32, 3)
 
 
-def test_every_epoch_takes_a_window_of_each_video(scripts):
-    module = scripts("token_rows")
+def test_every_epoch_takes_a_window_of_each_video():
+    module = ar_token_rows
     video_of_row = np.array([0, 2, 1, 0, 0, 2, 0, 0, 0, 0])  # video 0 has seven rows, 1 has one, 2 has two
 
     def batches(batch_size=2, steps=range(90), **options):
@@ -230,21 +233,21 @@ def test_every_epoch_takes_a_window_of_each_video(scripts):
     assert [row for batch in batches(5, range(36)) for row in batch] == rows  # larger than an epoch
 
 
-def test_rows(scripts, made):
-    rows = scripts("token_rows").TokenRows([str(made.tokens), str(made.tokens)])
+def test_rows(made):
+    rows = ar_token_rows.TokenRows([str(made.tokens), str(made.tokens)])
     assert (len(rows), rows.num_videos, rows.largest_label) == (16, 8, 1)
     assert Counter(Counter(rows.video_of_row.tolist()).values()) == {1: 4, 3: 4}
     validation = [list(rows.validation_batches(2, 5, rank=rank, world_size=2)) for rank in range(2)]
     assert [[len(batch["codes"]) for batch in part] for part in validation] == [[2, 1], [2]]
-    assert validation[0][0]["codes"].dtype == torch.int64 and set(validation[0][0]) == set(scripts("token_rows").COLUMNS)
-    epoch_lengths = (
-        scripts("ar_arguments").Arguments(tokens=[], output_dir="o", epochs=3000, warmup_epochs=4, batch_size=64).plan(9537)
+    assert validation[0][0]["codes"].dtype == torch.int64 and set(validation[0][0]) == set(ar_token_rows.COLUMNS)
+    epoch_lengths = ar_arguments.Arguments(tokens=[], output_dir="o", epochs=3000, warmup_epochs=4, batch_size=64).plan(
+        9537
     )
     assert epoch_lengths == (447047, 597)  # the paper's run on UCF-101
 
 
-def test_known_classes_stay(scripts, trained):
-    module, model = scripts("ar_model"), AutoModelForCausalLM.from_pretrained(trained)
+def test_known_classes_stay(trained):
+    module, model = ar_model, AutoModelForCausalLM.from_pretrained(trained)
     old = model.model.embed_tokens.weight.detach().clone()
     module.change_classes(model, ["stand", "lie", "sit"])
     new = model.model.embed_tokens.weight
@@ -266,13 +269,13 @@ def test_known_classes_stay(scripts, trained):
         ({"lora": LORA}, r"lora entries \['lora_alpha', 'r', 'target_modules'\] need use_lora"),
     ],
 )
-def test_bad_recipes_are_named(scripts, entries, message):
+def test_bad_recipes_are_named(entries, message):
     with pytest.raises(ValueError, match=message):
-        scripts("ar_arguments").Arguments(tokens=["t"], output_dir="o", **(RECIPE | entries))
+        ar_arguments.Arguments(tokens=["t"], output_dir="o", **(RECIPE | entries))
 
 
-def test_models_and_tokens_that_do_not_belong_together(scripts, trained, made, tmp_path):
-    rows, models = scripts("token_rows"), scripts("ar_model")
+def test_models_and_tokens_that_do_not_belong_together(trained, made, tmp_path):
+    rows, models = ar_token_rows, ar_model
     with pytest.raises(ValueError, match="holds no tokens"):
         rows.read_description([str(tmp_path)], labelled=True)
     description = rows.read_description([str(made.tokens)], labelled=True)
@@ -284,7 +287,7 @@ def test_models_and_tokens_that_do_not_belong_together(scripts, trained, made, t
         rows.read_description([str(made.tokens), str(other)], labelled=True)
     assert rows.read_description([str(made.tokens), str(other)], labelled=False)["class_names"] == []
 
-    arguments = scripts("ar_arguments").Arguments
+    arguments = ar_arguments.Arguments
     args = arguments(tokens=["t"], output_dir="o", steps=1, init_from=str(trained))
     with pytest.raises(ValueError, match="codebook_size=40, the tokens 41: they are of different tokenizers"):
         models.build_model(args, description | {"codebook_size": 41}, print)
@@ -296,14 +299,14 @@ def test_models_and_tokens_that_do_not_belong_together(scripts, trained, made, t
         rows.TokenRows([str(made.tokens)]).check(models.build_model(args, description | {"class_names": ["a"]}, print))
 
 
-def test_sizes_of_published_recipes(scripts):
+def test_sizes_of_published_recipes():
     description = {"codebook_size": 8192, "num_blocks": 4, "latents_per_block": 512}
     sizes = {"ar_paper": 633, "fp_paper": 633, "ar_small": 28, "ar_base": 99, "ar_large": 327, "ar_extra_large": 755}
     for name, size in sizes.items():
         recipe = json.loads((SCRIPTS / "recipes" / f"{name}.json").read_text())
-        args = scripts("ar_arguments").Arguments(tokens=["t"], output_dir="o", **recipe)
+        args = ar_arguments.Arguments(tokens=["t"], output_dir="o", **recipe)
         assert (args.learning_rate, args.weight_decay, args.adam_beta1, args.adam_beta2) == (6e-4, 0.05, 0.9, 0.95)
-        names = [str(i) for i in range(101)] if scripts("ar_model").is_class_conditional(args) else []
+        names = [str(i) for i in range(101)] if ar_model.is_class_conditional(args) else []
         with torch.device("meta"):
-            model = scripts("ar_model").build_model(args, description | {"class_names": names}, print)
+            model = ar_model.build_model(args, description | {"class_names": names}, print)
         assert model.num_parameters() / 1e6 == pytest.approx(size, abs=5), name  # position tables come on top

@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 from video_files import make_frames, write_mp4
 
 from adaptok_hf import AdapTokARForCausalLM, AdapTokModel, AdapTokPipeline, AdapTokScorerModel
-from adaptok_hf.cli import main
+from adaptok_hf.cli.main import main
 
 LAYERS = {"hidden_size": 16, "num_attention_heads": 2}
 # without weight decay, what moves has a gradient

@@ -18,12 +18,18 @@ from transformers import AutoModel
 from video_files import make_frames, write_audio_only, write_avi, write_empty, write_text
 
 from adaptok_hf import AdapTokConfig, AdapTokPriorConfig, AdapTokPriorModel
+from adaptok_hf.training import clips as training_clips
+from adaptok_hf.training import learning_rate as training_learning_rate
+from adaptok_hf.training import run_folder as training_run_folder
+from adaptok_hf.training import running_means as training_running_means
+from adaptok_hf.training.tokenizer import arguments as tokenizer_arguments
+from adaptok_hf.training.tokenizer import training_step as tokenizer_training_step
 
 TINY = json.loads((SCRIPTS / "recipes" / "tokenizer_tiny.json").read_text())
 
 
 @pytest.fixture
-def run_folder(scripts, tmp_path):
+def run_folder(tmp_path):
     """A run folder with a counter that is part of its checkpoints, and a small model."""
 
     @dataclass
@@ -40,7 +46,7 @@ def run_folder(scripts, tmp_path):
             self.value = state["value"]
 
     accelerator = Accelerator(cpu=True)
-    folder = scripts("run_folder").RunFolder(str(tmp_path / "run"), Arguments(), accelerator)
+    folder = training_run_folder.RunFolder(str(tmp_path / "run"), Arguments(), accelerator)
     folder.counter = Counter()
     accelerator.register_for_checkpointing(folder.counter)
     config = AdapTokPriorConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=1, num_latent_tokens=4)
@@ -91,14 +97,17 @@ def test_a_full_disk_leaves_the_last_checkpoint(run_folder):
     assert [path.name for path in run_folder.checkpoints()] == ["checkpoint-1", "checkpoint-2"]
 
 
-def test_an_output_folder_under_a_file(scripts, run_folder, tmp_path):
+def test_an_output_folder_under_a_file(run_folder, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError, match="file"):
-        scripts("run_folder").RunFolder(str(tmp_path / "file" / "run"), None, run_folder.accelerator)
+        training_run_folder.RunFolder(str(tmp_path / "file" / "run"), None, run_folder.accelerator)
 
 
-def test_running_means_go_on(scripts, run_folder):
-    means, resumed = scripts("running_means").RunningMeans(), scripts("running_means").RunningMeans()
+def test_running_means_go_on(run_folder):
+    means, resumed = (
+        training_running_means.RunningMeans(),
+        training_running_means.RunningMeans(),
+    )
     means.add({"a": torch.tensor(1.0), "b": torch.tensor(5.0)})
     resumed.load_state_dict(means.state_dict())
     resumed.add({"a": torch.tensor(2.0)})
@@ -106,13 +115,13 @@ def test_running_means_go_on(scripts, run_folder):
     assert resumed.pop(run_folder.accelerator) == {}
 
 
-def test_learning_rates(scripts):
-    rates = [scripts("learning_rate").learning_rate_at(i, 12, peak=1.0, final=0.2, warmup_steps=2) for i in range(13)]
+def test_learning_rates():
+    rates = [training_learning_rate.learning_rate_at(i, 12, peak=1.0, final=0.2, warmup_steps=2) for i in range(13)]
     assert rates[:3] == [0.5, 1.0, 1.0] and rates[7] == pytest.approx(0.6) and rates[12] == pytest.approx(0.2)
     assert rates[2:] == sorted(rates[2:], reverse=True)
 
 
-def test_sources_are_joined(scripts, tmp_path):
+def test_sources_are_joined(tmp_path):
     for name in ("folder/a/0.avi", "folder/1.avi", "ucf/Archery/v_Archery_g01_c01.avi", "k600/abcdefghijk.avi"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         write_avi(tmp_path / name, frames=make_frames(8, 16, 16))
@@ -120,7 +129,7 @@ def test_sources_are_joined(scripts, tmp_path):
     (tmp_path / "splits" / "classInd.txt").write_text("1 Archery\n")
     (tmp_path / "splits" / "trainlist01.txt").write_text("Archery/v_Archery_g01_c01.avi 1\n")
     (tmp_path / "k600.csv").write_text("label,youtube_id,time_start,time_end\nabseiling,abcdefghijk,0,10\n")
-    args = scripts("tokenizer_arguments").Arguments(
+    args = tokenizer_arguments.Arguments(
         data_root=str(tmp_path),
         output_dir="out",
         stream_folders=["folder"],
@@ -130,7 +139,7 @@ def test_sources_are_joined(scripts, tmp_path):
         kinetics_csv="k600.csv",
     )
     config = AdapTokConfig(image_size=16, num_frames=8, hidden_size=16, num_attention_heads=2)
-    clips = scripts("training_clips").make_training_clips(args, config)
+    clips = training_clips.make_training_clips(args, config)
     source = clips.make_stream().source
     assert clips.num_videos == source.num_shards == 4
     keys = [source.read_shard(i)[0].key for i in range(4)]
@@ -141,7 +150,7 @@ def test_sources_are_joined(scripts, tmp_path):
     assert torch.equal(torch.get_rng_state(), before)  # else a resumed run would draw other token counts
 
 
-def test_a_hub_data_set(scripts, tmp_path, monkeypatch, caplog):
+def test_a_hub_data_set(tmp_path, monkeypatch, caplog):
     """A folder of classes, as `load_dataset` streams it from the Hub, with files among the good ones that are none."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     videos = tmp_path / "videos" / "train" / "running"
@@ -153,9 +162,9 @@ def test_a_hub_data_set(scripts, tmp_path, monkeypatch, caplog):
     write_avi(videos / "one_frame.avi", frames=make_frames(1, 16, 16))
     write_audio_only(videos / "sound.mp4")
     data = {"data_root": ".", "output_dir": "out", "hub_dataset": str(tmp_path / "videos"), "hub_split": "train"}
-    args = scripts("tokenizer_arguments").Arguments(**data)
+    args = tokenizer_arguments.Arguments(**data)
     config = AdapTokConfig(image_size=16, num_frames=8, hidden_size=16, num_attention_heads=2)
-    clips = scripts("training_clips").make_training_clips(args, config)
+    clips = training_clips.make_training_clips(args, config)
     assert clips.num_videos is None  # it takes reading to count them
     source = clips.make_stream().source
     assert sum(len(list(source.read_shard(i))) for i in range(source.num_shards)) == 7
@@ -169,15 +178,15 @@ def test_a_hub_data_set(scripts, tmp_path, monkeypatch, caplog):
     # the next clips after a restart
     state = clips.state_dict()
     expected = clips.next_batch(3)
-    resumed = scripts("training_clips").make_training_clips(args, config)
+    resumed = training_clips.make_training_clips(args, config)
     resumed.load_state_dict(state)
     assert torch.equal(resumed.next_batch(3), expected)
     with pytest.raises(ValueError, match="either train_folders"):
-        scripts("tokenizer_arguments").Arguments(**(data | TINY))
+        tokenizer_arguments.Arguments(**(data | TINY))
 
 
-def test_random_numbers_are_shared_and_leave_the_others_alone(scripts):
-    shared_draws = scripts("training_clips").shared_draws
+def test_random_numbers_are_shared_and_leave_the_others_alone():
+    shared_draws = training_clips.shared_draws
     torch.manual_seed(0)
     expected = torch.rand(2)
     torch.manual_seed(0)
@@ -189,8 +198,8 @@ def test_random_numbers_are_shared_and_leave_the_others_alone(scripts):
     assert torch.equal(torch.rand(2), expected)
 
 
-def test_stages_in_epochs(scripts):
-    module = scripts("tokenizer_arguments")
+def test_stages_in_epochs():
+    module = tokenizer_arguments
     recipe = json.loads((SCRIPTS / "recipes" / "tokenizer_paper.json").read_text())
     args = module.Arguments(data_root=".", output_dir="out", shard_folders=["shards"], **recipe)
     (stage,) = module.plan_stages(args, 9537, num_processes=32, num_blocks=4)
@@ -223,10 +232,10 @@ def test_stages_in_epochs(scripts):
         ({"coarse_latents": True, "transform_codec_initialization": False}, "coarse_latents needs"),
     ],
 )
-def test_bad_tokenizer_recipes_are_named(scripts, entries, message):
+def test_bad_tokenizer_recipes_are_named(entries, message):
     recipe = {"data_root": "d", "output_dir": "o"} | TINY
     with pytest.raises(ValueError, match=message):
-        scripts("tokenizer_arguments").Arguments(**(recipe | entries))
+        tokenizer_arguments.Arguments(**(recipe | entries))
 
 
 # Table A and the released model: 172.97M + 22.09M of the prior. Table B prints S, L and XL with their priors, but not what
@@ -241,9 +250,12 @@ def test_bad_tokenizer_recipes_are_named(scripts, entries, message):
         ("tokenizer_extra_large", pytest.approx(913, abs=1)),
     ],
 )
-def test_sizes_of_published_recipes(scripts, name, total):
-    module, recipe = scripts("tokenizer_training_step"), json.loads((SCRIPTS / "recipes" / f"{name}.json").read_text())
-    args = scripts("tokenizer_arguments").Arguments(data_root=".", output_dir=".", shard_folders=["shards"], **recipe)
+def test_sizes_of_published_recipes(name, total):
+    module, recipe = (
+        tokenizer_training_step,
+        json.loads((SCRIPTS / "recipes" / f"{name}.json").read_text()),
+    )
+    args = tokenizer_arguments.Arguments(data_root=".", output_dir=".", shard_folders=["shards"], **recipe)
     with torch.device("meta"):
         model = module.build_model(args)
         prior = module.build_prior(args, model.config)
@@ -262,8 +274,8 @@ def test_sizes_of_published_recipes(scripts, name, total):
 def parse_arguments(monkeypatch):
     """`parse_arguments` with a command line."""
     monkeypatch.syspath_prepend(str(SCRIPTS))
-    from recipe_arguments import parse_arguments
-    from tokenizer_arguments import Arguments
+    from adaptok_hf.training.recipes import parse_arguments
+    from adaptok_hf.training.tokenizer.arguments import Arguments
 
     def parse(*argv: str):
         monkeypatch.setattr(sys, "argv", ["train_tokenizer.py", *map(str, argv)])

@@ -23,6 +23,8 @@ from adaptok_hf import (
     AdapTokVideoProcessor,
 )
 from adaptok_hf.metrics.lpips_network import LPIPSNetwork
+from adaptok_hf.training.scorer import arguments as scorer_arguments
+from adaptok_hf.training.scorer import training_step as scorer_training_step
 
 # Streamed data, the paper's loss and optimiser, epochs, batches in two parts.
 STREAM_RECIPE = {
@@ -229,8 +231,8 @@ def test_training_on_from_a_scorer(inputs, scorer_run, tmp_path):
         ({"resume_from_checkpoint": "best"}, "must be 'latest' or such as 'checkpoint-500', got 'best'"),
     ],
 )
-def test_bad_arguments(scripts, entries, message):
-    arguments = scripts("scorer_arguments").Arguments
+def test_bad_arguments(entries, message):
+    arguments = scorer_arguments.Arguments
     arguments(**REQUIRED | RECIPE)
     with pytest.raises(ValueError, match=message):
         arguments(**REQUIRED | RECIPE | entries)
@@ -246,11 +248,14 @@ def test_bad_arguments(scripts, entries, message):
         ({"model": {}, "init_from": "fits", "target": "l1"}, "scorer's target is 'psnr', that of this run 'l1'"),
     ],
 )
-def test_scorers_that_do_not_fit(scripts, tmp_path, monkeypatch, entries, message):
+def test_scorers_that_do_not_fit(tmp_path, monkeypatch, entries, message):
     monkeypatch.chdir(tmp_path)
     AdapTokScorerConfig(**SCORER_CONFIG | {"num_blocks": 2}).save_pretrained("saved")
     AdapTokScorerConfig(**SCORER_CONFIG, target="psnr").save_pretrained("fits")
-    build_config, arguments = scripts("scorer_training_step").build_config, scripts("scorer_arguments").Arguments
+    build_config, arguments = (
+        scorer_training_step.build_config,
+        scorer_arguments.Arguments,
+    )
     tokenizer = make_tokenizer().config
     with pytest.raises(ValueError, match=message):
         build_config(arguments(**REQUIRED | RECIPE | entries), tokenizer)
@@ -268,13 +273,13 @@ def tokenizer_of(name: str) -> AdapTokConfig:
 
 
 @pytest.mark.parametrize("name", ["scorer_paper", "demo/scorer", "scorer_tiny"])
-def test_shipped_recipes(scripts, name):
+def test_shipped_recipes(name):
     recipe = json.loads((SCRIPTS / "recipes" / f"{name}.json").read_text())
     sources = {} if recipe.get("train_folders") else {"shard_folders": ["shards"]}
-    args = scripts("scorer_arguments").Arguments(**REQUIRED | recipe | sources)
+    args = scorer_arguments.Arguments(**REQUIRED | recipe | sources)
     names = {field.name for field in dataclasses.fields(args)}
     assert set(recipe) <= names
-    config = scripts("scorer_training_step").build_config(args, tokenizer_of(name))
+    config = scorer_training_step.build_config(args, tokenizer_of(name))
     with torch.device("meta"):
         size = sum(p.numel() for p in AdapTokScorerModel(config).parameters()) / 1e6
     if name == "scorer_paper":

@@ -11,6 +11,12 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 from adaptok_hf import AdapTokScorerConfig, AdapTokScorerModel
 from adaptok_hf.metrics import VideoLPIPS
 from adaptok_hf.metrics.lpips_network import LPIPSNetwork
+from adaptok_hf.training.scorer import arguments as scorer_arguments
+from adaptok_hf.training.scorer import examples as scorer_examples
+from adaptok_hf.training.scorer import input_scale as scorer_input_scale
+from adaptok_hf.training.scorer import targets as scorer_targets
+from adaptok_hf.training.scorer import training_step as scorer_training_step
+from adaptok_hf.training.scorer import validation as scorer_validation
 
 
 @pytest.fixture
@@ -53,9 +59,9 @@ def direct(target: str, decoded: torch.Tensor, original: torch.Tensor, lpips: LP
 
 
 @pytest.mark.parametrize("target", ["perceptual", "mse", "psnr", "ssim", "rmse", "l1"])
-def test_targets(scripts, lpips, target):
+def test_targets(lpips, target):
     decoded, original = clip_pair()
-    block_loss = scripts("scorer_targets").BlockLoss(target, lpips)
+    block_loss = scorer_targets.BlockLoss(target, lpips)
     losses = block_loss(decoded, original)
     assert losses.dtype == torch.float32 and losses.shape == (2,)
     assert losses[0] < losses[1], "less is better"
@@ -69,16 +75,16 @@ def test_targets(scripts, lpips, target):
         assert block_loss(original, original).tolist() == pytest.approx([-100, -100])
 
 
-def test_frames_too_small_for_a_target(scripts, lpips):
+def test_frames_too_small_for_a_target(lpips):
     video = torch.zeros(1, 4, 3, 8, 8)
     for target, message in (("ssim", "at least 11 x 11 pixels"), ("perceptual", "at least 16 pixels")):
         with pytest.raises(ValueError, match=message):
-            scripts("scorer_targets").BlockLoss(target, lpips)(video, video)
+            scorer_targets.BlockLoss(target, lpips)(video, video)
 
 
-def test_measured_levels_are_those_of_the_whole_clip(scripts):
+def test_measured_levels_are_those_of_the_whole_clip():
     """Later blocks change nothing: a block is measured in a clip that ends with it."""
-    module, tokenizer = scripts("scorer_targets"), make_tokenizer()
+    module, tokenizer = scorer_targets, make_tokenizer()
     video = torch.rand(2, 16, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     quantized = tokenizer.encode(video).quantized
     counts = torch.tensor([[3, 16, 1, 7], [9, 2, 5, 4]])
@@ -94,8 +100,8 @@ def test_measured_levels_are_those_of_the_whole_clip(scripts):
         torch.testing.assert_close(losses[:, index], expected, rtol=1e-4, atol=1e-6)
 
 
-def test_draws(scripts):
-    module, config = scripts("scorer_examples"), AdapTokScorerConfig(**SCORER_CONFIG)
+def test_draws():
+    module, config = scorer_examples, AdapTokScorerConfig(**SCORER_CONFIG)
     torch.manual_seed(0)
     many = [module.draw(config, 6, 2, True) for _ in range(50)]
     assert {draws.block for draws in many} == {0, 1, 2, 3}
@@ -110,8 +116,8 @@ def test_draws(scripts):
     assert module.draw(config, 6, None, False).zoom is None
 
 
-def test_zoom_and_contrast(scripts):
-    zoom_and_contrast = scripts("scorer_examples").zoom_and_contrast
+def test_zoom_and_contrast():
+    zoom_and_contrast = scorer_examples.zoom_and_contrast
     video = torch.rand(3, 4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     most = 1 - 2**-24
     # the whole picture at contrast 1; the top left quarter; the bottom right one
@@ -124,8 +130,8 @@ def test_zoom_and_contrast(scripts):
     torch.testing.assert_close(bottom, (crop + crop.mean()) / 2, rtol=0, atol=1e-5)
 
 
-def test_a_folded_scale_gives_the_same_scores(scripts):
-    scale = scripts("input_scale").InputScale(torch.randn(48), torch.rand(48) * 10 + 0.1)
+def test_a_folded_scale_gives_the_same_scores():
+    scale = scorer_input_scale.InputScale(torch.randn(48), torch.rand(48) * 10 + 0.1)
     scorer = AdapTokScorerModel(AdapTokScorerConfig(**SCORER_CONFIG, hidden_size=16, num_attention_heads=2)).eval()
     latents, quantized = torch.randn(2, 3, 2, 16, 24).unbind(1)[:2]
     counts = torch.tensor([[5, 16]] * 2)
@@ -138,10 +144,10 @@ def test_a_folded_scale_gives_the_same_scores(scripts):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_statistics(scripts, accelerator):
+def test_statistics(accelerator):
     """Those of inputs and losses, computed in one go, whatever the parts of a batch."""
-    module, tokenizer = scripts("scorer_training_step"), make_tokenizer()
-    block_loss = scripts("scorer_targets").BlockLoss("l1")
+    module, tokenizer = scorer_training_step, make_tokenizer()
+    block_loss = scorer_targets.BlockLoss("l1")
     videos = (torch.rand(8, 16, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 255).byte()
 
     class Clips:
@@ -152,7 +158,7 @@ def test_statistics(scripts, accelerator):
     for parts in (1, 2):
         entries = {name: RECIPE[name] for name in ("train_folders", "train_weights", "model", "steps")}
         entries |= {"target": "l1", "statistics_batches": 2, "batch_size": 4, "gradient_accumulation_steps": parts}
-        args = scripts("scorer_arguments").Arguments(**REQUIRED, **entries)
+        args = scorer_arguments.Arguments(**REQUIRED, **entries)
         config = module.build_config(args, tokenizer.config)
         torch.manual_seed(3)
         results.append(module.measure_statistics(args, config, tokenizer, Clips(), block_loss, accelerator))
@@ -177,8 +183,8 @@ def test_statistics(scripts, accelerator):
         module.measure_statistics(args, config, tokenizer, Clips(), block_loss, accelerator)
 
 
-def test_scorer_loss(scripts):
-    scorer_loss = scripts("scorer_training_step").scorer_loss
+def test_scorer_loss():
+    scorer_loss = scorer_training_step.scorer_loss
     predicted, target = torch.tensor([[1.0, 2.0, 4.0]]), torch.tensor([[1.0, 1.0, 1.0]])
     typical = torch.tensor([0.5, 4.0])
     terms = scorer_loss(predicted, target, 2.0, typical, 0.0)
@@ -188,8 +194,8 @@ def test_scorer_loss(scripts):
     assert float(terms["loss"]) == pytest.approx(2.5 / 3 + 0.1 * float(terms["difference_loss"]))
 
 
-def test_rank_correlations(scripts):
-    rank_correlations = scripts("scorer_validation").rank_correlations
+def test_rank_correlations():
+    rank_correlations = scorer_validation.rank_correlations
     measured = torch.rand(5, 4, 3, generator=torch.Generator().manual_seed(0))
     names = ("rank_correlation_across_levels", "rank_correlation_across_clips")
     for predicted, expected in ((measured.exp(), 1), (-measured, -1)):
@@ -205,9 +211,13 @@ def test_rank_correlations(scripts):
     assert rank_correlations(measured[..., :1], measured[..., :1]).keys() == {"val_rmse", names[1]}
 
 
-def test_validation_scores(scripts, accelerator):
+def test_validation_scores(accelerator):
     """Of blocks of any number of clips, as one would compute them for one clip."""
-    module, targets, tokenizer = scripts("scorer_validation"), scripts("scorer_targets"), make_tokenizer()
+    module, targets, tokenizer = (
+        scorer_validation,
+        scorer_targets,
+        make_tokenizer(),
+    )
     scorer = AdapTokScorerModel(AdapTokScorerConfig(**SCORER_CONFIG, hidden_size=16, num_attention_heads=2)).eval()
     videos = (torch.rand(9, 16, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 255).byte()
     clips = [{"pixel_values_videos": video} for video in videos]

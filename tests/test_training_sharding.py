@@ -145,7 +145,7 @@ def test_groups_of_processes_hold_copies(runs):
 )
 def test_what_sharding_excludes(monkeypatch, entries, message):
     monkeypatch.syspath_prepend(str(SCRIPTS))
-    from tokenizer_arguments import Arguments
+    from adaptok_hf.training.tokenizer.arguments import Arguments
 
     with pytest.raises(ValueError, match=message):
         Arguments(data_root=".", output_dir=".", shard_over=2, **(RECIPE | entries))
@@ -162,7 +162,7 @@ def test_what_sharding_excludes(monkeypatch, entries, message):
 )
 def test_what_cannot_be_sharded(monkeypatch, processes, shard_over, precision, message):
     monkeypatch.syspath_prepend(str(SCRIPTS))
-    from sharding import shard
+    from adaptok_hf.training.sharding import shard
 
     accelerator = SimpleNamespace(num_processes=processes, mixed_precision=precision)
     with pytest.raises(ValueError, match=message):

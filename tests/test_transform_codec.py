@@ -124,7 +124,7 @@ def test_a_dropped_latent_changes_its_patch_only(started):
 
 @pytest.mark.usefixtures("transform_codec")
 def test_scattered_order_covers_the_frame_evenly():
-    from transform_codec_layout import scattered_order
+    from adaptok_hf.training.closed_form.transform_codec_layout import scattered_order
 
     order = scattered_order(8)
     assert sorted(order.tolist()) == list(range(64))
@@ -154,7 +154,7 @@ def test_tables_of_new_blocks_follow_the_first(transform_codec, started):
 
 @torch.no_grad()
 def test_codes_start_by_k_means(transform_codec):
-    from code_reseeding import start_codebook
+    from adaptok_hf.training.tokenizer.code_reseeding import start_codebook
 
     model = AdapTokModel(AdapTokConfig(**GEOMETRY | {"codebook_size": 4, "codebook_dim": 4}))
     centres = torch.eye(4)

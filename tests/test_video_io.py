@@ -23,7 +23,7 @@ from video_files import (
 )
 
 from adaptok_hf import video_io
-from adaptok_hf.video_io import Video, iter_video, pil_to_rgb, read_video, write_video
+from adaptok_hf.video.video_io import Video, iter_video, pil_to_rgb, read_video, write_video
 
 
 def assert_close(actual, expected, mean=4.0):

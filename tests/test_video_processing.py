@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from video_files import make_frames, write_animation, write_mp4, write_text
 
-from adaptok_hf.video_io import Video
-from adaptok_hf.video_processing_adaptok import AdapTokVideoProcessor
+from adaptok_hf.video.video_io import Video
+from adaptok_hf.video.video_processing_adaptok import AdapTokVideoProcessor
 
 
 @pytest.fixture

@@ -28,10 +28,11 @@ from pathlib import Path
 
 import av
 import numpy as np
-from demo_packages import Package, read_members
 from PIL import Image
-from recipe_arguments import parse_arguments
 from tqdm.auto import tqdm
+
+from adaptok_hf.training.demo_packages import Package, read_members
+from adaptok_hf.training.recipes import parse_arguments
 
 SIZE = 128
 PLAN = Path(__file__).with_name("demo_dataset.csv")

@@ -25,7 +25,6 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from recipe_arguments import parse_arguments
 
 from adaptok_hf import AdapTokPipeline
 from adaptok_hf.data import VideoFiles, kinetics, ucf101
@@ -41,6 +40,7 @@ from adaptok_hf.evaluation import (
     time_allocation,
 )
 from adaptok_hf.metrics import PROTOCOLS, Protocol
+from adaptok_hf.training.recipes import parse_arguments
 
 TASKS = ("reconstruction", "generation", "prediction", "allocation_time")
 

@@ -40,12 +40,12 @@ import pyarrow.parquet as pq
 import torch
 from accelerate import Accelerator
 from datasets import Features, List, Value
-from recipe_arguments import parse_arguments
-from token_sources import MixedWindows, SourceArguments, open_source, source_hash, split_source
 from tqdm.auto import tqdm
 
 from adaptok_hf import AdapTokConfig, AdapTokPipeline
 from adaptok_hf.data import TooManySkippedVideos
+from adaptok_hf.training.recipes import parse_arguments
+from adaptok_hf.training.token_sources import MixedWindows, SourceArguments, open_source, source_hash, split_source
 
 
 @dataclass(kw_only=True)

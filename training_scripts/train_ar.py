@@ -31,17 +31,17 @@ from contextlib import nullcontext
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, set_seed
-from ar_arguments import Arguments
-from ar_model import add_adapters, build_model, is_class_conditional, merged
-from learning_rate import learning_rate_at
-from recipe_arguments import parse_arguments
-from run_arguments import share_of_batch
-from run_folder import Progress, RunFolder, average_of_weights, start_run
-from token_rows import TokenRows, model_inputs, read_description
 from torch import nn
 from torch.utils.data import DataLoader
 
 from adaptok_hf import AdapTokARForCausalLM
+from adaptok_hf.training.ar.arguments import Arguments
+from adaptok_hf.training.ar.model import add_adapters, build_model, is_class_conditional, merged
+from adaptok_hf.training.ar.token_rows import TokenRows, model_inputs, read_description
+from adaptok_hf.training.arguments import share_of_batch
+from adaptok_hf.training.learning_rate import learning_rate_at
+from adaptok_hf.training.recipes import parse_arguments
+from adaptok_hf.training.run_folder import Progress, RunFolder, average_of_weights, start_run
 
 
 def build_optimizer(model: nn.Module, args: Arguments) -> torch.optim.Optimizer:

@@ -33,24 +33,30 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import DistributedType, set_seed
-from input_scale import InputScale
-from learning_rate import learning_rate_at
-from recipe_arguments import parse_arguments
-from run_arguments import share_of_batch
-from run_folder import Progress, average_of_weights, start_run
-from scorer_arguments import Arguments
-from scorer_examples import draw, measure_example
-from scorer_start import initialize_as_energy_scorer
-from scorer_targets import BlockLoss
-from scorer_training_step import build_config, build_scorer, measure_blocks, measure_statistics, scorer_loss
-from scorer_validation import draw_scores, measure_scores, predict_scores, rank_correlations
-from tokenizer_arguments import epochs_to_steps
-from tokenizer_validation import save_picture
-from training_clips import make_training_clips, shared_draws
 
 from adaptok_hf import AdapTokModel
 from adaptok_hf.data import VideoFolderClips
 from adaptok_hf.metrics.lpips_network import LPIPSNetwork
+from adaptok_hf.training.arguments import share_of_batch
+from adaptok_hf.training.clips import make_training_clips, shared_draws
+from adaptok_hf.training.closed_form.energy_scorer import initialize_as_energy_scorer
+from adaptok_hf.training.learning_rate import learning_rate_at
+from adaptok_hf.training.recipes import parse_arguments
+from adaptok_hf.training.run_folder import Progress, average_of_weights, start_run
+from adaptok_hf.training.scorer.arguments import Arguments
+from adaptok_hf.training.scorer.examples import draw, measure_example
+from adaptok_hf.training.scorer.input_scale import InputScale
+from adaptok_hf.training.scorer.targets import BlockLoss
+from adaptok_hf.training.scorer.training_step import (
+    build_config,
+    build_scorer,
+    measure_blocks,
+    measure_statistics,
+    scorer_loss,
+)
+from adaptok_hf.training.scorer.validation import draw_scores, measure_scores, predict_scores, rank_correlations
+from adaptok_hf.training.tokenizer.arguments import epochs_to_steps
+from adaptok_hf.training.tokenizer.validation import save_picture
 
 
 def main() -> None:

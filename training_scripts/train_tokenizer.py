@@ -30,22 +30,28 @@ from pathlib import Path
 import torch
 from accelerate import DistributedDataParallelKwargs
 from accelerate.utils import DistributedType, set_seed
-from code_reseeding import reseed_codes, start_codebook
-from learning_rate import learning_rate_at
-from recipe_arguments import parse_arguments
-from run_folder import Progress, average_of_weights, start_run
-from sharding import ShardedAverage, save_shards_with_checkpoints, shard, whole_copy, whole_tensor
-from tokenizer_arguments import Arguments, epochs_to_steps, plan_stages
-from tokenizer_training_step import TrainingStep, build_adversarial_loss, build_model, build_optimizers, build_prior
-from tokenizer_validation import Reconstructor, draw_reconstructions, measure_psnr, save_picture
-from training_clips import make_training_clips, shared_draws
-from transform_codec import copy_first_block_tables, initialize_as_transform_codec
 
 from adaptok_hf import AdapTokModel
-from adaptok_hf.block_mask_sampler import sample_token_counts
 from adaptok_hf.data import VideoFolderClips
 from adaptok_hf.losses import TokenizerLoss, scheduled_sampling_ratio
 from adaptok_hf.metrics.lpips_network import LPIPSNetwork
+from adaptok_hf.training.block_mask_sampler import sample_token_counts
+from adaptok_hf.training.clips import make_training_clips, shared_draws
+from adaptok_hf.training.closed_form.transform_codec import copy_first_block_tables, initialize_as_transform_codec
+from adaptok_hf.training.learning_rate import learning_rate_at
+from adaptok_hf.training.recipes import parse_arguments
+from adaptok_hf.training.run_folder import Progress, average_of_weights, start_run
+from adaptok_hf.training.sharding import ShardedAverage, save_shards_with_checkpoints, shard, whole_copy, whole_tensor
+from adaptok_hf.training.tokenizer.arguments import Arguments, epochs_to_steps, plan_stages
+from adaptok_hf.training.tokenizer.code_reseeding import reseed_codes, start_codebook
+from adaptok_hf.training.tokenizer.training_step import (
+    TrainingStep,
+    build_adversarial_loss,
+    build_model,
+    build_optimizers,
+    build_prior,
+)
+from adaptok_hf.training.tokenizer.validation import Reconstructor, draw_reconstructions, measure_psnr, save_picture
 
 
 class TokenizerProgress(Progress):

@@ -28,12 +28,12 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from recipe_arguments import parse_arguments
 from tqdm import tqdm
 
 from adaptok_hf.data import VideoItem, kinetics, video_folder
 from adaptok_hf.data.transforms import resize_short_side
-from adaptok_hf.video_io import read_video, write_video
+from adaptok_hf.training.recipes import parse_arguments
+from adaptok_hf.video.video_io import read_video, write_video
 
 
 @dataclass

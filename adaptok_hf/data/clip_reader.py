@@ -9,7 +9,7 @@ from itertools import takewhile
 
 import numpy as np
 
-from ..video_io import CONTAINER_FORMATS, DEFAULT_FPS, VideoSource, iter_video
+from ..video.video_io import CONTAINER_FORMATS, DEFAULT_FPS, VideoSource, iter_video
 
 
 @dataclass(frozen=True, eq=False)

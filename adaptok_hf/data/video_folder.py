@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset, default_collate
 
-from ..video_io import read_video
+from ..video.video_io import read_video
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from ..modeling_adaptok import AdapTokModel
+    from ..models.modeling_adaptok import AdapTokModel
 
 
 @torch.no_grad()

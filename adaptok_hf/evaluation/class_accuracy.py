@@ -88,7 +88,7 @@ def with_class_ids(source: VideoFiles, ar_model: torch.nn.Module) -> VideoFiles:
     Raises:
         ValueError: naming a class that the generator does not know, or videos without a class.
     """
-    from ..pipeline_generation import class_id
+    from ..pipelines.pipeline_generation import class_id
 
     if bare := [item.key for item in source.items if not 0 <= item.label < len(source.class_names)]:
         raise ValueError(

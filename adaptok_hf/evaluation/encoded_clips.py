@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from ..allocation import allocate
-from ..measured_losses import levels_to_measure, measure_losses
+from ..pipelines.measured_losses import levels_to_measure, measure_losses
 from .settings import SEARCHED, Setting
 
 if TYPE_CHECKING:
-    from ..pipeline_adaptok import AdapTokPipeline
+    from ..pipelines.pipeline_adaptok import AdapTokPipeline
 
 # How often a price or threshold is tried, and how near to the budget is near enough.
 _SEARCH_STEPS = 7

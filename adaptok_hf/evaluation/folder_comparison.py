@@ -9,7 +9,7 @@ import torch
 from ..data import VideoFiles
 from ..metrics import Protocol
 from ..metrics.weight_formats import tensors_sha256
-from ..video_io import read_video
+from ..video.video_io import read_video
 from .clip_chunks import ClipChunks, open_videos
 from .measuring import Networks, clip_features, measure_clips
 from .reconstruction_results import metric_entry

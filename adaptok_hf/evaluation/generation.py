@@ -14,9 +14,9 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from ..data import VideoFiles
+from ..figures import plots
 from ..metrics import CodebookUsage, Protocol
 from ..metrics.weight_formats import tensors_sha256
-from . import plots
 from .class_accuracy import (
     LabelledFeatures,
     check_training_videos,
@@ -34,7 +34,7 @@ from .summaries import summarize_features
 from .tables import write_results
 
 if TYPE_CHECKING:
-    from ..pipeline_adaptok import AdapTokPipeline
+    from ..pipelines.pipeline_adaptok import AdapTokPipeline
 
 # Real videos whose features are one file.
 REAL_CHUNK = 16
@@ -79,7 +79,7 @@ def evaluate_generation(
             videos without a class, of classes that the generator does not know, or classes that the classifier has no
             videos of.
     """
-    from ..pipeline_generation import class_id
+    from ..pipelines.pipeline_generation import class_id
 
     networks, state, output = networks or Networks(), process_state(), Path(output_dir)
     if pipeline.ar_model is None:
@@ -218,7 +218,7 @@ def _token_statistics(pipeline: "AdapTokPipeline", rows: list[dict], codes: torc
 
 
 def _draw_sheet(path: Path, videos: torch.Tensor, rows: list[dict], num_given: int = 0) -> None:
-    from ..reporting import contact_sheet
+    from ..figures.contact_sheets import contact_sheet
 
     captions = [f"{row.get('class', row['video'])}, {sum(row['token_counts'])} tokens" for row in rows[: len(videos)]]
     contact_sheet(videos.permute(0, 1, 3, 4, 2).numpy(), captions, num_given).save(path)

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from ..data import VideoFiles
+from ..figures import plots
 from ..metrics import Protocol
-from ..video_io import read_video
-from . import plots
+from ..video.video_io import read_video
 from .attention_maps import attention_maps
 from .clip_chunks import ClipChunks
 from .part_files import write_json
@@ -18,7 +18,7 @@ from .scene_cuts import find_cuts
 from .scorer_check import score_curves
 
 if TYPE_CHECKING:
-    from ..pipeline_adaptok import AdapTokPipeline
+    from ..pipelines.pipeline_adaptok import AdapTokPipeline
 
 logger = logging.getLogger(__name__)
 

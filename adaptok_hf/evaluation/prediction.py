@@ -10,9 +10,9 @@ import torch
 from tqdm.auto import tqdm
 
 from ..data import VideoFiles
+from ..figures import plots
 from ..metrics import Protocol
 from ..metrics.weight_formats import tensors_sha256
-from . import plots
 from .clip_chunks import ClipChunks
 from .encoded_clips import autocast
 from .generation import _draw_sheet, check_clip_size
@@ -24,7 +24,7 @@ from .summaries import METRIC_NAMES, bootstrap_means, interval, summarize_clips,
 from .tables import write_results
 
 if TYPE_CHECKING:
-    from ..pipeline_adaptok import AdapTokPipeline
+    from ..pipelines.pipeline_adaptok import AdapTokPipeline
 
 PREDICTED, COPIED = "predicted", "last given frame"
 
@@ -121,7 +121,7 @@ def _measure_chunk(
     drawing: dict[str, Any],
     seed: int,
 ) -> None:
-    from ..pipeline_generation import _drawing, draw_seeds
+    from ..pipelines.pipeline_generation import _drawing, draw_seeds
 
     protocol = chunks.protocol
     given, clips = protocol.num_condition_frames, chunks.read(index)

@@ -16,9 +16,9 @@ from tqdm.auto import tqdm
 
 from ..allocation import allocate
 from ..data import VideoFiles
-from ..measured_losses import levels_to_measure
 from ..metrics import Protocol
 from ..metrics.weight_formats import tensors_sha256
+from ..pipelines.measured_losses import levels_to_measure
 from .clip_chunks import ClipChunks, Clips
 from .encoded_clips import allocate_clips, decode_clips, encode_clips, search_parameter
 from .measuring import Networks, clip_features, measure_clips

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from ..pipeline_adaptok import AdapTokPipeline
+    from ..pipelines.pipeline_adaptok import AdapTokPipeline
 
 LOSSES = ("rmse", "l1", "lpips")
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from ..layers import AdapTokLayer, PatchEmbedding, SinCosPositions, init_layer_weights, patch_positions
+from ..models.layers import AdapTokLayer, PatchEmbedding, SinCosPositions, init_layer_weights, patch_positions
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import cross_entropy, embedding, linear
 
-from ..attention_masks import check_token_counts, kept_tokens
-from ..modeling_adaptok_prior import AdapTokPriorModel
+from ..models.attention_masks import check_token_counts, kept_tokens
+from ..models.modeling_adaptok_prior import AdapTokPriorModel
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..modeling_adaptok import AdapTokOutput
+from ..models.modeling_adaptok import AdapTokOutput
 from .adversarial import AdversarialLoss
 from .perceptual import perceptual_loss
 

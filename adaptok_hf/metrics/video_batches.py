@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import torch
 
-from ..video_io import read_video
+from ..video.video_io import read_video
 
 
 def as_videos(given: torch.Tensor | np.ndarray | Iterable) -> Iterator[torch.Tensor]:

@@ -10,8 +10,8 @@ from PIL import Image
 
 from adaptok_hf import AdapTokPipeline
 from adaptok_hf.allocation import joint
-from adaptok_hf.attention_masks import block_rule, kept_rule
-from adaptok_hf.evaluation.plot_style import COLOURS, figure_file
+from adaptok_hf.figures.plot_style import COLOURS, figure_file
+from adaptok_hf.models.attention_masks import block_rule, kept_rule
 
 HERE = Path(__file__).parent
 EXAMPLE = HERE.parents[1] / "examples" / "surfing.mp4"

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from adaptok_hf import AdapTokPipeline
-from adaptok_hf.cli import main as adaptok
-from adaptok_hf.reporting import write_report
+from adaptok_hf.cli.main import main as adaptok
+from adaptok_hf.cli.reports import write_report
 
 HERE = Path(__file__).parent
 EXAMPLE = HERE.parents[1] / "examples" / "surfing.mp4"

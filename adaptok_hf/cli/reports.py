@@ -1,0 +1,204 @@
+"""What `adaptok reconstruct`, `generate` and `predict` write: videos, pictures that show them, and the numbers."""
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ..figures.contact_sheets import contact_sheet, side_by_side
+from ..figures.token_plot import plot_tokens
+from ..video.video_io import write_video
+
+if TYPE_CHECKING:
+    from ..pipelines.pipeline_adaptok import AdapTokPipeline, AdapTokPipelineOutput
+    from ..pipelines.pipeline_generation import AdapTokGenerationOutput
+
+
+def check_folder(folder: str | os.PathLike) -> Path:
+    """The output folder as a path.
+
+    Raises:
+        NotADirectoryError: if it is a file.
+        FileNotFoundError: if the folder that it lies in does not exist.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file; the output goes into a folder")
+    if not folder.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{folder}: the folder {folder.absolute().parent} does not exist")
+    return folder
+
+
+def check_file(file: str | os.PathLike, suffix: str) -> Path:
+    """An output file as a path, before the work for it begins.
+
+    Raises:
+        ValueError: if its name does not end in `suffix`.
+        IsADirectoryError: if it is a folder.
+        FileNotFoundError: if the folder that it lies in does not exist.
+    """
+    file = Path(file)
+    if file.is_dir():
+        raise IsADirectoryError(f"{file} is a folder; the output is a {suffix} file")
+    if file.suffix.lower() != suffix:
+        raise ValueError(f"{file}: the name must end in {suffix}")
+    if not file.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{file}: the folder {file.absolute().parent} does not exist")
+    return file
+
+
+def write_report(
+    folder: str | os.PathLike, output: "AdapTokPipelineOutput", pipeline: "AdapTokPipeline", request: dict[str, Any]
+) -> dict[str, Any]:
+    """Writes `reconstruction.mp4`, `side_by_side.mp4`, `tokens.png` and `report.json` into `folder`.
+
+    The files are made in a temporary folder beside and moved when all are complete.
+
+    Args:
+        folder: created if it does not exist; files of these names in it are replaced.
+        output: what `pipeline.reconstruct` returned, with `output_type="np"`.
+        request: the arguments of the call, kept in the report.
+
+    Returns:
+        The report, as in `report.json`.
+
+    Raises: see `check_folder`.
+    """
+    folder = check_folder(folder)
+    tokens = output.tokens
+    frames_per_block = pipeline.tokenizer.config.tubelet_size
+    quality = measure(output, frames_per_block)
+    num_blocks = -(-tokens.num_frames // frames_per_block)
+    counts = tokens.token_counts.flatten().tolist()[:num_blocks]
+    maximum = tokens.codes.shape[2]
+    report = {
+        "request": request,
+        "frames": tokens.num_frames,
+        "fps": tokens.fps,
+        "seconds_of_video": tokens.seconds,
+        "source_size": list(tokens.source_size),
+        "model_size": list(output.original.shape[1:3]),
+        "output_size": list(output.frames.shape[1:3]),
+        "resize_mode": tokens.resize_mode,
+        "blocks": num_blocks,
+        "latents_per_block": maximum,
+        "allocation": tokens.allocation,
+        "tokens": tokens.num_tokens,
+        "tokens_per_block": tokens.num_tokens / num_blocks,
+        "token_counts": counts,
+        "tokens_per_second": tokens.tokens_per_second,
+        "bits_per_second": tokens.bits_per_second,
+        "psnr_db": quality["psnr"],
+        "ssim": quality["ssim"],
+        "psnr_db_per_block": quality["psnr_per_block"],
+        "stage_seconds": {stage: round(value, 4) for stage, value in output.seconds.items()},
+        "model_hash": tokens.model_hash,
+        "device": str(pipeline.device),
+    }
+    with _written_together(folder) as partial:
+        write_video(partial / "reconstruction.mp4", output.frames, tokens.fps, tokens.timestamps)
+        frames = side_by_side(_at_model_size(output), output.original, counts, maximum, frames_per_block)
+        write_video(partial / "side_by_side.mp4", frames, tokens.fps, tokens.timestamps)
+        plot_tokens(partial / "tokens.png", report, tokens.timestamps[::frames_per_block])
+        (partial / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    return report
+
+
+@contextmanager
+def _written_together(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside `folder`, whose files are moved there when all are complete."""
+    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
+    partial.mkdir()
+    try:
+        yield partial
+        folder.mkdir(exist_ok=True)
+        for file in partial.iterdir():
+            os.replace(file, folder / file.name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _at_model_size(output: "AdapTokPipelineOutput") -> np.ndarray:
+    """The reconstruction at the size of `output.original` (squashed videos were brought back to their proportions)."""
+    if output.frames.shape == output.original.shape:
+        return output.frames
+    frames = torch.from_numpy(output.frames).permute(0, 3, 1, 2)
+    frames = torch.nn.functional.interpolate(frames, output.original.shape[1:3], mode="bilinear", antialias=True)
+    return frames.permute(0, 2, 3, 1).numpy()
+
+
+def measure(output: "AdapTokPipelineOutput", frames_per_block: int) -> dict[str, Any]:
+    """PSNR in dB over the whole video and per block, and the mean SSIM of the frames, at the model's size."""
+    from torchmetrics.functional.image import peak_signal_noise_ratio
+    from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
+
+    psnr, ssim, per_block = PeakSignalNoiseRatio(data_range=1.0), StructuralSimilarityIndexMeasure(data_range=1.0), []
+    reconstruction = _at_model_size(output)
+    for start in range(0, len(reconstruction), frames_per_block):
+        pair = [
+            torch.from_numpy(frames[start : start + frames_per_block]).permute(0, 3, 1, 2).float() / 255
+            for frames in (reconstruction, output.original)
+        ]
+        psnr.update(*pair)
+        ssim.update(*pair)
+        per_block.append(_finite(peak_signal_noise_ratio(*pair, data_range=1.0)))
+    return {"psnr": _finite(psnr.compute()), "ssim": round(float(ssim.compute()), 4), "psnr_per_block": per_block}
+
+
+def _finite(decibel: torch.Tensor) -> float:
+    """Identical pictures have infinite PSNR, which JSON cannot hold: 100 dB stands for it."""
+    return round(min(float(decibel), 100.0), 3)
+
+
+def write_generation(
+    folder: str | os.PathLike, output: "AdapTokGenerationOutput", request: dict[str, Any]
+) -> dict[str, Any]:
+    """Writes each generated video as an mp4, `contact_sheet.png` and `report.json` into `folder`.
+
+    Args:
+        folder: as in `write_report`.
+        output: what `pipeline.generate` or `pipeline.predict` returned, with `output_type="np"`.
+        request: the arguments of the call, kept in the report.
+
+    Returns:
+        The report, as in `report.json`; `videos` lists the file, class, seeds and token counts of each.
+    """
+    folder = check_folder(folder)
+    names = output.class_names or ["prediction"] * len(output.frames)
+    videos = []
+    for index, name in enumerate(names):
+        videos.append(
+            {
+                "file": f"{index:03d}_{_file_name(name)}.mp4",
+                "class_name": name if output.class_names else None,
+                "class_label": output.class_labels[index] if output.class_labels else None,
+                "seeds": output.seeds[index].tolist(),
+                "token_counts": output.token_counts[index].flatten().tolist(),
+                "tokens": int(output.token_counts[index].sum()),
+            }
+        )
+    report = {
+        "request": request,
+        "frames": output.frames.shape[1],
+        "condition_frames": output.num_condition_frames,
+        "fps": output.fps,
+        "videos": videos,
+    }
+    with _written_together(folder) as partial:
+        for video, frames in zip(videos, output.frames, strict=True):
+            write_video(partial / video["file"], frames, output.fps)
+        captions = [f"{name}, {video['tokens']} tokens" for name, video in zip(names, videos, strict=True)]
+        contact_sheet(output.frames, captions, output.num_condition_frames).save(partial / "contact_sheet.png")
+        (partial / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    return report
+
+
+def _file_name(text: str) -> str:
+    return "".join(letter if letter.isalnum() else "_" for letter in text.lower())

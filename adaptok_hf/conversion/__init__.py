@@ -1,0 +1,1 @@
+"""The original authors' checkpoints, converted to ours."""

@@ -1,0 +1,1 @@
+"""Repositories for the Hub: export, model cards, remote code."""

@@ -1,0 +1,326 @@
+"""Repositories for the Hub: folders that load where this package is not installed, and their upload."""
+
+import json
+import os
+import shutil
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, get_token, snapshot_download
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from ..models.modeling_adaptok import AdapTokModel
+from ..models.modeling_adaptok_ar import AdapTokARForCausalLM
+from ..models.modeling_adaptok_scorer import AdapTokScorerModel
+from ..pipelines.pipeline_adaptok import DETAILED_CHECKPOINT, SHIPPED_CHECKPOINT, AdapTokPipeline
+from ..video.video_processing_adaptok import AdapTokVideoProcessor
+from .card import TEXTS, read_configs, render_card
+from .remote_code import COMPONENT_ENTRY, PIPELINE_ENTRY, collect_code, component_code, pipeline_code
+
+PARTS: dict[str, type[PreTrainedModel]] = {
+    "tokenizer": AdapTokModel,
+    "scorer": AdapTokScorerModel,
+    "ar_model": AdapTokARForCausalLM,
+    "fp_model": AdapTokARForCausalLM,
+}
+_IN_THE_PACKAGE = {"shipped": SHIPPED_CHECKPOINT, "detailed": DETAILED_CHECKPOINT}
+_CLASSES = {"tokenizer": AdapTokModel, "scorer": AdapTokScorerModel, "ar": AdapTokARForCausalLM, "fp": AdapTokARForCausalLM}
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """
+    Args:
+        destination: the folder; with `dry_run` it was not made.
+        kind: `"pipeline"`, `"tokenizer"`, `"scorer"`, `"ar"`, `"fp"` or `"llama"`.
+        files: name in the repository -> bytes.
+        repository: where it was, or would be, uploaded; `None` for nowhere.
+        private: whether a repository that has to be made is private.
+        dry_run: nothing was written or sent.
+        url: of the commit, if there was an upload.
+    """
+
+    destination: Path
+    kind: str
+    files: dict[str, int]
+    repository: str | None = None
+    private: bool = False
+    dry_run: bool = False
+    url: str | None = None
+
+    def __str__(self) -> str:
+        lines = [f"{size:>14,}  {name}" for name, size in self.files.items()]
+        lines.append(f"{sum(self.files.values()):>14,}  bytes in {len(self.files)} files ({self.kind})")
+        lines.append(f"{'would write' if self.dry_run else 'wrote'} {self.destination}/")
+        if self.repository is not None and self.dry_run:
+            privacy = "private" if self.private else "public"
+            lines.append(f"would make the {privacy} model repository {self.repository}, unless it exists, and upload these")
+        elif self.repository is not None:
+            lines.append(f"uploaded to {self.repository}: {self.url}")
+        return "\n".join(lines)
+
+
+def find_model(model: str | os.PathLike, part: str | None = None) -> Path:
+    """The folder of a model.
+
+    Args:
+        model: a folder, a Hub id (it is downloaded, without code), or `"shipped"` or `"detailed"`, the checkpoints in the
+            package.
+        part: of a pipeline, one of `PARTS`; by default all of it.
+
+    Raises:
+        FileNotFoundError: if there is no such model, or it cannot be downloaded.
+        ValueError: for an unknown part.
+    """
+    if part is not None and part not in PARTS:
+        raise ValueError(f"part must be one of {', '.join(PARTS)}, got {part!r}")
+    folder = _IN_THE_PACKAGE.get(str(model), Path(model).expanduser())
+    if not folder.is_dir():
+        try:
+            validate_repo_id(str(model))
+            folder = Path(snapshot_download(str(model), allow_patterns=["*.json", "*.safetensors"]))
+        except HFValidationError as error:
+            raise FileNotFoundError(f"{model}: no such folder, and not the id of a Hub repository") from error
+        except Exception as error:  # the Hub's and the network's errors have no common class
+            raise FileNotFoundError(f"{model}: no such folder, and it cannot be downloaded ({error})") from error
+    if part is not None and not (folder / part / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} has no part {part}")
+    return folder.resolve() if part is None else (folder / part).resolve()
+
+
+def read_release(name: str | os.PathLike | None, folder: str | os.PathLike) -> dict[str, Any] | None:
+    """What a card says of weights, data and training: see `card_texts/releases`.
+
+    Args:
+        name: `"shipped"`, `"detailed"`, `"original"` (the authors' weights) or a TOML file of that form. Default: the first
+            two for the checkpoints in the package, nothing for others.
+        folder: of the model.
+
+    Raises:
+        ValueError: for an unknown name or a file that is not TOML.
+    """
+    if name is None:
+        own = Path(folder).resolve()
+        name = next((name for name, path in _IN_THE_PACKAGE.items() if own.is_relative_to(path.resolve())), None)
+        if name is None:
+            return None
+    known = {path.stem: path for path in sorted((TEXTS / "releases").glob("*.toml"))}
+    path = known.get(str(name), Path(name))
+    if not path.is_file():
+        raise ValueError(f"unknown release {str(name)!r}; give {', '.join(known)} or a TOML file")
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a TOML file: {error}") from error
+
+
+def export_repository(
+    model: str | os.PathLike,
+    destination: str | os.PathLike,
+    *,
+    part: str | None = None,
+    plain_llama: bool = False,
+    release: str | os.PathLike | None = None,
+    reports: Sequence[dict[str, Any]] = (),
+    weights_license: str | None = None,
+    push_to_hub: str | None = None,
+    private: bool = False,
+    dry_run: bool = False,
+) -> ExportReport:
+    """Writes a model or a pipeline as a repository that needs nothing of this package, and may upload it.
+
+    The folder appears only when all of it is written. Weights keep their dtype. A pipeline has its code in its root; its
+    parts also load alone from there, by `subfolder=`.
+
+    Args:
+        model, part: see `find_model`.
+        destination: a folder that does not exist or is empty.
+        plain_llama: of a generator with `position_embedding="rope"`: the same weights as a stock Llama, without code.
+        release, reports, weights_license: for the card, see `read_release` and `render_card`.
+        push_to_hub: id of the repository to upload to; it is made if it does not exist. The token is huggingface_hub's:
+            `HF_TOKEN`, or what `hf auth login` has stored.
+        private: makes that repository a private one.
+        dry_run: says what would be written and uploaded; leaves nothing behind, and needs neither network nor token.
+
+    Raises:
+        FileNotFoundError: if there is no such model.
+        FileExistsError: if `destination` is in use.
+        ValueError: for a model of another kind or an impossible id, and without a token.
+        OSError: if the upload fails; the folder stays.
+    """
+    destination = Path(destination).expanduser().resolve()
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise FileExistsError(f"{destination} exists already; give a folder that does not exist or is empty")
+    if push_to_hub is not None:
+        _check_upload(push_to_hub, dry_run)
+    elif private:
+        raise ValueError("private is about the repository on the Hub; give push_to_hub, too")
+    folder = find_model(model, part)
+    kind, configs = read_configs(folder)
+    if plain_llama:
+        _check_llama(folder, kind, configs)
+        kind = "llama"
+    facts = read_release(release, folder)
+    card = render_card(
+        kind,
+        configs,
+        repository=push_to_hub or destination.name,
+        release=facts,
+        reports=reports,
+        weights_license=weights_license,
+    )
+    partial = destination.with_name(f"{destination.name}.partial-{os.getpid()}")
+    partial.mkdir(parents=True)
+    try:
+        if kind == "pipeline":
+            _write_pipeline(folder, partial)
+        elif kind == "llama":
+            _write_llama(folder, partial)
+        else:
+            _write_model(folder, _CLASSES[kind], partial)
+            if kind == "tokenizer":
+                _write_processor(folder, partial)
+        if kind != "llama":  # which holds no code
+            shutil.copyfile(TEXTS / "LICENSE-CODE.txt", partial / "LICENSE-CODE.txt")
+        card.save(partial / "README.md")
+        for weights in partial.rglob("*.safetensors"):
+            weights.chmod(0o644)  # safetensors makes files that only their owner can read
+        files = {
+            path.relative_to(partial).as_posix(): path.stat().st_size
+            for path in sorted(partial.rglob("*"))
+            if path.is_file()
+        }
+        if not dry_run:
+            if destination.exists():
+                destination.rmdir()
+            partial.rename(destination)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # nothing is left of it if all went well
+    url = None
+    if push_to_hub is not None and not dry_run:
+        url = upload_repository(destination, push_to_hub, private=private)
+    return ExportReport(destination, kind, files, push_to_hub, private, dry_run, url)
+
+
+def upload_repository(folder: str | os.PathLike, repository: str, *, private: bool = False) -> str:
+    """Uploads a folder in one commit to a model repository, which is made if it does not exist.
+
+    Returns:
+        The commit's address.
+
+    Raises:
+        OSError: if that fails; nothing of the folder is changed.
+    """
+    api = HfApi()
+    try:
+        api.create_repo(repository, repo_type="model", private=private, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repository, repo_type="model", folder_path=folder, commit_message="Export from adaptok_hf"
+        )
+    except Exception as error:  # the Hub's and the network's errors have no common class
+        raise OSError(
+            f"the upload to {repository} failed ({' '.join(str(error).split())}); the folder is complete, try again with: "
+            f"hf upload {repository} {folder}"
+        ) from error
+    return str(commit.commit_url)
+
+
+def _check_upload(repository: str, dry_run: bool) -> None:
+    validate_repo_id(repository)  # HFValidationError is a ValueError
+    if not dry_run and get_token() is None:
+        raise ValueError("no token for the Hub was found: run `hf auth login`, or set HF_TOKEN")
+
+
+def _check_llama(folder: Path, kind: str, configs: dict[str, Any]) -> None:
+    if kind not in ("ar", "fp"):
+        raise ValueError(f"only a generator (ar_model, fp_model) can be a plain Llama; {folder} holds a {kind}")
+    position_embedding = configs[kind].position_embedding
+    if position_embedding != "rope":
+        raise ValueError(
+            f"only a generator with position_embedding='rope' is a plain Llama; this one has {position_embedding!r}"
+        )
+
+
+def _write_model(folder: Path, model_class: type[PreTrainedModel], destination: Path) -> None:
+    """Weights, configuration with `auto_map`, generation configuration, and the model's code."""
+    model_class.from_pretrained(folder, dtype="auto").save_pretrained(destination)
+
+
+def _write_llama(folder: Path, destination: Path) -> None:
+    generator = AdapTokARForCausalLM.from_pretrained(folder, dtype="auto")
+    known = LlamaConfig().to_dict().keys() - {"model_type", "architectures", "transformers_version", "dtype"}
+    values = {name: value for name, value in generator.config.to_dict().items() if name in known}
+    llama = LlamaForCausalLM.from_pretrained(folder, config=LlamaConfig(**values), dtype="auto")
+    llama.generation_config = generator.generation_config
+    llama.save_pretrained(destination)
+
+
+def _processor_of(folder: Path) -> AdapTokVideoProcessor:
+    """The processor that lies in or beside a tokenizer's folder, or one that fits it."""
+    for place in (folder, folder.with_name("video_processor")):
+        if (place / "video_preprocessor_config.json").is_file():
+            return AdapTokVideoProcessor.from_pretrained(place)
+    config = AdapTokModel.config_class.from_pretrained(folder)
+    return AdapTokVideoProcessor(config.image_size, config.num_frames, config.tubelet_size)
+
+
+def _write_processor(folder: Path, destination: Path) -> None:
+    _processor_of(folder).save_pretrained(destination)
+    file = destination / "video_preprocessor_config.json"
+    entries = json.loads(file.read_text(encoding="utf-8"))
+    entries["auto_map"] = {"AutoVideoProcessor": "video_processing_adaptok.AdapTokVideoProcessor"}
+    _write_json(file, entries)
+    _write_files(destination, collect_code("video.video_processing_adaptok"))
+
+
+def _write_pipeline(folder: Path, destination: Path) -> None:
+    given = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    names = [name for name in PARTS if (given.get(name) or [None])[0] is not None]
+    parts = {name: PARTS[name].from_pretrained(folder / name, dtype="auto") for name in names}
+    processor = _processor_of(folder / "tokenizer")
+    AdapTokPipeline(processor, **parts)  # raises ValueError where the parts do not fit together
+    classes = [AdapTokVideoProcessor, *(type(model) for model in parts.values())]
+    index: dict[str, Any] = {
+        "_class_name": [PIPELINE_ENTRY, AdapTokPipeline.__name__],
+        "_diffusers_version": version("diffusers"),
+        "video_processor": [COMPONENT_ENTRY, AdapTokVideoProcessor.__name__],
+    }
+    processor.save_pretrained(destination / "video_processor")
+    for name in PARTS:
+        index[name] = [COMPONENT_ENTRY, type(parts[name]).__name__] if name in parts else [None, None]
+    for name, model in parts.items():
+        model.save_pretrained(destination / name)
+        for copy in (destination / name).glob("*.py"):  # the root has them
+            copy.unlink()
+        if model.can_generate():
+            _repeat_generation_config(destination / name)
+    for name in ("video_processor", *parts):
+        _write_files(destination / name, component_code(classes))
+    _write_files(destination, pipeline_code())
+    _write_json(destination / "model_index.json", index)
+
+
+def _repeat_generation_config(folder: Path) -> None:
+    """diffusers does not download a part's `generation_config.json`; where it is missing, transformers takes the same
+    parameters out of `config.json`."""
+    entries = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    drawing = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+    _write_json(folder / "config.json", drawing | entries)
+
+
+def _write_files(folder: Path, files: dict[str, str]) -> None:
+    for name, content in files.items():
+        (folder / name).write_text(content, encoding="utf-8")
+
+
+def _write_json(file: Path, content: Any) -> None:
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+__all__ = ["PARTS", "ExportReport", "export_repository", "find_model", "read_release", "upload_repository"]

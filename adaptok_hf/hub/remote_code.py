@@ -1,0 +1,96 @@
+"""The code files that a Hub repository needs to load where this package is not installed.
+
+transformers copies the siblings that a model file imports. diffusers does less: it copies only the files that the
+pipeline's own file names, none that those import, and of a component's folder nothing but one file. So a pipeline's
+repository has an entry file that names all others, and a file in each component's folder that finds them.
+"""
+
+import ast
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1]
+# Module names in a pipeline's `model_index.json`.
+PIPELINE_ENTRY, COMPONENT_ENTRY = "adaptok_pipeline", "adaptok_component"
+
+_PIPELINE_ENTRY = '''"""Loads AdapTokPipeline: `DiffusionPipeline.from_pretrained(..., trust_remote_code=True)`.
+
+diffusers copies the files that this one names, and not those that they import; so it names all.
+"""
+
+{imports}
+from .pipeline_adaptok import AdapTokPipeline
+
+__all__ = ["AdapTokPipeline"]
+'''
+
+_COMPONENT_ENTRY = '''"""Names this component's class for diffusers, which has loaded the pipeline's files before."""
+
+from importlib import import_module
+
+{assignments}
+'''
+
+
+def collect_code(*modules: str) -> dict[str, str]:
+    """Modules of this package and all that they import from it, as files for one flat folder.
+
+    Remote code cannot import from sub-packages: `models/layers.py` becomes `layers.py`, `allocation/__init__.py` becomes
+    `allocation.py`, and imports are changed accordingly. So base names must be unique.
+
+    Args:
+        modules: names such as `"models.modeling_adaptok"` or `"allocation"`.
+
+    Returns:
+        File name -> source.
+    """
+    files: dict[str, str] = {}
+    waiting = list(modules)
+    while waiting:
+        module = waiting.pop()
+        name = f"{_flat(module)}.py"
+        if name not in files:
+            files[name], imported = _flatten(module)
+            waiting += imported
+    return dict(sorted(files.items()))
+
+
+def pipeline_code() -> dict[str, str]:
+    """The files in the root of a pipeline's repository, the entry file among them."""
+    files = collect_code("pipelines.pipeline_adaptok")
+    names = [Path(name).stem for name in files if name != "pipeline_adaptok.py"]
+    imports = "\n".join(f"from .{name} import __name__ as _  # noqa: F401" for name in names)
+    return files | {f"{PIPELINE_ENTRY}.py": _PIPELINE_ENTRY.format(imports=imports)}
+
+
+def component_code(classes: list[type]) -> dict[str, str]:
+    """The file that goes into the folder of each component; the same in all, since diffusers puts them in one place."""
+    lines = [
+        f'{each.__name__} = import_module(".{each.__module__.rpartition(".")[2]}", __package__).{each.__name__}'
+        for each in sorted(set(classes), key=lambda each: each.__name__)
+    ]
+    return {f"{COMPONENT_ENTRY}.py": _COMPONENT_ENTRY.format(assignments="\n".join(lines))}
+
+
+def _flat(module: str) -> str:
+    return module.rpartition(".")[2]
+
+
+def _flatten(module: str) -> tuple[str, list[str]]:
+    """The source of a module with flat relative imports, and the modules that these name."""
+    path = PACKAGE.joinpath(*module.split("."))
+    is_package = path.is_dir()
+    source = (path / "__init__.py" if is_package else path.with_suffix(".py")).read_text(encoding="utf-8")
+    package = module.split(".") if is_package else module.split(".")[:-1]
+    lines, imported = source.splitlines(keepends=True), []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.ImportFrom) or not node.level:
+            continue
+        if not node.module or node.level > len(package) + 1:
+            raise AssertionError(f"{module}: remote code cannot have {ast.unparse(node)!r}")
+        target = ".".join([*package[: len(package) - node.level + 1], node.module])
+        old, line = f"from {'.' * node.level}{node.module} import", lines[node.lineno - 1]
+        if old not in line:
+            raise AssertionError(f"{module}: expected {old!r} in line {node.lineno}")
+        lines[node.lineno - 1] = line.replace(old, f"from .{_flat(target)} import")
+        imported.append(target)
+    return "".join(lines), imported

@@ -1,0 +1,1 @@
+"""Models and configurations, and all that these files import: a Hub repository with remote code copies them."""

@@ -1,0 +1,280 @@
+"""The generating half of the pipeline: videos from a class, and videos that go on from given frames."""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.utils import BaseOutput
+
+from ..models.modeling_adaptok_ar import AdapTokARForCausalLM
+from ..video.video_io import DEFAULT_FPS, check_fps
+
+
+@dataclass
+class AdapTokGenerationOutput(BaseOutput):
+    """
+    Args:
+        frames: `"np"`: uint8 (videos, frames, height, width, 3); `"pt"`: float (videos, frames, 3, height, width), 0..1;
+            `"pil"`: a list of lists of images.
+        codes: (videos, clips, blocks, latents_per_block) long.
+        token_counts: (videos, clips, blocks) long, the tokens of each block.
+        seeds: (videos, clips) long, the seed that each clip was drawn with.
+        class_labels: class id of each video, or `None` for frame prediction.
+        class_names: their names.
+        num_condition_frames: frames at the start of a video that were given to the model (and are shown decoded); 0 for
+            class-conditional generation.
+        fps: frames per second to play them with.
+    """
+
+    frames: np.ndarray | torch.Tensor | list
+    codes: torch.Tensor
+    token_counts: torch.Tensor
+    seeds: torch.Tensor
+    class_labels: list[int] | None
+    class_names: list[str] | None
+    num_condition_frames: int
+    fps: float
+
+
+class GenerationMixin:
+    """`generate` and `predict` of [`AdapTokPipeline`]."""
+
+    def generate(
+        self,
+        class_labels: int | str | Sequence[int | str],
+        *,
+        num_videos_per_class: int = 1,
+        guidance_scale: float = 1.0,
+        guidance_interval: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        budget: float | Sequence[int] | None = None,
+        generator: torch.Generator | None = None,
+        fps: float = DEFAULT_FPS,
+        batch_size: int = 16,
+        output_type: str = "np",
+        **generate_kwargs,
+    ) -> AdapTokGenerationOutput:
+        """Makes videos of classes.
+
+        Args:
+            class_labels: class names or ids, see `class_names`.
+            num_videos_per_class: videos of each.
+            guidance_scale, guidance_interval: see [`AdapTokARForCausalLM.generate`].
+            temperature, top_k, top_p: how tokens are drawn; default: the model's `generation_config`.
+            budget: the most tokens to write: an average per block, or one number for each block.
+            generator: gives the seed of each video; which videos come out does not depend on `batch_size`.
+            fps: of the output; the model knows nothing of time.
+            batch_size: videos that are generated together.
+            output_type: `"np"`, `"pt"` or `"pil"`.
+            generate_kwargs: for transformers' `generate`, such as `cache_implementation="static"`.
+
+        Raises:
+            ValueError: if the pipeline has no class-conditional generator, for unknown classes (naming the closest) and
+                for impossible settings.
+        """
+        if self.ar_model is None:
+            raise ValueError("this pipeline has no class-conditional generator (ar_model)")
+        check_output_type(output_type)
+        if num_videos_per_class < 1:
+            raise ValueError(f"num_videos_per_class must be at least 1, got {num_videos_per_class}")
+        given = [class_labels] if isinstance(class_labels, int | str) else list(class_labels)
+        labels = [class_id(self.ar_model, label) for label in given for _ in range(num_videos_per_class)]
+        if not labels:
+            raise ValueError("class_labels is empty")
+        settings = _drawing(temperature, top_k, top_p) | generate_kwargs
+        settings |= {"guidance_scale": guidance_scale, "guidance_interval": guidance_interval, "budget": budget}
+        seeds = draw_seeds(len(labels), generator)
+        frames, codes, counts = [], [], []
+        for start in self._batches(len(labels), batch_size, "generate"):
+            part = slice(start, start + batch_size)
+            sequences = self.ar_model.generate(class_labels=labels[part], seeds=seeds[part], **settings)
+            clips = self.ar_model.unpack_sequences(sequences)
+            frames.append(self._decode_clips(*clips))
+            codes.append(clips[0].cpu())
+            counts.append(clips[1].cpu())
+        return AdapTokGenerationOutput(
+            frames=convert_videos(torch.cat(frames), output_type),
+            codes=torch.cat(codes)[:, None],
+            token_counts=torch.cat(counts)[:, None],
+            seeds=seeds[:, None],
+            class_labels=labels,
+            class_names=[self.class_names[label] for label in labels],
+            num_condition_frames=0,
+            fps=check_fps(fps),
+        )
+
+    def predict(
+        self,
+        video: Any,
+        *,
+        num_condition_frames: int = 5,
+        num_rollouts: int = 1,
+        num_videos: int = 1,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        budget: float | Sequence[int] | None = None,
+        generator: torch.Generator | None = None,
+        resize_mode: str | None = None,
+        fps: float | None = None,
+        output_type: str = "np",
+        **generate_kwargs,
+    ) -> AdapTokGenerationOutput:
+        """Goes on from the first frames of a video.
+
+        Args:
+            video: anything that `tokenize` takes; the frames behind the given ones are not looked at.
+            num_condition_frames: how many frames are given.
+            num_rollouts: clips to predict one after the other, each from the last `num_condition_frames` of the one before.
+            num_videos: different continuations.
+            temperature, top_k, top_p, budget, generator, generate_kwargs: as in `generate`.
+            resize_mode, fps: as in `tokenize`.
+
+        Returns:
+            Videos of `num_frames + (num_rollouts - 1) * (num_frames - num_condition_frames)` frames. All are decoded
+            from tokens, the given ones too.
+
+        Raises:
+            ValueError: if the pipeline has no frame-prediction generator, or the video has too few frames.
+        """
+        if self.fp_model is None:
+            raise ValueError("this pipeline has no frame-prediction generator (fp_model)")
+        check_output_type(output_type)
+        for name, value in (("num_rollouts", num_rollouts), ("num_videos", num_videos)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        length = self.tokenizer.config.num_frames
+        if not 1 <= num_condition_frames < length:
+            raise ValueError(f"num_condition_frames must lie in 1..{length - 1}, got {num_condition_frames}")
+        loaded = self.video_processor.load(video, fps=fps, max_frames=num_condition_frames)
+        if len(loaded.frames) < num_condition_frames:
+            raise ValueError(
+                f"the video has {len(loaded.frames)} frames, {num_condition_frames} are needed to go on from "
+                "(num_condition_frames)"
+            )
+        clip = self.video_processor.clips(loaded, resize_mode=resize_mode).frames[:1]
+        windows = clip.expand(num_videos, -1, -1, -1, -1)
+        settings = _drawing(temperature, top_k, top_p) | generate_kwargs | {"budget": budget}
+        frames, codes, counts, seeds = [], [], [], []
+        for rollout in range(num_rollouts):
+            condition = self.tokenize_condition(windows, num_condition_frames)
+            seeds.append(draw_seeds(num_videos, generator))
+            sequences = self.fp_model.generate(condition_codes=condition, seeds=seeds[-1], **settings)
+            clips = self.fp_model.unpack_sequences(sequences, condition)
+            windows = self._decode_clips(*clips)
+            frames.append(windows if rollout == 0 else windows[:, num_condition_frames:])
+            codes.append(clips[0].cpu())
+            counts.append(clips[1].cpu())
+            windows = windows[:, -num_condition_frames:]
+        return AdapTokGenerationOutput(
+            frames=convert_videos(torch.cat(frames, dim=1), output_type),
+            codes=torch.stack(codes, dim=1),
+            token_counts=torch.stack(counts, dim=1),
+            seeds=torch.stack(seeds, dim=1),
+            class_labels=None,
+            class_names=None,
+            num_condition_frames=num_condition_frames,
+            fps=loaded.fps,
+        )
+
+    @property
+    def class_names(self) -> list[str]:
+        """The names of the class-conditional generator's classes, by id."""
+        if self.ar_model is None:
+            raise ValueError("this pipeline has no class-conditional generator (ar_model)")
+        config = self.ar_model.config
+        return [config.id2label.get(label, str(label)) for label in range(config.num_classes)]
+
+    @torch.no_grad()
+    def tokenize_condition(self, windows: torch.Tensor, num_condition_frames: int) -> torch.LongTensor:
+        """The codes of clips that repeat the last given frame: what a frame-prediction generator is conditioned on.
+
+        Args:
+            windows: uint8 (batch, frames, 3, image_size, image_size), at least `num_condition_frames` frames.
+
+        Returns:
+            (batch, blocks, latents_per_block) long.
+        """
+        index = torch.arange(self.tokenizer.config.num_frames).clamp(max=num_condition_frames - 1)
+        video = (windows[:, index].to(self.device) / 255).to(self.tokenizer.dtype)
+        return self.tokenizer.encode(video).codes
+
+    @torch.no_grad()
+    def _decode_clips(self, codes: torch.Tensor, token_counts: torch.Tensor) -> torch.Tensor:
+        """Codes of whole clips -> uint8 (clips, frames, 3, height, width)."""
+        counts = token_counts if self.tokenizer.config.adaptive else None
+        video = self.tokenizer.decode(codes, counts).pixel_values_videos
+        return (video.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+
+
+def class_id(model: AdapTokARForCausalLM, label: int | str) -> int:
+    """A class by its id or its name (case, spaces, hyphens and underscores do not matter).
+
+    Raises:
+        ValueError: naming the closest classes.
+    """
+    config = model.config
+    if isinstance(label, int | np.integer):
+        if not 0 <= label < config.num_classes:
+            raise ValueError(f"class ids must lie in 0..{config.num_classes - 1}, got {label}")
+        return int(label)
+    if label.strip().isdecimal():
+        return class_id(model, int(label))
+    names = {_plain(str(name)): index for index, name in config.id2label.items()}
+    if _plain(label) in names:
+        return names[_plain(label)]
+    close = difflib.get_close_matches(_plain(label), names, n=3, cutoff=0.4)
+    hint = ", ".join(repr(config.id2label[names[name]]) for name in close)
+    raise ValueError(
+        f"unknown class {label!r}" + (f"; did you mean {hint}?" if hint else f"; there are {config.num_classes} classes")
+    )
+
+
+def _plain(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter.isalnum())
+
+
+def draw_seeds(count: int, generator: torch.Generator | None) -> torch.LongTensor:
+    """(count,) seeds from a generator (which may be on any device), or from torch's global one."""
+    device = generator.device if generator is not None else "cpu"
+    return torch.randint(2**63 - 1, (count,), generator=generator, device=device).cpu()
+
+
+def _drawing(temperature: float | None, top_k: int | None, top_p: float | None) -> dict[str, float | bool]:
+    """Arguments of transformers' `generate`; temperature 0 means the likeliest token.
+
+    Raises:
+        ValueError: for values outside their range.
+    """
+    if temperature is not None and not temperature >= 0:
+        raise ValueError(f"temperature must be at least 0, got {temperature}")
+    if top_k is not None and top_k < 0:
+        raise ValueError(f"top_k must be at least 0 (no limit), got {top_k}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p must lie in (0, 1], got {top_p}")
+    if temperature == 0:
+        return {"do_sample": False}
+    given = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def check_output_type(output_type: str) -> None:
+    if output_type not in ("np", "pt", "pil"):
+        raise ValueError(f"output_type must be 'np', 'pt' or 'pil', got {output_type!r}")
+
+
+def convert_videos(videos: torch.Tensor, output_type: str) -> np.ndarray | torch.Tensor | list:
+    """uint8 (videos, frames, 3, height, width) as the output type asks, see [`AdapTokGenerationOutput`]."""
+    if output_type == "pt":
+        return videos.float() / 255
+    frames = videos.permute(0, 1, 3, 4, 2).contiguous().numpy()
+    if output_type == "np":
+        return frames
+    from PIL import Image
+
+    return [[Image.fromarray(frame) for frame in video] for video in frames]

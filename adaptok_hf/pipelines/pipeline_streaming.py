@@ -1,0 +1,274 @@
+"""The streaming part of the pipeline: frames in, blocks out, and back, one temporal block at a time."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..allocation import allocate
+from ..allocation.budgets import tokens_per_block
+from ..allocation.rate_control import RateController
+from ..models.block_cache import BlockCache
+from ..video.frame_stream import Frame, iter_frames
+from .pipeline_generation import check_output_type, convert_videos
+
+
+@dataclass(eq=False)
+class StreamBlock:
+    """One temporal block of a stream.
+
+    Args:
+        index: position in the stream, from 0; a clip begins at every multiple of the tokenizer's `num_blocks`.
+        codes: (latents_per_block,) long, at full width.
+        token_count: how many leading codes are kept.
+        num_frames: real frames; fewer than `tubelet_size` only in the last block.
+        timestamps: (num_frames,) float64, seconds.
+        fps: frames per second of the source.
+        source_size: height and width of the source's frames.
+        resize_mode: how they were made square.
+        bits: log2(codebook_size) for each kept code and log2(latents_per_block + 1) for the count.
+        price: score per token that decided the count, or `None`.
+        model_hash: fingerprint of the tokenizer.
+        frames: the reconstruction, `num_frames` frames as `AdapTokPipelineOutput.frames`; `None` if it was not asked for.
+        original: uint8 (num_frames, size, size, 3), the input as the model saw it.
+        latency: seconds of computation between the arrival of the block's last frame and this object. A frame also waits
+            for the rest of its block to arrive, at most `tubelet_size - 1` frames.
+    """
+
+    index: int
+    codes: torch.Tensor
+    token_count: int
+    num_frames: int
+    timestamps: np.ndarray
+    fps: float
+    source_size: tuple[int, int]
+    resize_mode: str
+    bits: float
+    price: float | None
+    model_hash: str
+    frames: np.ndarray | torch.Tensor | list | None
+    original: np.ndarray | None
+    latency: float
+
+
+# scores of a block (levels,) -> its token count and the price that decided it
+CountRule = Callable[[np.ndarray], tuple[int, float | None]]
+
+
+class StreamingMixin:
+    """`stream` and `stream_decode` of [`AdapTokPipeline`]."""
+
+    def stream(
+        self,
+        video: Any,
+        *,
+        price: float | None = None,
+        threshold: float | None = None,
+        budget: float | str | None = None,
+        bits_per_second: float | None = None,
+        window: int = 32,
+        reservoir: float = 16,
+        fps: float | None = None,
+        resize_mode: str | None = None,
+        decode: bool = True,
+        output_type: str = "np",
+    ) -> Iterator[StreamBlock]:
+        """Tokenizes (and reconstructs) frames as they come, a block at a time, in constant memory.
+
+        Codes, counts and frames are those of the whole-clip pass (`tokenize` with the same price or threshold), to float
+        round-off. A long video is a sequence of clips: at every `num_frames` frames the model starts anew. The last block
+        is filled up with copies of the last frame, which are not returned.
+
+        Args:
+            video: an iterable of frames (PIL images, arrays, tensors; or several frames at once, 4-D), a file, an address
+                or camera that FFmpeg can open (`"rtsp://..."`, `"/dev/video0"`), an open PyAV container, a [`Video`].
+            price: score per token (strategy `quality`).
+            threshold: score that each block must undercut (strategy `threshold`).
+            budget: AVERAGE tokens per block, or a percentage such as `"25%"`, held by a [`RateController`]: after n blocks
+                the average is within `reservoir / n` of the budget, relative to it.
+            bits_per_second: the same for an average bit rate, with the bits of `StreamBlock.bits`, at the source's fps.
+            window, reservoir: of the rate controller, in blocks.
+            fps: frames per second of frames that do not tell it (default: 24).
+            resize_mode: `"crop"` or `"squash"`, see [`AdapTokVideoProcessor`].
+            decode: whether to reconstruct the frames.
+            output_type: `"np"`, `"pt"` or `"pil"`.
+
+        Yields:
+            [`StreamBlock`], each as soon as its last frame has arrived. Without price, threshold, budget and bit rate all
+            tokens are kept.
+
+        Raises:
+            ValueError: for more than one of price, threshold, budget and bits_per_second, impossible values, a tokenizer
+                that is not adaptive or a pipeline without scorer; while it runs, for what is not a video, frames that
+                change their size, and a stream without frames.
+        """
+        check_output_type(output_type)
+        given = {"price": price, "threshold": threshold, "budget": budget, "bits_per_second": bits_per_second}
+        given = {name: value for name, value in given.items() if value is not None}
+        if len(given) > 1:
+            raise ValueError(f"give only one of price, threshold, budget and bits_per_second, got {', '.join(given)}")
+        if given and not self.tokenizer.config.adaptive:
+            raise ValueError("this tokenizer is not adaptive (CausalTok): it keeps all tokens and takes no budget")
+        if given and self.scorer is None:
+            raise ValueError(f"a {next(iter(given))} needs a scorer, and this pipeline has none")
+        resize_mode = resize_mode or self.video_processor.resize_mode
+        if resize_mode not in ("crop", "squash"):
+            raise ValueError(f"resize_mode must be one of 'crop', 'squash', got {resize_mode!r}")
+        if "bits_per_second" not in given:  # that needs the frame rate; the others are checked at once
+            self._count_rule(given, window, reservoir, 1.0)
+        frames = iter_frames(video, self.video_processor, fps)
+        return self._stream(frames, given, window, reservoir, resize_mode, decode, output_type)
+
+    def stream_decode(self, blocks: Iterable[StreamBlock], *, output_type: str = "np") -> Iterator[Any]:
+        """The receiving side: blocks in, frames out, in constant memory. Only `codes[:token_count]` are looked at.
+
+        Args:
+            blocks: what `stream` yields, in order. They may begin with the first block of any clip.
+            output_type: `"np"`, `"pt"` or `"pil"`.
+
+        Yields:
+            One frame after the other: uint8 (height, width, 3), float (3, height, width) in [0, 1] or an image. Squashed
+            videos get their proportions back.
+
+        Raises:
+            ValueError: for blocks of another tokenizer, a missing block, and counts or codes that do not fit.
+        """
+        check_output_type(output_type)
+        return self._stream_decode(blocks, output_type)
+
+    @torch.no_grad()
+    def _stream_decode(self, blocks: Iterable[StreamBlock], output_type: str) -> Iterator:
+        own_hash, per_clip = self.model_hash, self.tokenizer.config.num_blocks
+        cache, expected = BlockCache(), None
+        for block in blocks:
+            if block.model_hash != own_hash:
+                raise ValueError(
+                    f"block {block.index} was made by another model (hash {block.model_hash[:12]}, this model's is "
+                    f"{own_hash[:12]})"
+                )
+            if block.index % per_clip == 0:
+                cache = BlockCache()
+            elif block.index != expected:
+                before = "it is the first" if expected is None else f"the one before was {expected - 1}"
+                raise ValueError(
+                    f"got block {block.index}, but {before}; a stream can be joined at the first block of a clip only "
+                    f"(a multiple of {per_clip})"
+                )
+            yield from self._decode_block(block.codes, block.token_count, cache, block, output_type)
+            expected = block.index + 1
+
+    @torch.no_grad()
+    def _stream(
+        self,
+        frames: Iterator[Frame],
+        given: dict[str, float | str],
+        window: int,
+        reservoir: float,
+        resize_mode: str,
+        decode: bool,
+        output_type: str,
+    ) -> Iterator[StreamBlock]:
+        config, model_hash, rule = self.tokenizer.config, self.model_hash, None
+        code_bits, count_bits = math.log2(config.codebook_size), math.log2(config.latents_per_block + 1)
+        for index, group in enumerate(_blocks(frames, config.tubelet_size)):
+            arrived = time.perf_counter()
+            if index % config.num_blocks == 0:
+                encoder_cache, scorer_cache, decoder_cache = BlockCache(), BlockCache(), BlockCache()
+            fps = group[0][2]
+            if index == 0:
+                rule = self._count_rule(given, window, reservoir, fps)
+            clip = self.video_processor.clips(np.stack([frame for frame, _, _ in group]), fps, resize_mode)
+            video = clip.frames[:, : config.tubelet_size]
+            encoded = self.tokenizer.encode(
+                (video.to(self.device) / 255).to(self.tokenizer.dtype), past_key_values=encoder_cache
+            )
+            latents, codes = encoded.latents[:, 0], encoded.codes[:, 0]
+            count, price = config.latents_per_block, None
+            if rule is not None:
+                quantized = self.tokenizer.quantizer.lookup(codes)
+                scores = self.scorer.score_block(latents, quantized, scorer_cache)
+                count, price = rule(scores[0].double().cpu().numpy())
+                if scorer_cache.num_blocks < config.num_blocks:  # nobody looks at the last block of a clip
+                    counts = torch.tensor([count], device=self.device)
+                    self.scorer.keep_tokens(latents, quantized, counts, scorer_cache)
+            block = StreamBlock(
+                index=index,
+                codes=codes[0].cpu(),
+                token_count=count,
+                num_frames=len(group),
+                timestamps=np.array([seconds for _, seconds, _ in group]),
+                fps=fps,
+                source_size=tuple(clip.source_size),
+                resize_mode=resize_mode,
+                bits=count * code_bits + count_bits,
+                price=price,
+                model_hash=model_hash,
+                frames=None,
+                original=video[0, : len(group)].permute(0, 2, 3, 1).numpy(),
+                latency=0.0,
+            )
+            if decode:
+                block.frames = self._decode_block(block.codes, count, decoder_cache, block, output_type)
+            block.latency = time.perf_counter() - arrived
+            yield block
+
+    def _decode_block(
+        self, codes: torch.Tensor, count: int, cache: BlockCache, block: StreamBlock, output_type: str
+    ) -> np.ndarray | torch.Tensor | list:
+        """The next block of a clip -> its real frames."""
+        counts = torch.tensor([[count]], device=self.device) if self.tokenizer.config.adaptive else None
+        decoded = self.tokenizer.decode(codes[None, None].to(self.device), counts, past_key_values=cache)
+        frames = self.video_processor.unclip(
+            decoded.pixel_values_videos.float(),
+            num_frames=block.num_frames,
+            output_size=block.source_size if block.resize_mode == "squash" else None,
+        )
+        return convert_videos(torch.from_numpy(frames).permute(0, 3, 1, 2)[None], output_type)[0]
+
+    def _count_rule(self, given: dict[str, float | str], window: int, reservoir: float, fps: float) -> CountRule | None:
+        """How counts are chosen; `None` for keeping all tokens."""
+        if not given:
+            return None
+        ((name, value),) = given.items()
+        config, per_block = self.scorer.config, self.tokenizer.config.latents_per_block
+        if name in ("price", "threshold"):
+            strategy = "quality" if name == "price" else "threshold"
+            settings = {"strategy": strategy, "step": config.score_step, name: value}
+            allocate(np.zeros((1, config.num_levels)), **settings)  # raises for a value that makes no sense
+            return lambda scores: (int(allocate(scores[None], **settings)[0]), value if name == "price" else None)
+        if name == "bits_per_second":
+            code_bits, count_bits = math.log2(self.tokenizer.config.codebook_size), math.log2(per_block + 1)
+            seconds = self.tokenizer.config.tubelet_size / fps
+            target = (value * seconds - count_bits) / code_bits
+            if not config.score_step <= target <= per_block:
+                low, high = ((count * code_bits + count_bits) / seconds for count in (config.score_step, per_block))
+                raise ValueError(
+                    f"bits_per_second must lie between {math.ceil(low)} and {math.floor(high)} for this model at {fps:g} "
+                    f"frames per second, got {value!r}"
+                )
+        else:
+            target = tokens_per_block(value, per_block)
+        controller = RateController(
+            target, step=config.score_step, num_levels=config.num_levels, window=window, reservoir=reservoir
+        )
+
+        def choose(scores: np.ndarray) -> tuple[int, float]:
+            return controller.choose(scores), controller.price
+
+        return choose
+
+
+def _blocks(frames: Iterator[Frame], size: int) -> Iterator[list[Frame]]:
+    """Groups of `size` frames, each as soon as it is complete; the last one may be shorter."""
+    group: list[Frame] = []
+    for frame in frames:
+        group.append(frame)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group

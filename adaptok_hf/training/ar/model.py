@@ -1,0 +1,106 @@
+"""The generator that `train_ar.py` trains: a new one, a trained one, or adapters beside a trained one."""
+
+import copy
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+
+from ...models.configuration_adaptok_ar import AdapTokARConfig
+from ...models.modeling_adaptok_ar import AdapTokARForCausalLM
+from .arguments import Arguments
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+GEOMETRY = ("codebook_size", "num_blocks", "latents_per_block")
+
+
+def is_class_conditional(args: Arguments) -> bool:
+    """Whether the generator of a run is conditioned on a class; otherwise it continues frames."""
+    if args.init_from:
+        return AdapTokARConfig.from_pretrained(args.init_from).is_class_conditional
+    return not args.model.get("num_condition_codes")
+
+
+def build_model(args: Arguments, description: dict, tell: Callable[[str], None]) -> AdapTokARForCausalLM:
+    """
+    Args:
+        description: of the tokens, see `token_rows.read_description`.
+        tell: prints what happens to the classes of `init_from`.
+
+    Raises:
+        ValueError: if a trained generator and the tokens do not belong together.
+    """
+    names = description["class_names"]
+    if args.init_from:
+        model = AdapTokARForCausalLM.from_pretrained(args.init_from, dtype=torch.float32)
+        for entry in GEOMETRY:
+            if getattr(model.config, entry) != description[entry]:
+                raise ValueError(
+                    f"{args.init_from} has {entry}={getattr(model.config, entry)}, the tokens {description[entry]}: they "
+                    "are of different tokenizers"
+                )
+        if names and names != class_names(model):
+            tell(change_classes(model, names))
+    else:
+        entries = {name: description[name] for name in GEOMETRY} | args.model
+        if not entries.get("num_condition_codes"):
+            if not names:
+                raise ValueError("a class-conditional generator needs tokens with classes; make them with --labels folder")
+            entries = {"num_classes": len(names), "id2label": dict(enumerate(names))} | entries
+        model = AdapTokARForCausalLM(AdapTokARConfig(**entries))
+    if args.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model.train()
+
+
+def class_names(model: AdapTokARForCausalLM) -> list[str]:
+    """Names of a generator's classes, in the order of their ids; none for frame prediction."""
+    return [model.config.id2label[label] for label in range(model.config.num_classes)]
+
+
+@torch.no_grad()
+def change_classes(model: AdapTokARForCausalLM, names: list[str]) -> str:
+    """Gives a generator other classes: those that it knows by name stay what they are, new ones start as "no class".
+
+    Returns:
+        What was done, in a line.
+    """
+    old, first = class_names(model), model.config.first_class_token_id
+    known = [name for name in names if name in old]
+    tables = (model.model.embed_tokens, model.lm_head)
+    rows = [table.weight[[first + old.index(name) for name in known]] for table in tables]
+    model.replace_classes(names)
+    for table, row in zip(tables, rows, strict=True):
+        table.weight[[first + names.index(name) for name in known]] = row
+    new = [name for name in names if name not in old]
+    return (
+        f"the tokens have other classes than the generator: {len(known)} of its {len(old)} are kept {shorten(known)}, "
+        f"{len(new)} are new and start as 'no class' {shorten(new)}"
+    )
+
+
+def shorten(names: list[str]) -> str:
+    """Some names, in brackets."""
+    return f"({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})" if names else "()"
+
+
+def add_adapters(model: AdapTokARForCausalLM, args: Arguments) -> "PeftModel":
+    """Freezes a generator and puts trained adapters into it. The rows of its classes are trained too, unless `lora` says
+    which embeddings are.
+
+    Raises:
+        ValueError: for target modules that are not there, as peft.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    entries = dict(args.lora)
+    if model.config.is_class_conditional and not {"modules_to_save", "trainable_token_indices"} & set(entries):
+        entries["trainable_token_indices"] = {"embed_tokens": model.config.conditioning_token_ids}
+    return get_peft_model(model, LoraConfig(**entries))
+
+
+def merged(model: "PeftModel") -> AdapTokARForCausalLM:
+    """A generator whose weights hold the adapters'; the model itself stays as it is."""
+    return copy.deepcopy(model).merge_and_unload()

@@ -1,0 +1,155 @@
+"""Clips for training: from folders that fit into memory, or streamed from data sets that do not.
+
+Both kinds give the same clips whatever the number of processes: a batch is that of all processes together, and each takes
+its share of it.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import accumulate, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+
+from ..data import (
+    ClipStream,
+    HubVideos,
+    TarShards,
+    VideoFiles,
+    VideoFolderClips,
+    VideoItem,
+    hub_videos,
+    kinetics,
+    random_window,
+    ucf101,
+    video_folder,
+)
+from ..models.configuration_adaptok import AdapTokConfig
+from .arguments import ClipArguments
+
+
+@contextmanager
+def shared_draws(seed: int, step: int):
+    """Inside, torch's generator on the CPU gives the same numbers on every process, and again in a resumed run."""
+    with torch.random.fork_rng(devices=[]):
+        draw = np.random.SeedSequence([seed, step]).generate_state(1)[0]
+        torch.default_generator.manual_seed(int(draw))  # `torch.manual_seed` would reach the accelerators too
+        yield
+
+
+class FolderBatches:
+    """Random clips of videos that are kept in memory, on every process."""
+
+    def __init__(self, folders: Sequence[Path], folder_weights: Sequence[float], config: AdapTokConfig):
+        self.videos = VideoFolderClips(folders, config.num_frames, config.image_size)
+        self.weights = self.videos.sampling_weights(folder_weights)
+        self.num_videos: int | None = len(self.videos)
+
+    def next_batch(self, batch_size: int) -> torch.Tensor:
+        """This process' share of a batch, uint8 (clips, frames, 3, size, size). Call it within `shared_draws`."""
+        state = PartialState()
+        return self.sample(batch_size)[state.process_index :: state.num_processes]
+
+    def sample(self, count: int) -> torch.Tensor:
+        """Clips to measure something on; the same on every process where the generator is."""
+        return next(self.videos.random_batches(self.weights, count, 1))["pixel_values_videos"]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}  # draws depend on seed and step only
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+class StreamBatches:
+    """Clips of videos that are decoded when they are needed, each process reading its own share.
+
+    Args:
+        source: where the videos come from, see `adaptok_hf.data`.
+        num_workers: decoding processes for each training process; 0 decodes in the training process itself.
+    """
+
+    def __init__(self, source: "JoinedSources", config: AdapTokConfig, seed: int, num_workers: int):
+        from torchdata.stateful_dataloader import StatefulDataLoader
+
+        windows = partial(random_window, clip_length=config.num_frames)
+        self.make_stream = partial(ClipStream, source, windows, config.image_size, flip_at_random=True, seed=seed)
+        # single clips: the size of a batch changes with the stages of a run
+        ahead = {"prefetch_factor": 8} if num_workers else {}
+        self.loader = StatefulDataLoader(self.make_stream(), batch_size=None, num_workers=num_workers, **ahead)
+        self.num_videos = source.num_videos
+        self._clips: Iterator[dict[str, torch.Tensor]] | None = None
+
+    def next_batch(self, batch_size: int) -> torch.Tensor:
+        """This process' share of a batch, uint8 (clips, frames, 3, size, size)."""
+        if self._clips is None:
+            # it draws a seed for the workers, which must not shift what a resumed run draws next
+            with torch.random.fork_rng(devices=[]):
+                self._clips = iter(self.loader)
+        share = islice(self._clips, batch_size // PartialState().num_processes)
+        return torch.stack([clip["pixel_values_videos"] for clip in share])
+
+    def sample(self, count: int) -> torch.Tensor:
+        """The first clips of the stream, which goes on as if they had not been read; the same on every process."""
+        clips = islice(self.make_stream(rank=0, world_size=1), count)
+        return torch.stack([clip["pixel_values_videos"] for clip in clips])
+
+    def state_dict(self) -> dict[str, Any]:
+        """The positions of all processes, which must all call this."""
+        return {"loaders": gather_object([self.loader.state_dict()])}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """
+        Raises:
+            ValueError: if another number of processes wrote the state.
+        """
+        here = PartialState()
+        if len(state["loaders"]) != here.num_processes:
+            raise ValueError(f"the checkpoint is of {len(state['loaders'])} processes, this run has {here.num_processes}")
+        self.loader.load_state_dict(state["loaders"][here.process_index])
+
+
+class JoinedSources:
+    """Several sources of videos as one."""
+
+    def __init__(self, sources: Sequence[VideoFiles | TarShards | HubVideos]):
+        self.sources = list(sources)
+        self._ends = list(accumulate(source.num_shards for source in self.sources))
+        self.num_shards = self._ends[-1]
+
+    @property
+    def num_videos(self) -> int | None:
+        """`None` where it takes reading to know."""
+        if all(isinstance(source, VideoFiles) for source in self.sources):
+            return sum(len(source.items) for source in self.sources)
+        return None
+
+    def read_shard(self, shard: int) -> Iterable[VideoItem]:
+        index = bisect_right(self._ends, shard)
+        return self.sources[index].read_shard(shard - (self._ends[index - 1] if index else 0))
+
+
+def make_training_clips(args: ClipArguments, config: AdapTokConfig) -> FolderBatches | StreamBatches:
+    """What the data arguments of a run name (`tokenizer_arguments.py`); relative paths start at `data_root`.
+
+    Raises:
+        ValueError, OSError: for folders and lists that are not there, as the sources of `adaptok_hf.data`.
+    """
+    root = Path(args.data_root)
+    if args.train_folders:
+        return FolderBatches([root / folder for folder in args.train_folders], args.train_weights, config)
+    sources: list[VideoFiles | TarShards | HubVideos] = [video_folder(root / folder) for folder in args.stream_folders]
+    if args.ucf101_folder:
+        sources.append(ucf101(root / args.ucf101_folder, root / args.ucf101_splits))
+    if args.kinetics_folder:
+        sources.append(kinetics(root / args.kinetics_csv, root / args.kinetics_folder))
+    sources += [TarShards.from_folder(root / folder) for folder in args.shard_folders]
+    if args.hub_dataset:
+        sources.append(hub_videos(args.hub_dataset, args.hub_split))
+    return StreamBatches(JoinedSources(sources), config, args.seed, args.num_workers)

@@ -1,0 +1,1 @@
+"""Initialization of tokenizer and scorer in closed form, without gradient steps."""

@@ -1,0 +1,173 @@
+"""The folder that a training run writes: `recipe.json`, `metrics.jsonl`, checkpoints and models."""
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
+from safetensors import SafetensorError
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from transformers import PreTrainedModel
+
+from .arguments import RunArguments
+from .running_means import RunningMeans
+
+
+class Progress:
+    """What a resumed run needs beside weights, optimisers and the place in the data: `step` is that of the next update."""
+
+    def __init__(self):
+        self.step = 0
+        self.means = RunningMeans()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.step, "means": self.means.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step = state["step"]
+        self.means.load_state_dict(state["means"])
+
+
+class RunFolder:
+    """Written by the main process only; all is made beside its place and renamed, so that a crash leaves the old.
+
+    Args:
+        path: the folder; made if it is missing.
+        arguments: the dataclass of the run, written to `recipe.json`.
+        accelerator: its trackers, if it has any, get what is logged.
+    """
+
+    def __init__(self, path: str, arguments: Any, accelerator: Accelerator):
+        self.path, self.accelerator = Path(path), accelerator
+        if accelerator.is_main_process:
+            self.path.mkdir(parents=True, exist_ok=True)
+            partial = self.path / "recipe.json.new"
+            partial.write_text(json.dumps(dataclasses.asdict(arguments), indent=2) + "\n")
+            os.replace(partial, self.path / "recipe.json")
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Prints a record, appends it to `metrics.jsonl` and gives it to the trackers; its `step` says when it was."""
+        if self.accelerator.is_main_process:
+            text = json.dumps({k: round(v, 5) if isinstance(v, float) else v for k, v in record.items()})
+            with (self.path / "metrics.jsonl").open("a") as file:
+                file.write(text + "\n")
+            print(text, flush=True)
+        self.accelerator.log({k: v for k, v in record.items() if k != "step"}, step=record.get("step"))
+
+    def log_picture(self, name: str, picture: np.ndarray, step: int) -> None:
+        """Gives a picture, uint8 (height, width, 3), to the trackers."""
+        for tracker in self.accelerator.trackers:
+            layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            tracker.log_images({name: picture[None]}, step=step, **layout)
+
+    def save(
+        self,
+        model: PreTrainedModel,
+        step: int | None = None,
+        model_ema: PreTrainedModel | None = None,
+        checkpoints_total_limit: int = 1,
+    ) -> None:
+        """Writes the models, and all that a resumed run needs. Every process must call this.
+
+        Args:
+            model: goes to `model/`.
+            step: the checkpoint is `checkpoint-<step>/`; without a step it is `checkpoint/`, which is replaced.
+            model_ema: goes to `model_ema/`.
+            checkpoints_total_limit: how many checkpoints with a step are kept, the newest ones.
+
+        Raises:
+            OSError: if something cannot be written, such as on a full disk; checkpoints and models stay as they were.
+        """
+        # the checkpoint comes last: a run that is killed before it is there makes the models again
+        for name, saved in (("model", model), ("model_ema", model_ema)):
+            if saved is not None:
+                write = saved.save_pretrained if self.accelerator.is_main_process else lambda path: None
+                self.replace(name, write)
+        self.replace("checkpoint" if step is None else f"checkpoint-{step}", self.accelerator.save_state)
+        if step is not None and self.accelerator.is_main_process:
+            # those of later steps are left from before the run was taken back to an earlier one
+            past = [path for path in self.checkpoints() if _step_of(path) <= step]
+            for path in self.checkpoints():
+                if path not in past[-checkpoints_total_limit:]:
+                    shutil.rmtree(path)
+
+    def checkpoints(self) -> list[Path]:
+        """The checkpoints with a step, from the oldest to the newest."""
+        return sorted((path for path in self.path.glob("checkpoint-*") if path.name[11:].isdigit()), key=_step_of)
+
+    def resume(self, checkpoint: str = "latest") -> bool:
+        """Loads a checkpoint; with "latest", if there is one.
+
+        Args:
+            checkpoint: "latest", or a name such as "checkpoint-500".
+
+        Raises:
+            ValueError: if the named checkpoint is not there.
+        """
+        single, old = self.path / "checkpoint", self.path / "checkpoint.old"
+        if self.accelerator.is_main_process and old.exists() and not single.exists():
+            os.replace(old, single)  # killed between the two renames of `replace`
+        self.accelerator.wait_for_everyone()
+        found = self.checkpoints() or [path for path in [single] if path.exists()]
+        if checkpoint != "latest":
+            if checkpoint not in [path.name for path in found]:
+                raise ValueError(f"{self.path} has no {checkpoint!r}; there are {[path.name for path in found]}")
+            found = [self.path / checkpoint]
+        if found:
+            self.accelerator.load_state(str(found[-1]))
+        return bool(found)
+
+    def replace(self, name: str, write: Callable[[str], Any]) -> None:
+        final, new, old = (self.path / (name + suffix) for suffix in ("", ".new", ".old"))
+        if self.accelerator.is_main_process:
+            shutil.rmtree(new, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        try:
+            write(str(new))
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own kinds
+            raise OSError(f"{new} could not be written: {error}. What was saved before is still there.") from error
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            shutil.rmtree(old, ignore_errors=True)
+            if final.exists():
+                os.replace(final, old)
+            os.replace(new, final)
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def start_run(args: RunArguments, name: str, **accelerator_options: Any) -> tuple[Accelerator, RunFolder]:
+    """The accelerator, with the trackers that `report_to` names, and the folder of a run.
+
+    Args:
+        name: of the script; trackers call the project so.
+
+    Raises:
+        ValueError: if the folder has checkpoints and the run is not told to go on from one.
+    """
+    report_to = None if args.report_to == "none" else args.report_to
+    project = ProjectConfiguration(args.output_dir, str(Path(args.output_dir) / "tracker"))
+    accelerator = Accelerator(log_with=report_to, project_config=project, **accelerator_options)
+    run = RunFolder(args.output_dir, args, accelerator)
+    if run.checkpoints() and args.resume_from_checkpoint is None:
+        raise ValueError(f"{run.path} has checkpoints: give --resume_from_checkpoint latest, or another output_dir")
+    if report_to:
+        entries = dataclasses.asdict(args).items()
+        flat = {k: v if isinstance(v, int | float | str) else json.dumps(v) for k, v in entries}
+        accelerator.init_trackers(name, config=flat)
+    return accelerator, run
+
+
+def average_of_weights(model: torch.nn.Module, decay: float) -> AveragedModel | None:
+    """The exponential moving average of a model's weights, from now on; `None` if `decay` is 0."""
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None

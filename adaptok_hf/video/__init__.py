@@ -1,0 +1,1 @@
+"""Files, frames and streams: reading, writing, the video processor, tokens files."""
