@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from adaptok_hf.figures.attention_maps import attention_maps
 
 from adaptok_hf import AdapTokPipeline
 from adaptok_hf.data import VideoFolderClips
+from adaptok_hf.evaluation.attention_maps import attention_maps
 
 
 def main() -> None:

@@ -4,8 +4,8 @@ import importlib
 
 import pytest
 import torch
-from script_runs import SCRIPTS
-from video_files import make_frames, write_mp4
+from builders.script_runs import SCRIPTS
+from builders.video_files import make_frames, write_mp4
 
 from adaptok_hf import (
     AdapTokARConfig,

@@ -1,7 +1,7 @@
 """Equality with the original code, within the differences that another order of the same sums makes."""
 
 import pytest
-from parity_table import COMMITTED, FULL, SECTIONS, Parity, measure
+from builders.parity_table import COMMITTED, FULL, SECTIONS, Parity, measure
 
 PARTIAL = ("prior_tiny/prior",)  # holds the prior's loss too
 

@@ -1,0 +1,70 @@
+"""Pipelines of 32x32 pixels, and what they take of the memory."""
+
+import numpy as np
+import torch
+
+from adaptok_hf import (
+    AdapTokConfig,
+    AdapTokModel,
+    AdapTokPipeline,
+    AdapTokScorerConfig,
+    AdapTokScorerModel,
+    AdapTokVideoProcessor,
+)
+from adaptok_hf.pipelines.pipeline_batches import bytes_per_clip
+
+
+def peak_bytes(run) -> int:
+    """The most that torch's allocator on the CPU held while `run` ran, above what it held before."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        result = run()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    del result
+    return int(np.cumsum([event.nbytes() for event in events]).max())
+
+
+def make_pipeline(scorer_layers: int = 2, dtype: torch.dtype = torch.float32, **changes) -> AdapTokPipeline:
+    """For clips of 4 blocks of 4 frames of 32x32 pixels; such a clip takes 2 MiB."""
+    torch.manual_seed(0)
+    config = AdapTokConfig(
+        **{
+            "image_size": 32,
+            "patch_size": 8,
+            "hidden_size": 64,
+            "num_attention_heads": 2,
+            "num_encoder_layers": 2,
+            "num_decoder_layers": 2,
+            "latents_per_block": 64,
+            "codebook_size": 64,
+            "codebook_dim": 8,
+        }
+        | changes
+    )
+    scorer = AdapTokScorerConfig(
+        latent_size=config.hidden_size,
+        latents_per_block=config.latents_per_block,
+        score_step=8,
+        hidden_size=64,
+        num_attention_heads=2,
+        num_hidden_layers=scorer_layers,
+    )
+    models = AdapTokModel(config).eval().to(dtype), AdapTokScorerModel(scorer).eval().to(dtype)
+    pipeline = AdapTokPipeline(AdapTokVideoProcessor(config.image_size, 16, 4), *models)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def noisy_video(pipeline: AdapTokPipeline, clips: int) -> np.ndarray:
+    size = pipeline.tokenizer.config.image_size
+    return np.random.default_rng(0).integers(0, 256, (16 * clips - 5, size, size, 3), dtype=np.uint8)
+
+
+def one_clip(pipeline: AdapTokPipeline) -> int:
+    return bytes_per_clip(pipeline.tokenizer, pipeline.scorer)
+
+
+def results(pipeline: AdapTokPipeline, clips: int) -> int:
+    """Bytes of a video's frames, as they go in, and of its codes."""
+    config = pipeline.tokenizer.config
+    return clips * (config.num_frames * 3 * config.image_size**2 + 8 * config.num_latent_tokens)

@@ -1,0 +1,106 @@
+import logging
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from builders.video_files import make_frames, write_animation, write_mp4, write_text
+from PIL import Image
+
+from adaptok_hf.data import VideoFolderClips
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """`many` with 3 videos in sub-folders, `one` with 1; 6 to 9 frames of 16x16, losslessly kept."""
+    for folder, lengths in (("many", (6, 8, 9)), ("one", (7,))):
+        for i, length in enumerate(lengths):
+            (tmp_path / folder / f"sub{i}").mkdir(parents=True)
+            frames = make_frames(length, 16, 16)
+            frames[..., 0] = 20 * np.arange(length)[:, None, None] + 5 * i  # the frame's number is seen in red
+            write_animation(tmp_path / folder / f"sub{i}" / f"video{i}.webp", frames)
+    return [tmp_path / "many", tmp_path / "one"]
+
+
+def test_clips_are_windows_of_the_video(folders):
+    torch.manual_seed(0)
+    clips = VideoFolderClips(folders, num_frames=6, image_size=16)
+    assert len(clips) == 4 and [path.name[5] for path in clips.paths] == ["0", "1", "2", "0"]
+    seen = Counter()
+    for _ in range(80):
+        item = clips[2]
+        clip = item["pixel_values_videos"]
+        assert clip.shape == (6, 3, 16, 16) and clip.dtype == torch.uint8 and int(item["index"]) == 2
+        start = round((int(clip[0, 0, 0, 0]) - 10) / 20)
+        window = clips.videos[2][start : start + 6]
+        flipped = not torch.equal(clip, window)
+        if flipped:
+            assert torch.equal(clip.flip(-1), window)
+        seen[start, flipped] += 1
+    assert set(seen) == {(start, flipped) for start in range(4) for flipped in (False, True)}
+
+
+def test_validation_takes_the_first_frames(folders):
+    clips = VideoFolderClips(folders, num_frames=6, image_size=16, random_clips=False)
+    for index in range(4):
+        for _ in range(3):
+            assert torch.equal(clips[index]["pixel_values_videos"], clips.videos[index][:6])
+
+
+def test_each_folder_gets_its_share(folders):
+    clips = VideoFolderClips(folders, num_frames=6, image_size=16)
+    weights = clips.sampling_weights([0.6, 0.4])
+    assert weights.tolist() == pytest.approx([0.2, 0.2, 0.2, 0.4])
+    torch.manual_seed(0)
+    drawn = torch.cat([batch["index"] for batch in clips.random_batches(weights, 50, 20)])
+    assert len(drawn) == 1000
+    shares = drawn.bincount(minlength=4) / 1000
+    assert shares.tolist() == pytest.approx([0.2, 0.2, 0.2, 0.4], abs=0.05)
+
+
+def test_batches_go_on_from_a_restored_generator(folders):
+    clips = VideoFolderClips(folders, num_frames=6, image_size=16)
+    weights = clips.sampling_weights([0.5, 0.5])
+    batches = clips.random_batches(weights, 4, 5)
+    next(batches), next(batches)
+    state = torch.get_rng_state()
+    expected = list(batches)
+    torch.set_rng_state(state)
+    resumed = list(clips.random_batches(weights, 4, 3))
+    assert len(expected) == len(resumed) == 3 and expected[0]["pixel_values_videos"].shape == (4, 6, 3, 16, 16)
+    for a, b in zip(expected, resumed, strict=True):
+        assert torch.equal(a["pixel_values_videos"], b["pixel_values_videos"]) and torch.equal(a["index"], b["index"])
+
+
+@pytest.mark.parametrize(("height", "width"), [(24, 40), (40, 24), (8, 12), (17, 33)])
+def test_frames_become_the_centre_square(tmp_path, height, width):
+    frames = make_frames(4, height, width)
+    write_animation(tmp_path / "video.webp", frames)
+    (video,) = VideoFolderClips([tmp_path], num_frames=4, image_size=16).videos
+    assert video.shape == (4, 3, 16, 16)
+    short = min(height, width)
+    top, left = (height - short) / 2, (width - short) / 2
+    for frame, ours in zip(frames, video, strict=True):
+        box = (left, top, left + short, top + short)
+        expected = np.asarray(Image.fromarray(frame).resize((16, 16), Image.Resampling.BICUBIC, box=box)).astype(int)
+        assert np.abs(ours.permute(1, 2, 0).numpy() - expected).mean() < 6
+
+
+def test_short_and_unreadable_files_are_left_out(tmp_path, caplog):
+    write_mp4(tmp_path / "long.mp4", frames=make_frames(8, 16, 16))
+    write_mp4(tmp_path / "short.mp4", frames=make_frames(5, 16, 16))
+    write_text(tmp_path / "broken.mp4")
+    write_text(tmp_path / "notes.txt")
+    with caplog.at_level(logging.WARNING, "adaptok_hf.data.video_folder"):
+        clips = VideoFolderClips([tmp_path], num_frames=6, image_size=16)
+    assert [path.name for path in clips.paths] == ["long.mp4"]
+    assert [path.name for path in clips.unreadable] == ["broken.mp4"]
+    assert "left out (1 so far)" in caplog.text and "broken.mp4: not a video" in caplog.text
+
+
+def test_folders_without_videos_are_named(folders, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty: no video of at least 6 frames below"):
+        VideoFolderClips([*folders, tmp_path / "empty"], num_frames=6, image_size=16)
+    with pytest.raises(ValueError, match="one: no video of at least 8 frames below"):
+        VideoFolderClips(folders, num_frames=8, image_size=16)

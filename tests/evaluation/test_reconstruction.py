@@ -1,0 +1,419 @@
+import csv
+import json
+import math
+import os
+import socket
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import PartialState
+from builders.evaluations import evaluate, moving_frames
+from builders.metric_networks import PixelFeatures
+
+from adaptok_hf import write_video
+from adaptok_hf.evaluation import (
+    Networks,
+    Setting,
+    compare_videos,
+    draw_videos,
+    evaluate_reconstruction,
+    make_settings,
+    open_videos,
+    own_protocol,
+    summarize_ratings,
+    time_allocation,
+    write_rating_form,
+)
+from adaptok_hf.evaluation.attention_maps import attention_maps
+from adaptok_hf.evaluation.clip_chunks import ClipChunks
+from adaptok_hf.evaluation.reconstruction import clip_batches
+from adaptok_hf.evaluation.scene_cuts import find_cuts
+from adaptok_hf.evaluation.scorer_check import score_curves
+from adaptok_hf.evaluation.summaries import summarize_clips
+from adaptok_hf.evaluation.tables import markdown
+from adaptok_hf.metrics import PROTOCOLS, Protocol
+
+ALL = ["fixed", "bithr", "bidelta", "ipal", "joint", "quality", "threshold"]
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory) -> Path:
+    """5 videos of 26 frames: two clips of 12 each."""
+    folder = tmp_path_factory.mktemp("videos")
+    for index in range(5):
+        write_video(folder / f"v{index}.mp4", moving_frames(index), 12)
+    return folder
+
+
+def test_every_strategy_is_measured_at_every_budget(tiny_pipeline, videos, tmp_path):
+    report = evaluate(tiny_pipeline, videos, tmp_path, strategies=ALL, budgets=[2, 4, "100%"])
+    results = report["results"]
+    assert len(results) == 3 * len(ALL)
+    for result in results:
+        reached, budget = result["tokens_per_block"], result["budget"]
+        if result["strategy"] in ("fixed", "ipal", "joint") and budget in (2, 6):
+            assert reached == budget
+        assert 2 <= reached <= 6
+        assert sum(blocks for _, blocks in result["blocks_with_tokens"]) == 10 * 3
+        assert result["metrics"]["psnr"]["num_videos"] == 10
+        assert result["metrics"]["psnr"]["low"] <= result["metrics"]["psnr"]["value"] <= result["metrics"]["psnr"]["high"]
+    # at the least and the most tokens nothing is left to decide, but for quality, which may leave bad tokens
+    for budget in (2, 6):
+        agreeing = [r for r in results if r["budget"] == budget and (budget == 2 or r["strategy"] != "quality")]
+        assert len({r["metrics"]["psnr"]["value"] for r in agreeing}) == 1, budget
+    assert all(r["difference_from_fixed"]["psnr"]["value"] == 0 for r in agreeing if r["strategy"] != "fixed")
+    rows = list(csv.DictReader(open(tmp_path / "per_video.csv")))
+    assert len(rows) == 10 * len(results) and rows[0]["video"] == "v0.mp4"
+    assert json.loads((tmp_path / "results.json").read_text()) == json.loads(json.dumps(report))
+
+
+def test_rows_agree_with_the_pipeline(tiny_pipeline, videos, tmp_path):
+    """What the evaluation decodes is what a user gets from the model with these counts."""
+    report = evaluate(tiny_pipeline, videos, tmp_path, window="first", strategies=["joint"], batches=[5])
+    rows = list(csv.DictReader(open(tmp_path / "per_video.csv")))
+    clips = ClipChunks(open_videos(videos), own_protocol(tiny_pipeline, "test", "first", "reconstruction"), 5).read(0)
+    video = clips.videos / 255
+    with torch.no_grad():
+        encoded = tiny_pipeline.tokenizer.encode(video)
+        scores = tiny_pipeline.scorer(encoded.latents, encoded.quantized).scores.double().numpy()
+        from adaptok_hf.allocation import joint
+
+        counts = torch.from_numpy(joint(scores, step=2, budget=4).token_counts)
+        decoded = tiny_pipeline.tokenizer.decode(encoded.codes, counts).pixel_values_videos.clamp(0, 1)
+    psnr = -10 * (decoded - video).double().square().mean(dim=(1, 2, 3, 4)).log10()
+    assert [row["token_counts"] for row in rows] == [" ".join(map(str, row)) for row in counts.tolist()]
+    assert [float(row["psnr"]) for row in rows] == pytest.approx(psnr.tolist(), abs=1e-4)
+    bits = [sum(row) * math.log2(50) + 3 * math.log2(7) for row in counts.tolist()]
+    assert [float(row["bits_per_second"]) for row in rows] == pytest.approx([b * 12 / 12 for b in bits], rel=1e-3)
+    assert report["results"][0]["allocation_batch"] == 5
+
+
+def test_the_batch_of_a_strategy_stands_in_its_protocol(tiny_pipeline, videos, tmp_path):
+    report = evaluate(tiny_pipeline, videos, tmp_path, strategies=["fixed", "ipal"], batches=[2, 4])
+    found = {(r["strategy"], r["allocation_batch"]): r["metrics"]["psnr"]["protocol_hash"] for r in report["results"]}
+    assert found.keys() == {("fixed", None), ("ipal", 2), ("ipal", 4)} and len(set(found.values())) == 3
+    assert {p["allocation_batch"] for p in report["protocols"].values()} == {None, 2, 4}
+    with pytest.raises(ValueError, match="divide the largest, 4; 3 does not"):
+        evaluate(tiny_pipeline, videos, tmp_path / "other", strategies=["ipal"], batches=[3, 4])
+
+
+def test_clips_of_a_batch(tiny_pipeline, videos):
+    clips = ClipChunks(open_videos(videos), own_protocol(tiny_pipeline, "test", "all", "reconstruction"), 5).read(0)
+    assert clip_batches(clips, 2) == [slice(0, 4), slice(4, 8), slice(8, 10)]
+    assert clip_batches(clips, 5) == [slice(0, 10)]
+
+
+def test_a_rerun_skips_finished_work_and_refuses_another_configuration(tiny_pipeline, videos, tmp_path, monkeypatch):
+    report = evaluate(tiny_pipeline, videos, tmp_path, strategies=["fixed", "joint"])
+    part = tmp_path / "parts" / "tiny" / "joint-4-batch2" / "00001.safetensors"
+    part.unlink()  # as if the run had been killed there
+    from adaptok_hf.evaluation import reconstruction
+
+    read = []
+    monkeypatch.setattr(reconstruction.ClipChunks, "read", _recording(ClipChunks.read, read))
+    again = evaluate(tiny_pipeline, videos, tmp_path, strategies=["fixed", "joint"])
+    assert read == [1] and part.exists()
+    for result, before in zip(again["results"], report["results"], strict=True):
+        assert result["metrics"] == before["metrics"]
+    # another budget is added; FVD, too, without measuring the rest again
+    read.clear()
+    more = evaluate(tiny_pipeline, videos, tmp_path, strategies=["fixed", "joint"], budgets=[4, 6])
+    assert read == [0, 1, 2] and len(more["results"]) == 4
+    networks = Networks(features=PixelFeatures())
+    with_fvd = evaluate(tiny_pipeline, videos, tmp_path, networks=networks)["results"][0]["metrics"]
+    assert with_fvd["psnr"] == report["results"][0]["metrics"]["psnr"]
+    assert with_fvd["fvd"]["floor"] is not None and with_fvd["fvd"]["weights_sha256"]
+    with pytest.raises(ValueError, match="another configuration .* differ in protocol"):
+        evaluate(tiny_pipeline, videos, tmp_path, window="first")
+    with torch.no_grad():
+        tiny_pipeline.tokenizer.quantizer.codebook.weight[0] += 1
+    with pytest.raises(ValueError, match="differ in models"):
+        evaluate(tiny_pipeline, videos, tmp_path)
+
+
+def _recording(function, calls):
+    def recorded(self, index):
+        calls.append(index)
+        return function(self, index)
+
+    return recorded
+
+
+def test_fvd_at_some_budgets_only(tiny_pipeline, videos, tmp_path):
+    networks = Networks(features=PixelFeatures())
+    report = evaluate(tiny_pipeline, videos, tmp_path, budgets=[2, 4], fvd_budgets=[4], networks=networks)
+    assert ["fvd" in result["metrics"] for result in report["results"]] == [False, True]
+
+
+class Rounding:
+    """A codec of another make: pixels in steps of an eighth."""
+
+    def encode(self, videos):
+        return (videos * 8).round()
+
+    def decode(self, tokens):
+        return tokens / 8
+
+
+class Perfect:
+    def encode(self, videos):
+        return videos
+
+    def decode(self, tokens):
+        return tokens
+
+
+def test_any_codec_and_infinite_psnr(videos, tmp_path):
+    protocol = Protocol("own", "test", "first", 12, 16, "reconstruction")
+    models = {"rounding": Rounding(), "perfect": Perfect()}
+    networks = Networks(features=PixelFeatures())
+    report = evaluate_reconstruction(models, open_videos(videos), protocol, tmp_path, networks=networks, batches=[2])
+    rounding, perfect = report["results"]
+    assert 25 < rounding["metrics"]["psnr"]["value"] < 40 and rounding["strategy"] == "as is"
+    assert perfect["metrics"]["psnr"]["value"] is None and "value" in perfect["metrics"]["psnr"]["infinite"]
+    assert perfect["metrics"]["ssim"]["value"] == pytest.approx(1)
+    assert abs(perfect["metrics"]["fvd"]["value"]) < 1e-6 < rounding["metrics"]["fvd"]["value"]
+    text = (tmp_path / "results.json").read_text()
+    assert "Infinity" not in text and "NaN" not in text
+    assert "∞" in (tmp_path / "results.md").read_text()
+    with pytest.raises(ValueError, match="with encode and decode, it has no encode"):
+        evaluate_reconstruction({"x": object()}, open_videos(videos), protocol, tmp_path / "x")
+
+
+def test_impossible_settings_are_refused(tiny_pipeline, videos, tmp_path):
+    for options, message in (
+        ({"strategies": ["best"]}, "strategy is one of"),
+        ({"budgets": ["many"]}, "got 'many'"),
+        ({"budgets": [7]}, "not between 1 and the 6 tokens"),
+        ({"budgets": [3]}, "nearest feasible budgets are 2 and 4"),
+        ({"budgets": []}, "nothing to evaluate"),
+        ({"strategies": ["ipal"], "ipal_budgets": "published"}, "Budget tables were published for"),
+        ({"strategies": ["ipal"], "batches": [0]}, "at least 1 video"),
+        ({"ipal_budgets": "other"}, "'equal' or 'published'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluate(tiny_pipeline, videos, tmp_path / "refused", **options)
+    with pytest.raises(ValueError, match="reads 12 frames of 16 x 16, the protocol adaptok_ucf_rfvd has 16 of 128"):
+        evaluate_reconstruction(
+            {"tiny": tiny_pipeline}, open_videos(videos), PROTOCOLS["adaptok_ucf_rfvd"], tmp_path / "refused"
+        )
+    assert not (tmp_path / "refused").exists()
+
+
+def test_videos_that_cannot_be_read_are_left_out(tiny_pipeline, videos, tmp_path):
+    folder = tmp_path / "some"
+    folder.mkdir()
+    for index in range(2):
+        (folder / f"v{index}.mp4").write_bytes((videos / f"v{index}.mp4").read_bytes())
+    (folder / "bad.mp4").write_text("not a video")
+    report = evaluate(tiny_pipeline, folder, tmp_path / "out", window="first")
+    assert (report["num_clips"], report["num_videos"]) == (2, 2)
+    (folder / "v0.mp4").unlink()
+    (folder / "v1.mp4").unlink()
+    with pytest.raises(ValueError, match="no video could be measured"):
+        evaluate(tiny_pipeline, folder, tmp_path / "out2", window="first")
+
+
+def test_intervals_know_which_clips_are_of_one_video():
+    protocol = Protocol("own", "test", "all", 12, 16, "reconstruction")
+    values = [1.0] * 10 + [3.0] * 10
+    alone = summarize_clips("m", values, [str(i) for i in range(20)], protocol)
+    grouped = summarize_clips("m", values, ["a"] * 10 + ["b"] * 10, protocol)
+    assert alone.value == grouped.value == 2 and alone.num_videos == 20
+    assert (grouped.low, grouped.high) == (1, 3) and 1.2 < alone.low < alone.high < 2.8
+    one = summarize_clips("m", [1.0, 2.0], ["a", "a"], protocol)
+    assert one.low is None and "no interval" in one.note
+
+
+def test_draw_videos(videos):
+    source = open_videos(videos)
+    assert [item.key for item in draw_videos(source, 2, 0).items] == ["v0.mp4", "v1.mp4"]
+    more = [item.key for item in draw_videos(source, 12, 0).items]
+    assert len(more) == 12 and {more.count(key) for key in set(more)} == {2, 3}
+    assert len(draw_videos(source, None, 0).items) == 5
+    # a video that stands there twice gives two different random windows
+    protocol = Protocol("own", "test", "random", 12, 16, "reconstruction")
+    chunks = ClipChunks(draw_videos(source, 10, 0), protocol, 10)
+    starts = chunks.read(0).starts
+    assert starts[:5] != starts[5:] and starts == chunks.read(0).starts
+    with pytest.raises(ValueError, match="at least 1"):
+        draw_videos(source, 0, 0)
+    with pytest.raises(FileNotFoundError):
+        open_videos(videos / "none")
+    (videos.parent / "notes.txt").write_text("")
+    with pytest.raises(ValueError, match="expected a folder"):
+        open_videos(videos.parent / "notes.txt")
+
+
+def test_settings_have_names_of_their_own():
+    settings = make_settings(["fixed", "ipal"], [128, "50%"], [8, 64], 512, "published")
+    assert len({setting.name for setting in settings}) == len(settings) == 6
+    assert settings[1] == Setting("ipal", 128, 8, (284, 80, 72, 72))
+    for wrong in ({"strategy": "fixed"}, {"strategy": "fixed", "budget": 4, "batch": 2}, {"strategy": "ipal", "budget": 4}):
+        with pytest.raises(ValueError):
+            Setting(**wrong)
+
+
+def test_compare_videos_by_name_and_as_sets(videos, tmp_path):
+    networks = Networks(features=PixelFeatures())
+    for index in range(4):
+        noisy = moving_frames(index).astype(int) + np.random.default_rng(9).integers(-25, 26, (26, 16, 16, 3))
+        write_video(tmp_path / f"v{index}.mp4", np.clip(noisy, 0, 255).astype(np.uint8), 12)
+    result = compare_videos(videos, tmp_path, networks=networks, num_frames=12)
+    assert result["num_pairs"] == 4 and len(result["pairs"]) == 4
+    assert "1 of 5 real videos have no partner of that name" in result["notes"]
+    same = compare_videos(videos, videos, networks=networks, num_frames=12, window="all")
+    assert same["metrics"]["psnr"]["value"] is None and len(same["pairs"]) == 10
+    assert abs(same["metrics"]["fvd"]["value"]) < 1e-6 < result["metrics"]["fvd"]["value"]
+    pair = compare_videos(videos / "v0.mp4", tmp_path / "v1.mp4", num_frames=12)
+    assert pair["metrics"]["psnr"]["low"] is None and 0 < pair["metrics"]["psnr"]["value"] < 30
+    (tmp_path / "other").mkdir()
+    write_video(tmp_path / "other" / "x.mp4", moving_frames(0, count=26), 12)
+    write_video(tmp_path / "other" / "y.mp4", moving_frames(1, count=26), 12)
+    with pytest.raises(ValueError, match="nothing to compare"):
+        compare_videos(videos, tmp_path / "other", num_frames=12)
+    unpaired = compare_videos(videos, tmp_path / "other", num_frames=12, networks=networks)
+    assert unpaired["metrics"].keys() == {"fvd"} and unpaired["num_pairs"] == 0
+    write_video(tmp_path / "other" / "v0.mp4", moving_frames(0, count=13), 12)
+    with pytest.raises(ValueError, match="v0.mp4: 2 clips of 12 frames on the real side, 1 on the other"):
+        compare_videos(videos, tmp_path / "other", num_frames=12, window="all")
+
+
+def test_scene_cuts():
+    first, second = moving_frames(0, 20), 255 - moving_frames(1, 20)
+    second = (second.astype(int) // 3).astype(np.uint8)
+    assert find_cuts(np.concatenate([first, second])) == [20]
+    assert find_cuts(first) == []
+    assert find_cuts(first[:1]) == [] and find_cuts(np.repeat(first[:1], 9, axis=0)) == []
+
+
+def test_attention_maps_are_those_of_eager_attention(tiny_tokenizer, tiny_video):
+    tokens = [0, 3, 5]
+    maps = attention_maps(tiny_tokenizer, tiny_video[0], tokens)
+    assert maps.shape == (3, 3, 2, 2)
+    weights = []
+    layer = tiny_tokenizer.encoder.layers[-1].attention
+    tiny_tokenizer.set_attn_implementation("eager")
+    handle = layer.register_forward_hook(lambda module, given, output: weights.append(output[1]))
+    with torch.no_grad():
+        tiny_tokenizer.encode(tiny_video[:1])
+    handle.remove()
+    wanted = weights[0].mean(1)[0]  # patches (3 blocks of 4), then latents (3 blocks of 6)
+    for row, token in enumerate(tokens):
+        for block in range(3):
+            found = wanted[12 + 6 * block + token, 4 * block : 4 * block + 4].view(2, 2)
+            np.testing.assert_allclose(maps[row, block], found, atol=1e-6)
+    np.testing.assert_allclose(attention_maps(tiny_tokenizer, tiny_video[0], tokens), maps, atol=1e-6)
+    with pytest.raises(ValueError, match="0 to 5, got 6"):
+        attention_maps(tiny_tokenizer, tiny_video[0], [6])
+
+
+def test_score_curves(tiny_pipeline, tiny_video):
+    videos = (tiny_video * 255).round().to(torch.uint8)
+    predicted, measured, levels = score_curves(tiny_pipeline, videos, "l1")
+    assert levels == [2, 4, 6] and predicted.shape == measured.shape == (2, 3, 3)
+    tokenizer = tiny_pipeline.tokenizer
+    with torch.no_grad():
+        encoded = tokenizer.encode(videos / 255)
+        counts = torch.tensor([[3, 4]] * 2)
+        decoded = tokenizer.decode(encoded.codes[:, :2], counts).pixel_values_videos[:, 4:8]
+        scores = tiny_pipeline.scorer(encoded.latents[:, :2], encoded.quantized[:, :2], torch.tensor([[3, 6]] * 2)).scores
+    error = (decoded - videos[:, 4:8] / 255).abs().mean(dim=(1, 2, 3, 4))
+    np.testing.assert_allclose(measured[:, 1, 1], error, atol=1e-6)
+    np.testing.assert_allclose(predicted[:, 1], scores[:, 1], atol=1e-5)
+    with pytest.raises(ValueError, match="loss must be one of"):
+        score_curves(tiny_pipeline, videos, "lpips")
+
+
+def test_the_papers_numbers_stand_beside_ours(tiny_pipeline, videos, tmp_path):
+    paper = [
+        {"model": "tiny", "strategy": "fixed", "budget": 4, "psnr": 25.29, "milliseconds": 50.9},
+        {"model": "Other", "psnr": 11.5},
+    ]
+    report = evaluate(tiny_pipeline, videos, tmp_path, paper=paper)
+    lines = markdown(report).splitlines()
+    header = [cell.strip() for cell in lines[0].split("|")]
+    ours = dict(zip(header, [cell.strip() for cell in lines[2].split("|")], strict=True))
+    other = dict(zip(header, [cell.strip() for cell in lines[3].split("|")], strict=True))
+    assert ours["PSNR, paper"] == "25.290" and ours["ms per clip, paper"] == "50.9" and float(ours["ms per clip"]) > 0
+    assert ours["PSNR (dB) ↑"].startswith(f"{report['results'][0]['metrics']['psnr']['value']:.2f} [")
+    assert (other["model"], other["PSNR, paper"], other["PSNR (dB) ↑"]) == ("Other", "11.500", "")
+    assert "not measured here" in lines[-1]
+
+
+def test_time_of_allocation(tmp_path):
+    paper = [{"blocks": 2, "milliseconds_per_clip": 7.1}]
+    report = time_allocation(tmp_path, [1, 2], [64], 4, latents_per_block=32, step=8, repeats=2, paper=paper)
+    assert [result["paper"] for result in report["results"]] == [None, 7.1, None]
+    assert all(result["milliseconds_per_clip"] > 0 for result in report["results"])
+    assert "7.1" in (tmp_path / "results.md").read_text()
+
+
+def test_rating_form(videos, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    for index in range(3):
+        (other / f"v{index}.mp4").write_bytes((videos / f"v{index}.mp4").read_bytes())
+    form = write_rating_form(tmp_path / "form", {"A & B": videos, "C": other}, num_videos=2)
+    key = json.loads((tmp_path / "form" / "key.json").read_text())
+    assert len(key) == 4 and {entry["system"] for entry in key.values()} == {"A & B", "C"}
+    text = form.read_text()
+    assert "A &" not in text and text.count("<select") == 4
+    for line in text.splitlines():
+        if 'src="' in line:
+            assert (tmp_path / "form" / line.split('src="')[1].split('"')[0]).exists()
+    filled = tmp_path / "filled.csv"
+    of_c = [item for item, entry in key.items() if entry["system"] == "C"]
+    filled.write_text("rater,item,rating\n" + f"x,{of_c[0]},8\nx,{of_c[1]},\ny,{of_c[0]},6\n")
+    result = summarize_ratings(tmp_path / "form" / "key.json", [filled])
+    assert result == {"C": {"mean": 7, "deviation": pytest.approx(math.sqrt(2)), "ratings": 2, "raters": 2}}
+    for wrong, message in (
+        ("x,v999,3", "unknown item"),
+        (f"x,{of_c[0]},11", "1 to 10"),
+        (f"x,{of_c[0]},good", "1 to 10"),
+        (f"x,{of_c[0]},3\nx,{of_c[0]},4", "has rated"),
+        (f"x,{of_c[0]},", "no ratings"),
+    ):
+        filled.write_text(f"rater,item,rating\n{wrong}\n")
+        with pytest.raises(ValueError, match=message):
+            summarize_ratings(tmp_path / "form" / "key.json", [filled])
+
+
+def run_one_of_two(rank: int, port: str, pipeline, videos: Path, output: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    PartialState._reset_state()  # what the parent has made
+    evaluate_in_processes(pipeline, videos, output)
+    torch.distributed.destroy_process_group()
+
+
+def evaluate_in_processes(pipeline, videos: Path, output: Path) -> None:
+    networks = Networks(features=PixelFeatures())
+    strategies = ["fixed", "ipal", "quality"]
+    evaluate(pipeline, videos, output, window="random", strategies=strategies, networks=networks)
+
+
+def test_two_processes_give_what_one_gives(tiny_pipeline, videos, tmp_path):
+    evaluate_in_processes(tiny_pipeline, videos, tmp_path / "one")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    # forks need not import anything; they use one thread each, because a thread pool does not survive a fork
+    arguments = (port, tiny_pipeline, videos, tmp_path / "two")
+    torch.multiprocessing.start_processes(run_one_of_two, arguments, nprocs=2, start_method="fork")
+    reports = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two")]
+    assert [report.pop("num_processes") for report in reports] == [1, 2]
+    for report in reports:
+        for result in report["results"]:
+            result.pop("milliseconds_per_clip")
+    assert reports[0] == reports[1]
+    assert (tmp_path / "one" / "per_video.csv").read_text() == (tmp_path / "two" / "per_video.csv").read_text()
+
+
+def test_protocol_without_a_batch_keeps_its_hash():
+    protocol = PROTOCOLS["adaptok_ucf_rfvd"]
+    assert replace(protocol, allocation_batch=64).hash != protocol.hash == "ab88544d3903"

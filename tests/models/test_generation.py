@@ -1,0 +1,390 @@
+"""Sequences that `generate` writes: always valid, the same whatever stands beside them, and only as long as needed."""
+
+import pytest
+import torch
+from builders.generators import tiny, tiny_fp
+from transformers import StoppingCriteria
+
+from adaptok_hf.models.generation_adaptok import (
+    BlocksFinished,
+    BlockTokensLogitsProcessor,
+    JacobiCandidates,
+    PairedGuidanceLogitsProcessor,
+    SeededSamplingLogitsProcessor,
+    uniform_noise,
+)
+
+INF = torch.inf
+
+
+def check_valid(model, sequences, limits=None, total=None):
+    """K blocks, 0..M codes each and at least 1 in the first, ids in range, `<EOB>` and nothing else behind the end."""
+    config = model.config
+    eob, blocks = config.eob_token_id, config.num_generated_blocks
+    assert sequences.shape[1] <= config.prompt_length + config.max_sequence_length
+    for row, sequence in enumerate(sequences[:, config.prompt_length :].tolist()):
+        assert all(0 <= token <= eob for token in sequence)
+        ends = [place for place, token in enumerate(sequence) if token == eob]
+        assert len(ends) >= blocks and set(sequence[ends[blocks - 1] :]) == {eob}
+        parts = [end - start - 1 for start, end in zip([-1, *ends], ends[:blocks], strict=False)]
+        assert parts[0] >= 1
+        most = [config.latents_per_block] * blocks if limits is None else limits[row].tolist()
+        assert all(count <= limit for count, limit in zip(parts, most, strict=True)), (parts, most)
+        assert total is None or sum(parts) <= total
+
+
+# --- property: every sequence is valid, and independent of the batch ---------------------------------------------
+
+
+@pytest.mark.parametrize("trial", range(10))
+def test_sequences_are_valid_and_independent_of_the_batch(trial):
+    draw = torch.Generator().manual_seed(trial)
+
+    def choose(options):
+        return options[int(torch.randint(len(options), (), generator=draw))]
+
+    make = tiny if trial % 3 else tiny_fp
+    scale = choose([0.05, 0.3, 1.0])
+    model = make(
+        position_embedding=choose(["rope", "absolute"]),
+        num_blocks=choose([2, 3]) if make is tiny else 3,
+        latents_per_block=choose([4, 6]),
+        initializer_range=scale,
+    )
+    config = model.config
+    # A random push towards <EOB> makes short and empty blocks.
+    push = choose([-2.0, 0.0, 3.0, 8.0])
+    model.lm_head.register_forward_hook(
+        lambda module, inputs, logits: logits.index_add(
+            -1, torch.tensor([config.eob_token_id]), torch.full((*logits.shape[:-1], 1), push)
+        )
+    )
+    if config.is_class_conditional:
+        condition = {"class_labels": torch.randint(-1, 5, (8,), generator=draw)}
+        guidance = choose([{}, {"guidance_scale": 2.5}, {"guidance_scale": 4.0, "guidance_interval": choose([0, 3])}])
+    else:
+        shape = (8, config.num_blocks, config.latents_per_block)
+        condition, guidance = {"condition_codes": torch.randint(20, shape, generator=draw)}, {}
+    limits, total, budget = None, None, None
+    kind = choose(["none", "number", "per block", "per clip"])
+    if kind == "number":
+        budget = choose([0.5, 1.4, 3])
+        total = int(budget * config.num_generated_blocks)
+    elif kind != "none":
+        shape = (config.num_generated_blocks,) if kind == "per block" else (8, config.num_generated_blocks)
+        budget = torch.randint(0, config.latents_per_block + 1, shape, generator=draw)
+        budget[..., 0].clamp_(min=1)
+        limits = budget.expand(8, -1)
+    seeds = torch.randint(2**62, (8,), generator=draw)
+    for drawing in (
+        {"do_sample": False},
+        {"do_sample": True, "seeds": seeds, "temperature": choose([0.7, 1.0, 1.5]), "top_k": choose([0, 5])},
+        {"do_sample": True, "seeds": seeds, "top_p": choose([0.5, 0.9])},
+    ):
+        together = model.generate(**condition, **drawing, **guidance, budget=budget)
+        check_valid(model, together, limits, total)
+        for row in (0, 5, 7):
+            alone = {name: value[row : row + 1] for name, value in condition.items()}
+            its_own = {**drawing, "seeds": seeds[row : row + 1]} if drawing["do_sample"] else drawing
+            its_budget = budget[row : row + 1] if kind == "per clip" else budget
+            ids = model.generate(**alone, **its_own, **guidance, budget=its_budget)
+            width = min(ids.shape[1], together.shape[1])
+            assert torch.equal(ids[0, :width], together[row, :width])
+            assert (together[row, width:] == config.eob_token_id).all() and (ids[0, width:] == config.eob_token_id).all()
+
+
+def test_conditioning_ids_are_never_written():
+    """Not even where their logits are the largest by far; and not by transformers' own rules alone."""
+    model = tiny()
+    model.lm_head.register_forward_hook(lambda module, inputs, logits: logits + 100 * (torch.arange(27) > 20))
+    check_valid(model, model.generate(class_labels=[0, 1, 2], guidance_scale=2.0, seeds=[1, 2, 3]))
+    plain = super(type(model), model).generate(model.build_prompt(class_labels=[0, 1]), max_new_tokens=10)
+    assert plain[:, 1:].max() <= 20  # the saved suppress_tokens
+
+
+def test_a_budget_is_exact():
+    """With `<EOB>` made impossible but by force, each block holds what its budget says."""
+    model = tiny()
+    model.lm_head.register_forward_hook(lambda module, inputs, logits: logits - 1e4 * (torch.arange(27) == 20))
+    budget = torch.tensor([[4, 0, 2], [1, 3, 0]])
+    sequences = model.generate(class_labels=[0, 1], budget=budget, seeds=[0, 1])
+    assert torch.equal(model.unpack_sequences(sequences)[1], budget)
+    assert model.unpack_sequences(model.generate(class_labels=[0], budget=2.5, seeds=[0]))[1].tolist() == [[4, 3, 0]]
+    assert model.unpack_sequences(model.generate(class_labels=[0], budget=1 / 3, seeds=[0]))[1].tolist() == [[1, 0, 0]]
+    assert model.unpack_sequences(model.generate(class_labels=[0], budget=[2, 2, 2]))[1].tolist() == [[2, 2, 2]]
+
+
+# --- cost --------------------------------------------------------------------------------------------------------
+
+
+def test_finished_rows_leave_the_batch():
+    """Rows that are done are not computed any more; the rest is as if they had never been there."""
+    model = tiny(latents_per_block=8, num_blocks=2)
+    rows = []
+    model.model.register_forward_pre_hook(
+        lambda module, inputs, given: rows.append(len(given["input_ids"])), with_kwargs=True
+    )
+    budget = torch.tensor([[1, 0], [1, 0], [1, 1], [8, 8]])
+    no_eob = model.lm_head.register_forward_hook(lambda module, inputs, logits: logits - 1e4 * (torch.arange(27) == 20))
+    condition = {"class_labels": [0, 1, 2, 3], "budget": budget}
+    ids = model.generate(**condition, do_sample=False)
+    assert torch.equal(model.unpack_sequences(ids)[1], budget)
+    assert rows == [4] * 3 + [2] * 1 + [1] * 14  # 3, 3, 4 and 18 tokens
+    rows.clear()
+    assert torch.equal(model.generate(**condition, do_sample=False, cache_implementation="static"), ids)
+    assert rows == [4] * 3 + [2] * 1 + [1] * 14
+    rows.clear()
+    guided = model.generate(**condition, do_sample=False, guidance_scale=3.0, guidance_interval=5)
+    assert torch.equal(model.unpack_sequences(guided)[1], budget)
+    assert rows == [8] * 3 + [4] * 1 + [2] * 3 + [1] * 11  # 7 guided tokens
+    no_eob.remove()
+    rows.clear()
+    no_cache = model.generate(**condition, do_sample=False, use_cache=False)
+    assert torch.equal(no_cache, model.generate(**condition, do_sample=False))
+
+
+@pytest.mark.parametrize("positions", ["rope", "absolute"])
+@pytest.mark.parametrize("guidance", [{}, {"guidance_scale": 2.0}, {"guidance_scale": 2.0, "guidance_interval": 4}])
+def test_static_cache_is_equal(positions, guidance):
+    model = tiny(position_embedding=positions, latents_per_block=7)
+    given = {"class_labels": [0, 1, 2, 3, 4], "seeds": range(5), **guidance}
+    assert torch.equal(model.generate(**given), model.generate(**given, cache_implementation="static"))
+
+
+def test_stops_where_the_caller_says():
+    model = tiny()
+
+    class Third(StoppingCriteria):
+        def __call__(self, input_ids, scores, **kwargs):
+            return torch.full((len(input_ids),), input_ids.shape[1] == 4)
+
+    model.lm_head.register_forward_hook(lambda module, inputs, logits: logits - 1e4 * (torch.arange(27) == 20))
+    whole = model.generate(class_labels=[0, 1], do_sample=False)
+    stopped = model.generate(class_labels=[0, 1], do_sample=False, stopping_criteria=[Third()])
+    assert torch.equal(stopped, whole[:, :4])
+    assert torch.equal(model.generate(class_labels=[0, 1], do_sample=False, max_new_tokens=6), whole[:, :7])
+
+
+# --- drawing -----------------------------------------------------------------------------------------------------
+
+
+def test_noise_is_splitmix64():
+    """Against the published generator in plain integers."""
+
+    def mix(z):
+        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+        return z ^ (z >> 31)
+
+    golden = 0x9E3779B97F4A7C15
+    assert mix((1234567 + golden) % 2**64) == 6457827717110365317  # the known first number of seed 1234567
+    seeds = [0, 1, 2**63 - 1]
+    noise = uniform_noise(torch.tensor(seeds), position=5, size=4)
+    for row, seed in enumerate(seeds):
+        stream = mix((mix(seed) + 6 * golden) % 2**64)
+        bits = [mix((stream + (i + 1) * golden) % 2**64) >> 12 for i in range(4)]
+        assert noise[row].tolist() == [(b + 0.5) / 2**52 for b in bits]
+    assert (0.5 * 2.0**-52, (2**52 - 0.5) * 2.0**-52) == (2.0**-53, 1 - 2.0**-53)  # never 0, never 1
+
+
+def test_drawn_tokens_follow_the_softmax():
+    """Chi-square over seeds and over positions; and rows, positions, neighbouring seeds are independent."""
+    scores = torch.tensor([2.0, 1.0, 0.0, -1.0, 0.5, -INF, -2.0, 0.0])
+    probabilities = scores.softmax(0)
+    kept = probabilities > 0
+    for seeds, position in ((torch.arange(20000), 3), (torch.arange(20000) * 2**40 - 2**55, 900)):
+        draw = SeededSamplingLogitsProcessor(seeds, prompt_length=1)
+        noisy = draw(torch.zeros(20000, 1 + position, dtype=torch.long), scores.expand(20000, -1))
+        counts = torch.bincount(noisy.argmax(1), minlength=8).double()
+        assert counts[5] == 0
+        expected = 20000 * probabilities.double()
+        assert (((counts - expected) ** 2 / expected)[kept].sum()) < 22.5  # 6 degrees of freedom: 0.1%
+    one_row = torch.cat([uniform_noise(torch.tensor([7]), position, 8) for position in range(1500)])
+    rows = uniform_noise(torch.arange(20000), 0, 8)
+    for noise in (one_row, rows):
+        expected = len(noise) * probabilities.double()
+        gumbel = scores - torch.log(-torch.log(noise))
+        counts = torch.bincount(gumbel.argmax(1), minlength=8).double()
+        assert (((counts - expected) ** 2 / expected)[kept].sum()) < 22.5
+        for left, right in ((noise[1:, 0], noise[:-1, 0]), (noise[:, 0], noise[:, 1])):
+            correlation = torch.corrcoef(torch.stack([left, right]))[0, 1]
+            assert abs(correlation) < 4 / len(noise) ** 0.5
+        assert abs(noise.mean() - 0.5) < 4 * (1 / 12 / noise.numel()) ** 0.5
+
+
+def test_generate_draws_from_the_softmax():
+    """The first token over many seeds, at temperature 1.5, against the model's own distribution."""
+    model = tiny(num_blocks=1, latents_per_block=1, initializer_range=0.2)
+    prompt = model.build_prompt(class_labels=[3])
+    logits = model(prompt).logits[0, -1, :20].detach()
+    expected = 4000 * (logits / 1.5).softmax(0).double()
+    ids = model.generate(prompt.expand(4000, -1), seeds=torch.arange(4000), temperature=1.5)
+    counts = torch.bincount(ids[:, 1], minlength=20).double()
+    assert ((counts - expected) ** 2 / expected).sum() < 43.8  # 19 degrees of freedom: 0.1%
+
+
+def test_seeds():
+    model = tiny()
+    given = {"class_labels": [1] * 6}
+    first = model.generate(**given, seeds=[5, 6, 7, 5, 8, 9])
+    assert torch.equal(first[0], first[3]) and len(first.unique(dim=0)) >= 4
+    assert torch.equal(first, model.generate(**given, seeds=torch.tensor([5, 6, 7, 5, 8, 9])))
+    torch.manual_seed(3)
+    one = model.generate(**given)
+    torch.manual_seed(3)
+    assert torch.equal(one, model.generate(**given))
+    other = model.generate(**given)
+    assert one.shape != other.shape or not torch.equal(one, other)
+
+
+# --- processors --------------------------------------------------------------------------------------------------
+
+
+def test_block_rules_by_hand():
+    """Codes 0..3, <EOB> 4, a class 5; prompt of one token; two blocks of at most 2."""
+    rules = BlockTokensLogitsProcessor(1, 4, torch.tensor([[2, 2]]))
+    scores = torch.arange(6.0)[None]
+    codes, end, both = [0.0, 1, 2, 3, -INF, -INF], [-INF] * 4, [0.0, 1, 2, 3, 4, -INF]
+    forced = [*end, 0.0, -INF]
+    for sequence, expected in (
+        ([], codes),
+        ([1], both),
+        ([1, 2], forced),
+        ([1, 4], both),  # the second block may be empty
+        ([1, 4, 0], both),
+        ([1, 4, 0, 0], forced),
+        ([1, 4, 4], forced),
+        ([1, 2, 4, 4, 4], forced),
+    ):
+        given = scores.clone()
+        assert rules(torch.tensor([[5, *sequence]]), given).tolist() == [expected], sequence
+        assert torch.equal(given, scores)
+    total = BlockTokensLogitsProcessor(1, 4, torch.tensor([[2, 2]]), total_limit=1)
+    assert total(torch.tensor([[5, 1]]), scores).tolist() == [forced]
+    assert total(torch.tensor([[5, 1, 4]]), scores).tolist() == [forced]
+    rows = BlockTokensLogitsProcessor(1, 4, torch.tensor([[2, 0], [1, 2]]))
+    both_rows = rows(torch.tensor([[5, 1], [5, 1]]), scores.expand(2, -1))
+    assert both_rows.tolist() == [both, forced]
+    # A block without room is closed, whatever another processor has done to the scores before.
+    assert rows(torch.tensor([[5, 1, 4]] * 2), torch.full((2, 6), -INF))[0].tolist() == forced
+
+
+def test_guidance_by_hand():
+    scores = torch.tensor([[1.0, 2.0, -INF], [0.5, 3.0, -INF]])
+    guided = PairedGuidanceLogitsProcessor(3.0)(torch.zeros(2, 1), scores)
+    assert guided.tolist() == [[2.0, 0.0, -INF]] * 2
+
+
+def test_stopping_by_hand():
+    ids = torch.tensor([[9, 4, 4, 0], [9, 4, 0, 1], [9, 4, 4, 4]])
+    stop = BlocksFinished(1, 2, 4)
+    assert stop.finished(ids).tolist() == [True, False, True]
+    assert stop(ids, None).tolist() == [False] * 3
+    assert BlocksFinished(1, 2, 4, share=0.5)(ids, None).tolist() == [True] * 3
+    assert BlocksFinished(1, 2, 4, rows=1)(ids, None).tolist() == [True] * 3
+    assert BlocksFinished(1, 2, 4, max_tokens=3)(ids, None).tolist() == [True] * 3
+    assert BlocksFinished(1, 2, 4, max_tokens=4)(ids, None).tolist() == [False] * 3
+
+
+# --- bad input ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"budget": -1}, r"must lie in 0.333333\.\.4, got -1"),
+        ({"budget": 0}, r"must lie in 0.333333\.\.4, got 0"),
+        ({"budget": 4.5}, r"must lie in 0.333333\.\.4, got 4.5"),
+        ({"budget": float("inf")}, "got inf"),
+        ({"budget": float("nan")}, "got nan"),
+        ({"budget": [1, 2]}, r"must be integers of shape \(3,\) or \(2, 3\), got torch.int64 \(2,\)"),
+        ({"budget": [1.0, 2.0, 3.0]}, "must be integers .* got torch.float32"),
+        ({"budget": [0, 2, 3]}, r"in 1\.\.4 in the first"),
+        ({"budget": [1, -2, 3]}, r"must lie in 0\.\.4"),
+        ({"budget": [1, 2, 5]}, r"must lie in 0\.\.4"),
+        ({"guidance_scale": 0.5}, "guidance_scale must be at least 1, got 0.5"),
+        ({"guidance_scale": 2.0, "guidance_interval": -1}, "guidance_interval must be at least 0, got -1"),
+        ({"seeds": [1, 2, 3]}, "3 seeds for 2 sequences"),
+        ({"class_labels": [0, 5]}, r"class ids must lie in 0\.\.4, got 5"),
+        ({"condition_codes": torch.zeros(2, 3, 4, dtype=torch.long)}, "takes class_labels, and nothing else"),
+        ({"inputs": torch.tensor([[21], [22]])}, "give either a prompt or its condition"),
+        ({"top_p": 1.5}, "top_p"),
+        ({"top_k": -3}, "top_k"),
+        ({"temperature": 0.0}, "temperature"),
+    ],
+)
+def test_refuses(given, message):
+    with pytest.raises(ValueError, match=message):
+        tiny().generate(**{"class_labels": [0, 1]} | given)
+
+
+def test_refuses_guidance_without_a_null_class_and_wrong_prompts():
+    codes = torch.zeros(1, 3, 4, dtype=torch.long)
+    with pytest.raises(ValueError, match="guidance_scale=2.0 needs a class-conditional generator: this has no null class"):
+        tiny_fp().generate(condition_codes=codes, guidance_scale=2.0)
+    with pytest.raises(ValueError, match=r"a prompt must be \(batch, 7\), got \(1, 3\)"):
+        tiny_fp().generate(torch.zeros(1, 3, dtype=torch.long))
+
+
+def test_given_blocks_come_back_whole():
+    model = tiny_fp()
+    codes = torch.randint(20, (3, 3, 4), generator=torch.Generator().manual_seed(4))
+    sequences = model.generate(condition_codes=codes, seeds=[1, 2, 3])
+    unpacked, counts = model.unpack_sequences(sequences, codes)
+    assert torch.equal(unpacked[:, 0], codes[:, 0]) and counts[:, 0].tolist() == [4, 4, 4]
+    assert counts[:, 1].min() >= 1  # the first generated block is not empty
+    assert torch.equal(model.generate(model.build_prompt(condition_codes=codes), seeds=[1, 2, 3]), sequences)
+
+
+# --- several tokens at a time --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [tiny, tiny_fp])
+@pytest.mark.parametrize("settings", [{"do_sample": False}, {"do_sample": True, "temperature": 0.5}, {"budget": 2}])
+@pytest.mark.parametrize("lookahead", [2, 5])
+def test_lookahead_writes_the_same_in_fewer_passes(make, settings, lookahead):
+    model = make(num_blocks=3, latents_per_block=6, initializer_range=0.3)
+    if make is tiny:
+        condition = {"class_labels": torch.tensor([1])}
+    else:
+        condition = {"condition_codes": torch.zeros(1, 3, 6, dtype=torch.long)}
+    passes = []
+    model.model.register_forward_hook(lambda *_: passes.append(1))
+    for seed in range(3):
+        wanted = model.generate(**condition, seeds=[seed], **settings)
+        one_by_one = len(passes)
+        assert torch.equal(model.generate(**condition, seeds=[seed], lookahead=lookahead, **settings), wanted)
+        assert len(passes) - one_by_one <= one_by_one
+        passes.clear()
+
+
+def test_right_guesses_save_passes():
+    """Scores that know the place in a block only: the second block is guessed from the first."""
+    model = tiny(num_blocks=3, latents_per_block=6)
+    passes, limit = [], model.config.latents_per_block
+    model.model.register_forward_hook(lambda *_: passes.append(1))
+
+    def same_code(module, inputs, logits):
+        return torch.nn.functional.one_hot(torch.full(logits.shape[:-1], 3), logits.shape[-1]).float()
+
+    model.lm_head.register_forward_hook(same_code)
+    sequence = model.generate(class_labels=[0], do_sample=False, lookahead=7)[0].tolist()
+    assert sequence[1:] == ([3] * limit + [model.config.eob_token_id]) * 3
+    assert len(passes) < 7  # of 21 tokens
+
+
+def test_first_guesses_are_those_of_the_block_before():
+    candidates = JacobiCandidates(prompt_length=1, eob_token_id=9, num_guesses=4)
+    assert candidates.get_candidates(torch.tensor([[12, 5, 6, 7, 9, 5]]))[0].tolist() == [[12, 5, 6, 7, 9, 5, 6, 7, 9, 5]]
+    assert candidates.get_candidates(torch.tensor([[12]]))[0].tolist() == [[12, 0, 0, 0, 0]]
+    scores = torch.nn.functional.one_hot(torch.tensor([[5, 1, 2, 3, 4]]), 10).float()
+    candidates.update_candidate_strategy(torch.tensor([[12, 5, 1]]), scores, 1)  # 5 was right, then 1 was drawn
+    assert candidates.get_candidates(torch.tensor([[12, 5, 1]]))[0].tolist() == [[12, 5, 1, 2, 3, 4, 4]]
+
+
+def test_lookahead_refuses():
+    for settings in ({"class_labels": [0], "lookahead": 0}, {"class_labels": [0, 1], "lookahead": 4}):
+        with pytest.raises(ValueError, match="lookahead must be at least 1, and 1 for more than one sequence"):
+            tiny().generate(**settings)
+    with pytest.raises(ValueError, match="got 4 for 1 sequences and guidance_scale 2"):
+        tiny().generate(class_labels=[0], lookahead=4, guidance_scale=2)

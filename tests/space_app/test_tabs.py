@@ -1,0 +1,304 @@
+"""The Space's tabs and the pieces they are made of, called as functions."""
+
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from builders.video_files import make_frames, write_mp4
+
+from adaptok_hf import AdapTokPipeline, Video
+
+gr = pytest.importorskip("gradio", reason="the Space needs gradio: pip install adaptok_hf[space]")
+
+import generate_tab  # noqa: E402
+import inspect_tab  # noqa: E402
+import predict_tab  # noqa: E402
+import reconstruct_tab  # noqa: E402
+import uploads  # noqa: E402
+from charts import Line, line_chart  # noqa: E402
+from demo import build_demo  # noqa: E402
+from encoding import encode_video, spread  # noqa: E402
+from example_clips import make_examples  # noqa: E402
+from player import token_bars  # noqa: E402
+from streaming import Watcher, watch  # noqa: E402
+
+SURFING = Path(__file__).parents[2] / "examples" / "surfing.mp4"
+
+
+@pytest.fixture(scope="module")
+def shipped() -> AdapTokPipeline:
+    pipeline = AdapTokPipeline.from_pretrained()
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def last(results):
+    *_, result = results
+    return result
+
+
+# --- reconstruct ---
+
+
+def test_reconstruct_with_the_shipped_checkpoint(shipped, tmp_path):
+    """The numbers are the pipeline's own."""
+    path = tmp_path / "short.mp4"
+    write_mp4(path, frames=shipped.video_processor.load(SURFING, max_frames=20).frames)
+    num_blocks = math.ceil(20 / shipped.tokenizer.config.tubelet_size)
+    step, most = shipped.scorer.config.score_step, shipped.tokenizer.config.latents_per_block
+    budgets = spread(list(range(step, most + 1, step)), 5)
+    budget = budgets[len(budgets) // 2]
+    first, second = reconstruct_tab.reconstruct(shipped, str(path), "joint", budget)
+    (html, curve, report), expected = second, shipped.reconstruct(str(path), budget=budget)
+    assert first[0] == html and first[2] is report
+    assert html.count("<video") == 3 and "<polyline" in curve and "<polyline" not in first[1]
+    assert report["token_counts"] == expected.token_counts.flatten()[:num_blocks].tolist()
+    assert sum(report["token_counts"]) == budget * num_blocks
+    assert report["bits_per_second"] == pytest.approx(expected.bits_per_second, abs=0.1)
+    error = np.mean((expected.frames.astype(float) - expected.original) ** 2)
+    assert report["psnr_db"] == pytest.approx(10 * np.log10(255**2 / error), abs=2e-3)
+    fixed = shipped.reconstruct(str(path), budget=budget, allocation="fixed")
+    error = np.mean((fixed.frames.astype(float) - fixed.original) ** 2)
+    assert report["fixed"] == {
+        "tokens_per_block": budget,
+        "psnr_db": pytest.approx(10 * np.log10(255**2 / error), abs=2e-3),
+    }
+    points = report["curve"]["joint"]
+    assert [point["tokens_per_block"] for point in points] == budgets and (budgets[0], budgets[-1]) == (step, most)
+    assert points[budgets.index(budget)]["psnr_db"] == report["psnr_db"] and points[0] == report["curve"]["fixed"][0]
+
+
+@pytest.mark.parametrize("strategy", list(reconstruct_tab.STRATEGIES))
+def test_every_strategy_gives_the_pipelines_counts(complete_pipeline, clip_file, strategy):
+    given = {"quality": {"price": 0.002}, "threshold": {"threshold": 0.1}}.get(strategy, {"budget": 4})
+    arguments = {"price": 2.0} if strategy == "quality" else given  # the slider's price is for 1000 tokens
+    _, _, report = last(reconstruct_tab.reconstruct(complete_pipeline, clip_file, strategy, **arguments))
+    tokens = complete_pipeline.tokenize(clip_file, allocation=strategy, **given)
+    assert report["token_counts"] == tokens.token_counts.flatten()[:5].tolist()
+    assert report["tokens"] == tokens.num_tokens and report["strategy"] == strategy
+
+
+def test_without_a_scorer_only_fixed_is_offered(complete_pipeline, clip_file):
+    complete_pipeline.register_modules(scorer=None)
+    assert reconstruct_tab.strategies(complete_pipeline) == ["fixed"]
+    html, curve, report = last(reconstruct_tab.reconstruct(complete_pipeline, clip_file, "fixed", 3))
+    assert set(report["token_counts"]) == {3} and html.count("<video") == 2 and list(report["curve"]) == ["fixed"]
+    with pytest.raises(ValueError, match="one of fixed, not 'joint'"):
+        next(reconstruct_tab.reconstruct(complete_pipeline, clip_file, "joint", 3))
+
+
+def test_a_long_video_is_cut_and_says_so(complete_pipeline, tmp_path):
+    path = str(write_mp4(tmp_path / "long.mp4", frames=make_frames(100, 32, 32)))
+    html, _, report = next(reconstruct_tab.reconstruct(complete_pipeline, path, "joint", 4))
+    assert report["frames"] == uploads.MAX_CLIPS * 12 and "Only the first 72 frames (3.0 s)" in html
+
+
+def test_frames_are_those_of_the_processor(shipped, clip_file):
+    expected = shipped.video_processor.clips(clip_file)
+    frames = uploads.read_upload(shipped, clip_file).video.frames
+    np.testing.assert_array_equal(frames, expected.frames.flatten(0, 1)[:20].permute(0, 2, 3, 1).numpy())
+
+
+# --- generate, predict, inspect ---
+
+
+def test_generate_streams_blocks_and_ends_with_the_pipelines_video(shipped):
+    label = shipped.class_names[-1]
+    looks = list(generate_tab.generate(shipped, label, seed=5, guidance=1.5, budget=10))
+    report = looks[-1][1]
+    expected = shipped.generate(
+        label, guidance_scale=1.5, temperature=1.0, budget=10, generator=torch.Generator().manual_seed(5)
+    )
+    assert report["token_counts"] == expected.token_counts.flatten().tolist() and report["class"] == label
+    begun = [len(look[1].get("token_counts", [])) for look in looks]
+    assert begun == sorted(begun) and begun[0] == 0 and set(begun) >= {1, begun[-1]}, begun
+    assert "not written yet" in looks[0][0] and "<video" in looks[-1][0]
+
+
+def test_looks_are_prefixes_of_the_final_tokens(complete_pipeline):
+    looks = list(generate_tab.generate(complete_pipeline, 1, seed=7, guidance=2))
+    final = looks[-1][1]["token_counts"]
+    for _, report in looks[1:-1]:
+        *closed, open_block = report["token_counts"]
+        assert closed == final[: len(closed)] and open_block <= final[len(closed)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"label": None}, "Choose a class"),
+        ({"label": "fourth"}, "unknown class 'fourth'"),
+        ({"label": 0, "seed": -1}, "seed must be"),
+        ({"label": 0, "seed": None}, "seed must be"),
+        ({"label": 0, "guidance": 0.5}, "guidance_scale must be at least 1"),
+        ({"label": 0, "temperature": -1}, "temperature must be at least 0"),
+        ({"label": 0, "budget": 0.1}, "must lie in"),
+    ],
+)
+def test_bad_settings_of_generate(complete_pipeline, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        list(generate_tab.generate(complete_pipeline, **arguments))
+
+
+def test_closing_the_stream_stops_the_generator(complete_pipeline):
+    """A visitor who leaves does not keep the model busy."""
+    written = []
+
+    def run(watcher):
+        def after(ids, scores, **kwargs):
+            written.append(ids.shape[1])
+            return watcher(ids, scores)
+
+        return complete_pipeline.generate(
+            0, stopping_criteria=[after], generator=torch.Generator().manual_seed(0), temperature=1.0
+        )
+
+    stream = watch(run, Watcher(1, complete_pipeline.ar_model.config.eob_token_id))
+    next(stream)
+    watcher_stopped_at = len(written)
+    stream.close()
+    assert len(written) <= watcher_stopped_at + 3
+
+
+def test_errors_of_the_watched_thread_are_raised():
+    def run(watcher):
+        raise ValueError("inside")
+
+    with pytest.raises(ValueError, match="inside"):
+        list(watch(run, Watcher(1, 0)))
+
+
+def test_predict(complete_pipeline, clip_file):
+    html, report = last(
+        predict_tab.predict(complete_pipeline, clip_file, num_condition_frames=5, num_rollouts=2, num_videos=2, seed=3)
+    )
+    generator = torch.Generator().manual_seed(3)
+    video = uploads.read_upload(complete_pipeline, clip_file).video
+    expected = complete_pipeline.predict(
+        video, num_condition_frames=5, num_rollouts=2, num_videos=2, temperature=0.6, generator=generator
+    )
+    assert report["token_counts"] == expected.token_counts.tolist() and report["frames"] == 19
+    assert html.count("<video") == 3 and "What really came" in html and 'data-given="0.2083"' in html
+    html, _ = last(predict_tab.predict(complete_pipeline, clip_file, num_condition_frames=5, num_rollouts=3, num_videos=1))
+    assert html.count("<video") == 1 and "nothing to compare" in html
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_rollouts": 9}, "1..4"),
+        ({"num_videos": 0}, "1..3"),
+        ({"seed": 0.5}, "whole"),
+        ({"num_condition_frames": 12}, "1..11"),
+    ],
+)
+def test_bad_settings_of_predict(complete_pipeline, clip_file, arguments, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        list(predict_tab.predict(complete_pipeline, clip_file, **arguments))
+
+
+def test_inspect(complete_pipeline, clip_file):
+    prefixes, curves, video = inspect_tab.inspect_clip(complete_pipeline, clip_file)
+    assert len(video) == 12 and "data-levels=" in prefixes and curves.count("<polyline") == 3
+    encoded = encode_video(complete_pipeline, video)
+    np.testing.assert_array_equal(
+        inspect_tab.decode_prefix(complete_pipeline, encoded, 2),
+        complete_pipeline.reconstruct(video, budget=2, allocation="fixed").frames,
+    )
+    html = inspect_tab.attention_map(complete_pipeline, video, 2, 3, 6)
+    assert html.count("<img") == 3 and "token 6 of block 3 in layer 2" in html
+    assert "later: unseen" in inspect_tab.attention_map(complete_pipeline, video, 1, 1, 1)
+    assert "appears here" in inspect_tab.attention_map(complete_pipeline, None, 1, 1, 1)
+    with pytest.raises(ValueError, match=r"token must lie in 1\.\.6, not 7"):
+        inspect_tab.attention_map(complete_pipeline, video, 1, 1, 7)
+
+
+def test_attention_is_that_of_the_eager_encoder(complete_pipeline, clip_file):
+    """Our row against the weights that eager attention computes, at a latent of the second block."""
+    video = uploads.read_upload(complete_pipeline, clip_file, max_frames=12).video
+    weights = inspect_tab.attention_weights(complete_pipeline, video, layer=1, block=1, token=4)
+    assert torch.allclose(weights.sum((1, 2)), torch.ones(2)) and not weights[:, 2].any()
+    caught = []
+    complete_pipeline.tokenizer.set_attn_implementation("eager")
+    attention = complete_pipeline.tokenizer.encoder.layers[1].attention
+    attention.register_forward_hook(lambda module, inputs, output: caught.append(output[1]))
+    clips = complete_pipeline.video_processor.clips(video)
+    complete_pipeline.tokenizer.encode(clips.pixel_values_videos)
+    row = caught[0][0, :, 3 * 4 + 1 * 6 + 4]  # behind the patches of 3 blocks
+    expected = torch.cat([row[:, :12].unflatten(1, (3, 4)), row[:, 12:].unflatten(1, (3, 6))], dim=2)
+    torch.testing.assert_close(weights, expected)
+
+
+# --- pieces ---
+
+
+def test_charts_and_bars_are_well_formed():
+    from xml.etree import ElementTree
+
+    line = Line("a < b", [(1, 2.0), (10, 2.0)], "fixed", ["<tip>", "&"])
+    for html in (
+        line_chart([line], "x & y", "<y>", '"told"', [(1, "1")], (5, 2.0, "here")),
+        token_bars([0, 3, 6], 6, [4, 4, 2], 2.5),
+    ):
+        ElementTree.fromstring(html)
+
+
+def test_spread():
+    assert spread(list(range(3, 49, 3)), 5) == [3, 6, 12, 24, 48]
+    assert spread([4], 5) == [4] and spread([1, 2, 3], 9) == [1, 2, 3]
+
+
+def test_sliders_follow_the_model(complete_pipeline):
+    demo = build_demo(complete_pipeline)
+    sliders = {block.label: block for block in demo.blocks.values() if isinstance(block, gr.Slider)}
+    budget = sliders["Budget: tokens per block, on average"]
+    assert (budget.minimum, budget.maximum, budget.step) == (2, 6, 2)
+    assert sliders["Token of the block"].maximum == 6 and sliders["Encoder layer"].maximum == 2
+    assert sliders["Frames that are given"].maximum == 11
+    assert all(block.label for block in demo.blocks.values() if isinstance(block, gr.Slider | gr.Dropdown | gr.Number))
+    complete_pipeline.register_modules(ar_model=None, fp_model=None)
+    assert [tab.label for tab in build_demo(complete_pipeline).blocks.values() if isinstance(tab, gr.Tab)] == [
+        "Reconstruct",
+        "Inspect",
+        "About",
+    ]
+
+
+def test_examples_need_no_network(tmp_path, complete_pipeline):
+    files = make_examples(tmp_path)
+    assert SURFING in files and len(files) == 2
+    for file in files:
+        uploads.read_upload(complete_pipeline, str(file))
+
+
+def test_zero_gpu_decorator_is_used_where_it_is(monkeypatch):
+    import zero_gpu
+
+    assert zero_gpu.on_gpu(len) is len
+
+    class Spaces:
+        @staticmethod
+        def GPU(duration):
+            return lambda function: (duration, function)
+
+    monkeypatch.setattr(zero_gpu, "spaces", Spaces)
+    assert zero_gpu.on_gpu(len) == (90, len)
+
+
+def test_requirements_are_pinned_as_tested():
+    root = Path(__file__).parents[2]
+    pins = set((root / "constraints.txt").read_text().split())
+    wanted = [line for line in (root / "space_app/requirements.txt").read_text().splitlines() if "==" in line]
+    assert len(wanted) > 8 and set(wanted) <= pins
+    header = (root / "space_app/README.md").read_text().split("---")[1]
+    (version,) = re.findall(r"sdk_version: (.*)", header)
+    assert f"gradio=={version}" in pins and (root / "space_app" / re.findall(r"app_file: (.*)", header)[0]).exists()
+
+
+def test_video_of_one_frame(complete_pipeline):
+    """The shortest video there is goes through every tab."""
+    video = Video(make_frames(1, 16, 16), 24.0, np.zeros(1))
+    assert encode_video(complete_pipeline, video).num_blocks == 1

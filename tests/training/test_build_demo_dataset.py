@@ -1,0 +1,143 @@
+"""The demo data set, made from a small archive instead of the packages."""
+
+import csv
+import hashlib
+import importlib
+import io
+import tarfile
+import zipfile
+
+import av
+import numpy as np
+import pytest
+from builders.script_runs import SCRIPTS
+from builders.video_files import make_frames, write_mp4
+from PIL import Image
+
+
+@pytest.fixture
+def modules(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    return importlib.import_module("build_demo_dataset"), importlib.import_module("demo_packages")
+
+
+def animation() -> bytes:
+    """An animated WebP of 4 frames, 40 ms each: a red square that moves over a transparent ground of 200 x 150 pixels."""
+    frames = []
+    for index in range(4):
+        frame = Image.new("RGBA", (200, 150), (0, 0, 0, 0))
+        frame.paste((255, 0, 0, 255), (60 + 10 * index, 50, 90 + 10 * index, 80))
+        frames.append(frame)
+    file = io.BytesIO()
+    # `kmax=1`: whole frames, or the file would not say that it has transparency
+    frames[0].save(
+        file, "webp", save_all=True, append_images=frames[1:], duration=40, lossless=True, kmax=1
+    )  # whole frames, so that it says it has transparency
+    return file.getvalue()
+
+
+@pytest.fixture
+def plan(modules, tmp_path, monkeypatch):
+    """Two packages, of which one has a video and an animation; the other cannot be had."""
+    build, packages = modules
+    write_mp4(tmp_path / "long.mp4", frames=make_frames(20, 160, 128))
+    members = {"package/long.mp4": (tmp_path / "long.mp4").read_bytes(), "package/a.webp": animation()}
+    archives = tmp_path / "archives"
+    archives.mkdir()
+    with tarfile.open(archives / "one.tgz", "w:gz") as tar:
+        for name, content in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    sha256 = hashlib.sha256((archives / "one.tgz").read_bytes()).hexdigest()
+    monkeypatch.setattr(build, "PACKAGES", tmp_path / "packages.csv")
+    monkeypatch.setattr(build, "PLAN", tmp_path / "plan.csv")
+    with build.PACKAGES.open("w") as file:
+        rows = [["client", "name", "version", "archive", "sha256", "licence"]]
+        rows += [
+            ["npm", "one", "1.0", "one.tgz", sha256, "MIT"],
+            ["npm", "no/such/package", "1.0", "two.tgz", sha256, "MIT"],
+        ]
+        csv.writer(file).writerows(rows)
+    with build.PLAN.open("w") as file:
+        rows = [["path", "source_package", "source_file", "first_frame", "num_frames", "sha256"]]
+        rows += [["wild/train/long_00.mp4", "one", "package/long.mp4", 0, 10, "0"]]
+        rows += [["wild/val/long_01.mp4", "one", "package/long.mp4", 10, 10, "0"]]
+        rows += [["action32/train/jump/a.mp4", "one", "package/a.webp", 0, 4, "0"]]
+        rows += [["wild/val/gone.mp4", "no/such/package", "x.mp4", 0, 4, "0"]]
+        csv.writer(file).writerows(rows)
+
+    def run(*options):
+        arguments = ["build", "--output_dir", tmp_path / "data", "--packages_dir", archives, "--num_processes", 1, *options]
+        monkeypatch.setattr("sys.argv", list(map(str, arguments)))
+        build.main()
+
+    return run, tmp_path / "data"
+
+
+def test_clips_are_made_and_missing_ones_listed(plan, capsys):
+    run, folder = plan
+    with pytest.raises(SystemExit):
+        run()
+    printed = capsys.readouterr().out
+    assert "3 of 4 clips are in" in printed and "wild/val/gone.mp4: no/such/package could not be had" in printed
+    rows = list(csv.DictReader((folder / "manifest.csv").open()))
+    assert [(row["set"], row["split"], row["label"], row["num_frames"], row["fps"]) for row in rows] == [
+        ("wild", "train", "", "10", "24.000"),
+        ("wild", "val", "", "10", "24.000"),
+        ("action32", "train", "jump", "4", "25.000"),
+    ]
+    for row in rows:
+        assert row["sha256"] == hashlib.sha256((folder / row["path"]).read_bytes()).hexdigest()
+    with av.open(str(folder / "action32/train/jump/a.mp4")) as container:
+        frames = [frame.to_ndarray(format="rgb24").astype(int) for frame in container.decode(video=0)]
+    assert len(frames) == 4 and frames[0].shape == (128, 128, 3)
+    assert (frames[0][5, 5] > 245).all()  # transparent is white
+    # 150 pixels became 128: the square's middle (75, 65) is at ((75 - 25) * 128 / 150, 65 * 128 / 150)
+    assert frames[0][55, 43, 0] > 200 and frames[0][55, 43, 1] < 60
+    assert np.abs(frames[3] - frames[0]).max() > 150
+
+
+def test_a_second_call_makes_only_what_is_missing(plan, capsys):
+    run, folder = plan
+    with pytest.raises(SystemExit):
+        run("--sets", "wild", "action32")
+    kept, lost = folder / "wild/train/long_00.mp4", folder / "wild/val/long_01.mp4"
+    bytes_, time = lost.read_bytes(), kept.stat().st_mtime_ns
+    lost.unlink()
+    run("--sets", "action32")
+    assert "1 of 1 clips" in capsys.readouterr().out and not lost.exists()
+    with pytest.raises(SystemExit):
+        run()
+    assert lost.read_bytes() == bytes_ and kept.stat().st_mtime_ns == time
+
+
+def test_an_archive_with_other_bytes_is_refused(plan, modules, tmp_path, capsys):
+    run, folder = plan
+    (tmp_path / "archives" / "one.tgz").write_bytes(b"something else")
+    with pytest.raises(SystemExit):
+        run()
+    assert "one.tgz has sha256" in capsys.readouterr().out and not (folder / "wild").exists()
+
+
+def test_wheels_are_read(modules, tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.whl", "w") as wheel:
+        wheel.writestr("a/b.mp4", b"1")
+        wheel.writestr("a/c.mp4", b"2")
+    assert list(modules[1].read_members(tmp_path / "a.whl", {"a/c.mp4"})) == [("a/c.mp4", b"2")]
+
+
+def test_the_plan_keeps_sources_on_one_side(modules):
+    build = modules[0]
+    plan = build.read_plan(["wild", "action32"])
+    assert len(plan) == 798 == len({clip.path for clip in plan}) == len({clip.sha256 for clip in plan})
+    assert {clip.source_package for clip in plan} == set(build.read_packages())
+    sides: dict[tuple[str, str], set[str]] = {}
+    for clip in plan:
+        sides.setdefault((clip.source_package, clip.source_file), set()).add(clip.path.split("/")[1])
+    assert all(len(side) == 1 for side in sides.values())
+
+
+def test_unknown_sets_are_named(modules):
+    with pytest.raises(ValueError, match=r"sets are 'action32' and 'wild', got \['tame'\]"):
+        modules[0].Arguments(output_dir="x", sets=["tame"])

@@ -1,0 +1,317 @@
+"""What the training scripts share: arguments, run folders, clips, and the recipes that ship."""
+
+import dataclasses
+import json
+import os
+import resource
+import sys
+from dataclasses import dataclass
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from builders.script_runs import SCRIPTS
+from builders.video_files import make_frames, write_audio_only, write_avi, write_empty, write_text
+from transformers import AutoModel
+
+from adaptok_hf import AdapTokConfig, AdapTokPriorConfig, AdapTokPriorModel
+from adaptok_hf.training import clips as training_clips
+from adaptok_hf.training import learning_rate as training_learning_rate
+from adaptok_hf.training import run_folder as training_run_folder
+from adaptok_hf.training import running_means as training_running_means
+from adaptok_hf.training.tokenizer import arguments as tokenizer_arguments
+from adaptok_hf.training.tokenizer import training_step as tokenizer_training_step
+
+TINY = json.loads((SCRIPTS / "recipes" / "tokenizer_tiny.json").read_text())
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    """A run folder with a counter that is part of its checkpoints, and a small model."""
+
+    @dataclass
+    class Arguments:
+        seed: int = 0
+
+    class Counter:
+        value = 0
+
+        def state_dict(self):
+            return {"value": self.value}
+
+        def load_state_dict(self, state):
+            self.value = state["value"]
+
+    accelerator = Accelerator(cpu=True)
+    folder = training_run_folder.RunFolder(str(tmp_path / "run"), Arguments(), accelerator)
+    folder.counter = Counter()
+    accelerator.register_for_checkpointing(folder.counter)
+    config = AdapTokPriorConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=1, num_latent_tokens=4)
+    folder.model = AdapTokPriorModel(config)
+    yield folder
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def save_steps(folder, *steps: int) -> None:
+    for folder.counter.value in steps:
+        folder.save(folder.model, folder.counter.value, checkpoints_total_limit=2)
+
+
+def test_checkpoints_rotate(run_folder):
+    assert not run_folder.resume()
+    save_steps(run_folder, 5, 10, 100)
+    assert [path.name for path in run_folder.checkpoints()] == ["checkpoint-10", "checkpoint-100"]
+    run_folder.counter.value = 0
+    assert run_folder.resume() and run_folder.counter.value == 100
+    assert run_folder.resume("checkpoint-10") and run_folder.counter.value == 10
+    with pytest.raises(ValueError, match=r"no 'checkpoint-5'; there are \['checkpoint-10', 'checkpoint-100'\]"):
+        run_folder.resume("checkpoint-5")
+    save_steps(run_folder, 20)  # the run was taken back: what followed before is gone
+    assert [path.name for path in run_folder.checkpoints()] == ["checkpoint-10", "checkpoint-20"]
+
+
+def test_one_checkpoint_without_steps(run_folder):
+    run_folder.counter.value = 3
+    run_folder.save(run_folder.model)
+    os.replace(run_folder.path / "checkpoint", run_folder.path / "checkpoint.old")  # killed between two renames
+    run_folder.counter.value = 0
+    assert run_folder.resume() and run_folder.counter.value == 3
+    assert not run_folder.checkpoints()
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(run_folder):
+    save_steps(run_folder, 1)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limit[1]))
+        with pytest.raises(OSError, match=r"model\.new could not be written: .*was saved before is still there"):
+            save_steps(run_folder, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert run_folder.resume() and run_folder.counter.value == 1
+    AutoModel.from_pretrained(run_folder.path / "model")
+    save_steps(run_folder, 2)
+    assert [path.name for path in run_folder.checkpoints()] == ["checkpoint-1", "checkpoint-2"]
+
+
+def test_an_output_folder_under_a_file(run_folder, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError, match="file"):
+        training_run_folder.RunFolder(str(tmp_path / "file" / "run"), None, run_folder.accelerator)
+
+
+def test_running_means_go_on(run_folder):
+    means, resumed = (
+        training_running_means.RunningMeans(),
+        training_running_means.RunningMeans(),
+    )
+    means.add({"a": torch.tensor(1.0), "b": torch.tensor(5.0)})
+    resumed.load_state_dict(means.state_dict())
+    resumed.add({"a": torch.tensor(2.0)})
+    assert resumed.pop(run_folder.accelerator) == {"a": 1.5, "b": 5.0}
+    assert resumed.pop(run_folder.accelerator) == {}
+
+
+def test_learning_rates():
+    rates = [training_learning_rate.learning_rate_at(i, 12, peak=1.0, final=0.2, warmup_steps=2) for i in range(13)]
+    assert rates[:3] == [0.5, 1.0, 1.0] and rates[7] == pytest.approx(0.6) and rates[12] == pytest.approx(0.2)
+    assert rates[2:] == sorted(rates[2:], reverse=True)
+
+
+def test_sources_are_joined(tmp_path):
+    for name in ("folder/a/0.avi", "folder/1.avi", "ucf/Archery/v_Archery_g01_c01.avi", "k600/abcdefghijk.avi"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        write_avi(tmp_path / name, frames=make_frames(8, 16, 16))
+    (tmp_path / "splits").mkdir()
+    (tmp_path / "splits" / "classInd.txt").write_text("1 Archery\n")
+    (tmp_path / "splits" / "trainlist01.txt").write_text("Archery/v_Archery_g01_c01.avi 1\n")
+    (tmp_path / "k600.csv").write_text("label,youtube_id,time_start,time_end\nabseiling,abcdefghijk,0,10\n")
+    args = tokenizer_arguments.Arguments(
+        data_root=str(tmp_path),
+        output_dir="out",
+        stream_folders=["folder"],
+        ucf101_folder="ucf",
+        ucf101_splits="splits",
+        kinetics_folder="k600",
+        kinetics_csv="k600.csv",
+    )
+    config = AdapTokConfig(image_size=16, num_frames=8, hidden_size=16, num_attention_heads=2)
+    clips = training_clips.make_training_clips(args, config)
+    source = clips.make_stream().source
+    assert clips.num_videos == source.num_shards == 4
+    keys = [source.read_shard(i)[0].key for i in range(4)]
+    assert keys == ["1.avi", "a/0.avi", "Archery/v_Archery_g01_c01.avi", "abcdefghijk.avi"]
+    sample = clips.sample(2)
+    before = torch.get_rng_state()
+    assert sample.shape == (2, 8, 3, 16, 16) and torch.equal(clips.next_batch(2), sample)
+    assert torch.equal(torch.get_rng_state(), before)  # else a resumed run would draw other token counts
+
+
+def test_a_hub_data_set(tmp_path, monkeypatch, caplog):
+    """A folder of classes, as `load_dataset` streams it from the Hub, with files among the good ones that are none."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    videos = tmp_path / "videos" / "train" / "running"
+    videos.mkdir(parents=True)
+    for i in range(3):
+        write_avi(videos / f"good_{i}.avi", frames=np.full((8 + i, 16, 16, 3), 40 + 60 * i, np.uint8))
+    write_empty(videos / "empty.avi")
+    write_text(videos / "text.avi")
+    write_avi(videos / "one_frame.avi", frames=make_frames(1, 16, 16))
+    write_audio_only(videos / "sound.mp4")
+    data = {"data_root": ".", "output_dir": "out", "hub_dataset": str(tmp_path / "videos"), "hub_split": "train"}
+    args = tokenizer_arguments.Arguments(**data)
+    config = AdapTokConfig(image_size=16, num_frames=8, hidden_size=16, num_attention_heads=2)
+    clips = training_clips.make_training_clips(args, config)
+    assert clips.num_videos is None  # it takes reading to count them
+    source = clips.make_stream().source
+    assert sum(len(list(source.read_shard(i))) for i in range(source.num_shards)) == 7
+    batch = clips.next_batch(6)  # two epochs
+    assert batch.shape == (6, 8, 3, 16, 16)
+    brightness = batch.float().mean((1, 2, 3, 4))
+    for epoch in (brightness[:3], brightness[3:]):
+        assert epoch.sort().values == pytest.approx([40, 100, 160], abs=4)
+    for reason in ("the file is empty", "not a video", "1 frames, but a clip of 8", "no video stream"):
+        assert reason in caplog.text
+    # the next clips after a restart
+    state = clips.state_dict()
+    expected = clips.next_batch(3)
+    resumed = training_clips.make_training_clips(args, config)
+    resumed.load_state_dict(state)
+    assert torch.equal(resumed.next_batch(3), expected)
+    with pytest.raises(ValueError, match="either train_folders"):
+        tokenizer_arguments.Arguments(**(data | TINY))
+
+
+def test_random_numbers_are_shared_and_leave_the_others_alone():
+    shared_draws = training_clips.shared_draws
+    torch.manual_seed(0)
+    expected = torch.rand(2)
+    torch.manual_seed(0)
+    drawn = []
+    for seed, step in ((1, 5), (1, 6), (2, 5), (1, 5)):
+        with shared_draws(seed, step):
+            drawn.append(float(torch.rand(())))
+    assert drawn[0] == drawn[3] and len(set(drawn)) == 3
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_stages_in_epochs():
+    module = tokenizer_arguments
+    recipe = json.loads((SCRIPTS / "recipes" / "tokenizer_paper.json").read_text())
+    args = module.Arguments(data_root=".", output_dir="out", shard_folders=["shards"], **recipe)
+    (stage,) = module.plan_stages(args, 9537, num_processes=32, num_blocks=4)
+    assert (stage.start, stage.end, stage.batch_size) == (0, 18627, 128)  # 250 epochs of UCF-101
+    assert module.epochs_to_steps(args, args.warmup_epochs, 128, 9537) == 597
+    for changes, message in (
+        ({"num_videos": None}, "give videos_per_epoch"),
+        ({"num_processes": 3}, "128 cannot be shared evenly by 3 processes"),
+        ({"num_blocks": 2}, "a stage has 4 blocks, the model 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            module.plan_stages(args, **({"num_videos": 9537, "num_processes": 32, "num_blocks": 4} | changes))
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"train_weights": []}, "2 train_folders but 0 train_weights"),
+        ({"shard_folders": ["shards"]}, r"either train_folders .* got .*'action32/train'\] and \['shards'\]"),
+        ({"train_folders": [], "train_weights": []}, r"either train_folders .* got \[\] and \[\]"),
+        ({"ucf101_folder": "UCF-101"}, "ucf101_folder and ucf101_splits need each other; got UCF-101 and None"),
+        ({"resume_from_checkpoint": "step-3"}, "'latest' or such as 'checkpoint-500', got 'step-3'"),
+        ({"ema_decay": 1.0}, r"ema_decay must lie in \[0, 1\), got 1.0"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps must be at least 1, got 0"),
+        ({"prior_weight": -1.0}, "weight prior must be finite and not negative, got -1.0"),
+        ({"stages": [{"num_blocks": 1, "batch_size": 1}]}, "either steps or epochs"),
+        ({"init_from": "model"}, "with init_from, model, .* have no place"),
+        ({"decoder_only": True}, "decoder_only needs init_from"),
+        ({"max_train_steps": -1}, "max_train_steps must not be negative, got -1"),
+        ({"coarse_latents": True, "transform_codec_initialization": False}, "coarse_latents needs"),
+    ],
+)
+def test_bad_tokenizer_recipes_are_named(entries, message):
+    recipe = {"data_root": "d", "output_dir": "o"} | TINY
+    with pytest.raises(ValueError, match=message):
+        tokenizer_arguments.Arguments(**(recipe | entries))
+
+
+# Table A and the released model: 172.97M + 22.09M of the prior. Table B prints S, L and XL with their priors, but not what
+# those are: priors of the tokenizer's own width, depth and heads give its totals.
+@pytest.mark.parametrize(
+    ("name", "total"),
+    [
+        ("tokenizer_paper", pytest.approx(195.06, abs=0.01)),
+        ("causaltok_paper", pytest.approx(194, abs=1)),
+        ("tokenizer_small", pytest.approx(59, abs=1)),
+        ("tokenizer_large", pytest.approx(259, abs=1)),
+        ("tokenizer_extra_large", pytest.approx(913, abs=1)),
+    ],
+)
+def test_sizes_of_published_recipes(name, total):
+    module, recipe = (
+        tokenizer_training_step,
+        json.loads((SCRIPTS / "recipes" / f"{name}.json").read_text()),
+    )
+    args = tokenizer_arguments.Arguments(data_root=".", output_dir=".", shard_folders=["shards"], **recipe)
+    with torch.device("meta"):
+        model = module.build_model(args)
+        prior = module.build_prior(args, model.config)
+        adversarial = module.build_adversarial_loss(args, model.config)
+    assert sum(p.numel() for part in (model, prior) for p in part.parameters()) / 1e6 == total
+    assert adversarial.kind == "smoothed_non_saturating" and adversarial.update_every == 5
+    # Table A: Adam with betas 0.5 and 0.9; the prior learns 50 times as fast
+    (optimizer,) = module.build_optimizers(module.TrainingStep(model, prior, args), args)
+    assert [(g["betas"], g["weight_decay"], g["factor"]) for g in optimizer.param_groups] == [
+        ((0.5, 0.9), 0.0, 1.0),
+        ((0.5, 0.9), 0.0, 50),
+    ]
+
+
+@pytest.fixture
+def parse_arguments(monkeypatch):
+    """`parse_arguments` with a command line."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    from adaptok_hf.training.recipes import parse_arguments
+    from adaptok_hf.training.tokenizer.arguments import Arguments
+
+    def parse(*argv: str):
+        monkeypatch.setattr(sys, "argv", ["train_tokenizer.py", *map(str, argv)])
+        return parse_arguments(Arguments)
+
+    return parse
+
+
+def test_options_override_the_recipe(parse_arguments, tmp_path):
+    (tmp_path / "recipe.json").write_text(json.dumps(TINY))
+    required = ["--data_root", "data", "--output_dir", "out"]
+    arguments = parse_arguments(tmp_path / "recipe.json", *required, "--logging_steps", "7")
+    assert arguments.logging_steps == 7 and arguments.validation_steps == TINY["validation_steps"]
+    assert arguments.model == TINY["model"] and arguments.data_root == "data"
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"batch_sise": 3}, r"unknown entries \['batch_sise'\]"),
+        ({"train_weights": [0.5]}, "2 train_folders but 1 train_weights"),
+        ({"resume_from_checkpoint": "step-3"}, "must be 'latest' or such as 'checkpoint-500', got 'step-3'"),
+    ],
+)
+def test_bad_recipes_are_named(parse_arguments, tmp_path, entries, message):
+    (tmp_path / "recipe.json").write_text(json.dumps(TINY | entries))
+    with pytest.raises(ValueError, match=message):
+        parse_arguments(tmp_path / "recipe.json", "--data_root", "d", "--output_dir", "o")
+
+
+def test_shipped_recipes_fit_their_scripts(scripts):
+    folders = (SCRIPTS / "recipes", SCRIPTS / "recipes" / "demo", SCRIPTS / "recipes" / "claims")
+    recipes = [path for folder in folders for path in sorted(folder.glob("*.json"))]
+    assert {recipe.parent for recipe in recipes} == set(folders)
+    for recipe in recipes:
+        part = recipe.stem.split("_")[0]
+        script = scripts("train_" + {"fp": "ar", "causaltok": "tokenizer", "adaptok": "tokenizer"}.get(part, part))
+        known = {field.name for field in dataclasses.fields(script.Arguments)}
+        assert set(json.loads(recipe.read_text())) <= known, recipe.name
