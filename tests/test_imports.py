@@ -15,7 +15,7 @@ MODULES = sorted(file.with_suffix("").parts for file in FILES if file.parts[0] !
 
 # Imports go to the same layer or to a lower one.
 LAYERS = (
-    ("models", "video", "allocation", "metrics", "figures", "checkpoints"),
+    ("atomic_files", "models", "video", "allocation", "metrics", "figures", "checkpoints"),
     ("data", "losses"),
     ("pipelines", "training", "conversion"),
     ("evaluation", "hub"),

@@ -3,8 +3,8 @@
     python docs/images/space_screenshots.py            # space_*.png of the README, with the shipped checkpoint
     python docs/images/space_screenshots.py --folder F  # every tab, wide and narrow, light and dark
 
-Needs playwright and a Chromium (`apt-get install chromium`, or `ADAPTOK_CHROMIUM`). `tests/space_app/test_browser.py` does the
-same with a tiny model.
+Needs playwright and a Chromium (`apt-get install chromium`, or `ADAPTOK_CHROMIUM`). `tests/space_app/test_browser.py` does
+the same with a tiny model.
 """
 
 import argparse

@@ -1,7 +1,8 @@
 """Our models against numbers computed with the original code: every stored tensor with what we compute for it.
 
 The numbers lie in `tests/assets/parity`; a folder with all of them (also videos and weights that are too large to keep
-here) is used as well where `ADAPTOK_PARITY_DIR` names one. `PYTHONPATH=tests python -m builders.parity_table` prints the differences.
+here) is used as well where `ADAPTOK_PARITY_DIR` names one.
+`PYTHONPATH=tests python -m builders.parity_table` prints the differences.
 """
 
 import json
