@@ -67,3 +67,19 @@ def counts_from_levels(levels: NDArray[np.integer], valid: NDArray[np.bool_], st
     token_counts = np.zeros(valid.shape, dtype=np.int64)
     token_counts[valid] = (levels + 1) * step
     return token_counts
+
+
+def first_level_below(values: NDArray[np.float64], threshold: float, num_levels: int) -> NDArray[np.int64]:
+    """Return the index of the first of each row's values under `threshold`; the last level (all tokens) where none is.
+
+    Args:
+        values: (N, V) with V = `num_levels` (scores) or `num_levels - 1` (differences between neighbouring levels).
+        threshold: compared with `<`. A larger threshold never gives a higher level.
+        num_levels: J >= 1.
+
+    Returns:
+        (N,) level indices from 0 to J - 1.
+    """
+    below = values < threshold
+    below = np.concatenate([below, np.ones((len(values), 1), dtype=bool)], axis=1)
+    return np.minimum(below.argmax(axis=1), num_levels - 1)

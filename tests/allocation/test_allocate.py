@@ -1,4 +1,4 @@
-"""`allocate`, and the checks of tables that all strategies share."""
+"""The table of strategies, `allocate`, requests, and the checks of tables that all strategies share."""
 
 import ast
 import inspect
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from adaptok_hf import allocation
-from adaptok_hf.allocation import STRATEGIES, allocate
+from adaptok_hf.allocation import STRATEGIES, AllocationRequest, allocate
 
 SETTINGS = {
     "fixed": {"budget": 32},
@@ -19,6 +19,7 @@ SETTINGS = {
     "joint": {"budget": 32},
     "quality": {"price": 0.004},
     "threshold": {"threshold": 0.3},
+    "measured": {"budget": 32},
 }
 strategies = pytest.mark.parametrize("strategy", STRATEGIES)
 
@@ -36,7 +37,7 @@ def test_every_strategy_is_covered():
 def test_same_as_the_function_of_this_name(strategy, shape):
     setting = {"budget": 8} if shape[-1] == 1 and "budget" in SETTINGS[strategy] else SETTINGS[strategy]
     counts = allocate(table(1, shape), strategy=strategy, step=8, **setting)
-    direct = getattr(allocation, strategy)(table(1, shape), step=8, **setting)
+    direct = getattr(allocation, strategy, allocation.joint)(table(1, shape), step=8, **setting)
     direct = getattr(direct, "token_counts", direct)
     assert counts.dtype == np.int64
     assert counts.shape == shape[:-1]
@@ -66,7 +67,7 @@ def test_scores_that_are_not_finite(strategy, value):
 @strategies
 def test_missing_parameter_is_named(strategy):
     (needed,) = SETTINGS[strategy]
-    with pytest.raises(ValueError, match=f"'{strategy}' got no `{needed}`: it needs `{needed}`"):
+    with pytest.raises(ValueError, match=f"'{strategy}'.*`{needed}`"):
         allocate(table(), strategy=strategy, step=8)
 
 
@@ -77,22 +78,69 @@ def test_missing_parameter_is_named(strategy):
 def test_parameter_that_is_not_used_is_refused(strategy, extra):
     (name,) = extra
     setting = SETTINGS[strategy]
-    if name in setting or (strategy in ("ipal", "joint") and name in ("rounding", "solver")):
+    if name in setting or name in STRATEGIES[strategy].accepts:
         allocate(table(), strategy=strategy, step=8, **{**setting, **extra})
         return
-    with pytest.raises(ValueError, match=f"does not use `{name}`: it needs `{next(iter(setting))}`"):
+    with pytest.raises(ValueError, match=f"`{name}`.*`{next(iter(setting))}`"):
         allocate(table(), strategy=strategy, step=8, **setting, **extra)
+
+
+def test_only_integer_programs_round_and_choose_a_solver():
+    assert {name for name, row in STRATEGIES.items() if row.accepts} == {"ipal", "joint", "measured"}
+    assert {name for name, row in STRATEGIES.items() if row.is_streamable} == {"quality", "threshold"}
+    assert {name for name, row in STRATEGIES.items() if not row.needs_scorer} == {"fixed", "measured"}
+
+
+def test_a_schedule_is_the_same_for_every_clip():
+    counts = allocate(table(), strategy="fixed", step=8, budget=(64, 8, 24))
+    assert counts.tolist() == [[64, 8, 24]] * 4
+    valid = np.array([[True, True, False]] * 4)
+    assert allocate(table(), strategy="fixed", step=8, budget=(64, 8, 24), valid=valid).tolist() == [[64, 8, 0]] * 4
+    for budget, value in (((64, 8), "2 entries"), ((64, 8, 23), "23")):
+        with pytest.raises(ValueError, match=value):
+            allocate(table(), strategy="fixed", step=8, budget=budget)
+
+
+@pytest.mark.parametrize(
+    "request_, with_scorer, without",
+    [
+        ({}, None, None),
+        ({"budget": 8}, "joint", "fixed"),
+        ({"budget": "25%", "strategy": "measured"}, "measured", "measured"),
+        ({"price": 0.1}, "quality", ValueError),
+        ({"threshold": 0.1}, "threshold", ValueError),
+        ({"budget": 8, "strategy": "ipal", "rounding": "floor"}, "ipal", ValueError),
+        ({"rounding": "floor"}, ValueError, ValueError),
+        ({"budget": 8, "price": 0.1}, ValueError, ValueError),
+        ({"budget": 8, "strategy": "greedy"}, ValueError, ValueError),
+        ({"strategy": "joint"}, ValueError, ValueError),
+    ],
+)
+def test_strategies_that_requests_choose(request_, with_scorer, without):
+    for has_scorer, expected in ((True, with_scorer), (False, without)):
+        request = AllocationRequest(**request_)
+        if expected is ValueError:
+            with pytest.raises(ValueError):
+                request.choose_strategy(has_scorer)
+        else:
+            row = request.choose_strategy(has_scorer)
+            assert (row and row.name) == expected
+
+
+def test_percentages_become_tokens():
+    assert AllocationRequest(budget="25%", rounding="floor").parameters(64) == {"budget": 16.0, "rounding": "floor"}
+    assert AllocationRequest(budget=(1, 2)).parameters(64) == {"budget": (1.0, 2.0)}
 
 
 def test_rounding_and_budget_per_position_reach_ipal():
     counts = allocate(table(), strategy="ipal", step=8, budget=(33, 32, 17), rounding="floor")
     assert counts.sum(axis=0).tolist() == [128, 128, 64]
-    with pytest.raises(ValueError, match="budgets are 32 and 34"):
+    with pytest.raises(ValueError, match="32 and 34"):
         allocate(table(), strategy="ipal", step=8, budget=(33, 32, 17), rounding="exact")
 
 
 def test_unknown_strategy():
-    with pytest.raises(ValueError, match="`strategy` must be one of fixed, bithr.*got 'greedy'"):
+    with pytest.raises(ValueError, match="fixed, bithr.*'greedy'"):
         allocate(table(), strategy="greedy", step=8, budget=32)
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from adaptok_hf.allocation import bidelta, bithr
-from adaptok_hf.allocation.per_block import first_level_below
+from adaptok_hf.allocation.tables import first_level_below
 
 
 def curves(seed=0, shape=(6, 4, 8)):

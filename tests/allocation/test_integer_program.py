@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from adaptok_hf.allocation import ipal, joint, milp_solver, solve_program
-from adaptok_hf.allocation.certified_solver import solve_certified
-from adaptok_hf.allocation.dynamic_solver import solve_dynamic
-from adaptok_hf.allocation.milp_solver import solve_milp
+from adaptok_hf.allocation import exact_solvers, ipal, joint, solve_program
+from adaptok_hf.allocation.exact_solvers import solve_dynamic, solve_milp
+from adaptok_hf.allocation.lagrangian_solver import solve_lagrangian
 
 PARITY = Path(__file__).parents[1] / "assets" / "parity" / "ilp"
 TABLES = load_file(PARITY / "scores.safetensors")
@@ -82,7 +81,7 @@ def enumerate_optimum(scores, total):
     return scores[np.arange(num_rows), choices].sum(axis=1).min()
 
 
-@pytest.mark.parametrize("solver", ["certified", "dynamic", "milp"])
+@pytest.mark.parametrize("solver", ["lagrangian", "dynamic", "milp"])
 @pytest.mark.parametrize("instance", FEASIBLE, ids=instance_id)
 def test_original_instances(instance, solver):
     scores, step = TABLES[instance["scores"]], instance["step"]
@@ -104,7 +103,7 @@ def test_original_infeasible_instances_are_refused(instance, rounding):
 def test_solvers_equal_enumeration():
     for _, scores, total in random_instances(300, seed=0, max_rows=5, level_choices=[1, 2, 3, 5]):
         optimum = enumerate_optimum(scores, total)
-        for solver in ("certified", "dynamic"):
+        for solver in ("lagrangian", "dynamic"):
             solution = solve_program(scores, total, solver)
             check_solution(scores, total, solution)
             assert solution.objective == pytest.approx(optimum, rel=0, abs=round_off(scores))
@@ -113,29 +112,29 @@ def test_solvers_equal_enumeration():
 @pytest.mark.parametrize("num_levels", [1, 2, 3, 8, 16])
 def test_certified_equals_dynamic(num_levels):
     for kind, scores, total in random_instances(630, seed=num_levels, max_rows=64, level_choices=[num_levels]):
-        certified, dynamic = solve_program(scores, total, "certified"), solve_program(scores, total, "dynamic")
-        check_solution(scores, total, certified)
+        lagrangian, dynamic = solve_program(scores, total, "lagrangian"), solve_program(scores, total, "dynamic")
+        check_solution(scores, total, lagrangian)
         check_solution(scores, total, dynamic)
         if kind in ("integers", "constant"):
-            assert certified.objective == dynamic.objective
+            assert lagrangian.objective == dynamic.objective
         else:
-            assert certified.objective == pytest.approx(dynamic.objective, rel=0, abs=round_off(scores))
+            assert lagrangian.objective == pytest.approx(dynamic.objective, rel=0, abs=round_off(scores))
 
 
 @pytest.mark.parametrize("num_levels", [64, 130])
 def test_certified_equals_dynamic_with_many_levels(num_levels):
     for _, scores, total in random_instances(54, seed=num_levels, max_rows=40, level_choices=[num_levels]):
-        certified, dynamic = solve_program(scores, total, "certified"), solve_program(scores, total, "dynamic")
-        check_solution(scores, total, certified)
-        assert certified.objective == pytest.approx(dynamic.objective, rel=0, abs=round_off(scores))
+        lagrangian, dynamic = solve_program(scores, total, "lagrangian"), solve_program(scores, total, "dynamic")
+        check_solution(scores, total, lagrangian)
+        assert lagrangian.objective == pytest.approx(dynamic.objective, rel=0, abs=round_off(scores))
 
 
 def test_certified_equals_milp():
     for _, scores, total in random_instances(270, seed=7, max_rows=16, level_choices=[2, 4, 8]):
-        certified, milp = solve_program(scores, total, "certified"), solve_program(scores, total, "milp")
+        lagrangian, milp = solve_program(scores, total, "lagrangian"), solve_program(scores, total, "milp")
         check_solution(scores, total, milp)
         spread = float(np.ptp(scores, axis=1).max())
-        assert certified.objective == pytest.approx(milp.objective, rel=0, abs=round_off(scores) + 1e-10 * spread)
+        assert lagrangian.objective == pytest.approx(milp.objective, rel=0, abs=round_off(scores) + 1e-10 * spread)
 
 
 def test_milp_bound():
@@ -152,7 +151,7 @@ def test_lagrangian_bound_is_valid_and_tight():
     loose = 0
     for kind, scores, total in random_instances(450, seed=3, max_rows=32, level_choices=[2, 8, 16]):
         costs = scores - scores.min(axis=1, keepdims=True)
-        _, bound = solve_certified(costs, total)
+        _, bound = solve_lagrangian(costs, total)
         optimum = costs[np.arange(len(costs)), solve_dynamic(costs, total)].sum()
         assert bound <= optimum + round_off(costs)
         if kind in ("falling", "offset", "constant"):
@@ -168,11 +167,11 @@ def test_optimum_between_almost_equal_choices():
         scores = 1e-11 * rng.uniform(0, 1, (12, 8))
         scores[0] = [0.0, *[1.0] * 7]
         total = int(rng.integers(0, 78))
-        certified, dynamic = solve_program(scores, total, "certified"), solve_program(scores, total, "dynamic")
-        assert certified.objective == pytest.approx(dynamic.objective, rel=0, abs=1e-15)
+        lagrangian, dynamic = solve_program(scores, total, "lagrangian"), solve_program(scores, total, "dynamic")
+        assert lagrangian.objective == pytest.approx(dynamic.objective, rel=0, abs=1e-15)
 
 
-@pytest.mark.parametrize("solver", ["certified", "dynamic", "milp"])
+@pytest.mark.parametrize("solver", ["lagrangian", "dynamic", "milp"])
 def test_deterministic(solver):
     scores = random_table(np.random.default_rng(5), "ties", 24, 8)
     first = solve_program(scores.copy(), 80, solver)
@@ -199,8 +198,8 @@ def test_milp_without_optimum_is_an_error(monkeypatch):
         kwargs["options"] = {**kwargs["options"], "time_limit": 0.0, "presolve": False}
         return original(*args, **kwargs)
 
-    original = milp_solver.milp
-    monkeypatch.setattr(milp_solver, "milp", gives_up)
+    original = exact_solvers.milp
+    monkeypatch.setattr(exact_solvers, "milp", gives_up)
     scores = random_table(np.random.default_rng(0), "rough", 64, 16)
     with pytest.raises(RuntimeError, match="HiGHS"):
         solve_program(scores, 400, "milp")

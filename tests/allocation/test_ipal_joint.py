@@ -136,6 +136,6 @@ def test_float32_table_is_summed_in_float64():
 def test_table_is_not_changed():
     scores = falling(4, 2, 8)
     before = scores.copy()
-    for solver in ("certified", "dynamic", "milp"):
+    for solver in ("lagrangian", "dynamic", "milp"):
         joint(scores, step=8, budget=36, solver=solver)
     assert (scores == before).all()

@@ -11,14 +11,14 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from .dynamic_solver import solve_dynamic
+from .exact_solvers import solve_dynamic
 
 # The search for the price ends by itself after few steps; any price is valid, so the limit cannot cost exactness.
 _MAX_PRICES = 200
 _EPSILON = float(np.finfo(np.float64).eps)
 
 
-def solve_certified(costs: NDArray[np.float64], total: int) -> tuple[NDArray[np.int64], float]:
+def solve_lagrangian(costs: NDArray[np.float64], total: int) -> tuple[NDArray[np.int64], float]:
     """Minimises sum_k costs[k, j_k] subject to sum_k j_k = `total`.
 
     Args:

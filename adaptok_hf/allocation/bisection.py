@@ -10,13 +10,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .budgets import is_finite_number
-from .per_block import first_level_below
-from .tables import check_scores, check_step, counts_from_levels
+from .tables import check_scores, check_step, counts_from_levels, first_level_below
 
 
 @dataclass(frozen=True, eq=False)
-class SearchAllocation:
-    """What a threshold search found.
+class BisectionAllocation:
+    """Token counts of a threshold that all blocks share.
 
     Attributes:
         token_counts: int64, of the shape of `scores` without the last axis; 0 for blocks that are not valid.
@@ -28,10 +27,15 @@ class SearchAllocation:
     mean: float
     threshold: float
 
+    @property
+    def certificate(self) -> dict[str, float]:
+        """The threshold."""
+        return {"threshold": self.threshold}
+
 
 def bithr(
     scores: ArrayLike, *, step: int, budget: float, valid: ArrayLike | None = None, num_iterations: int = 64
-) -> SearchAllocation:
+) -> BisectionAllocation:
     """Each block keeps the fewest tokens whose score is under a threshold (Algorithm 1 with BiThr).
 
     One threshold is searched for everything in the table; pass (batch, J) tables for one threshold per block
@@ -54,7 +58,7 @@ def bithr(
 
 def bidelta(
     scores: ArrayLike, *, step: int, budget: float, valid: ArrayLike | None = None, num_iterations: int = 64
-) -> SearchAllocation:
+) -> BisectionAllocation:
     """Each block stops at the first level from which one more step lowers the score by less than a threshold.
 
     Algorithm 1 with BiDelta: the values are `s_j - s_{j+1}`, otherwise as [`bithr`], also in arguments and result. A
@@ -71,7 +75,7 @@ def _search(
     step: int,
     budget: float,
     num_iterations: int,
-) -> SearchAllocation:
+) -> BisectionAllocation:
     step = check_step(step)
     if not is_finite_number(budget) or not step <= budget <= num_levels * step:
         raise ValueError(
@@ -80,7 +84,7 @@ def _search(
     if num_iterations < 1:
         raise ValueError(f"`num_iterations` must be at least 1, got {num_iterations}.")
     if not len(values):
-        return SearchAllocation(np.zeros(valid.shape, dtype=np.int64), 0.0, float("inf"))
+        return BisectionAllocation(np.zeros(valid.shape, dtype=np.int64), 0.0, float("inf"))
 
     def levels_at(threshold: float) -> NDArray[np.int64]:
         return first_level_below(values, threshold, num_levels)
@@ -103,4 +107,4 @@ def _search(
             low = middle
         else:
             high = middle
-    return SearchAllocation(counts_from_levels(levels_at(high), valid, step), mean_at(high), high)
+    return BisectionAllocation(counts_from_levels(levels_at(high), valid, step), mean_at(high), high)

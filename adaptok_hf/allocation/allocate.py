@@ -1,0 +1,187 @@
+"""The table of strategies, and one entry for callers that take a strategy's name from a user."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .bisection import bidelta, bithr
+from .budgets import Rounding, tokens_per_block
+from .integer_program import Solver
+from .strategies import fixed, ipal, joint, quality, threshold
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """One row of [`STRATEGIES`].
+
+    Attributes:
+        name: what users write.
+        function: table of scores -> token counts, or an object with `token_counts` and `certificate`.
+        needs: the parameter that it cannot do without: `"budget"`, `"price"` or `"threshold"`.
+        accepts: parameters that it may have.
+        scores: where its table comes from: `"none"` (only the shape matters), `"predicted"` by a scorer, or `"measured"`
+            by decoding.
+        order: `"clip"`: one table of whole clips; `"block"`: one block position after another, each scored with the token
+            counts chosen before.
+        shares_budget: whether the counts of a clip depend on the clips that are allocated with it.
+        source: where it is from.
+        summary: what it does, in one line.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    needs: Literal["budget", "price", "threshold"]
+    accepts: tuple[str, ...]
+    scores: Literal["none", "predicted", "measured"]
+    order: Literal["clip", "block"]
+    shares_budget: bool
+    source: str
+    summary: str
+
+    @property
+    def needs_scorer(self) -> bool:
+        return self.scores == "predicted"
+
+    @property
+    def is_streamable(self) -> bool:
+        """Whether it decides block after block, each clip alone."""
+        return self.order == "block" and not self.shares_budget
+
+    def check(self, parameters: dict[str, Any]) -> None:
+        """Raise `ValueError` for a parameter that is missing or that this strategy does not use."""
+        unused = [f"`{name}`" for name in parameters if name not in (self.needs, *self.accepts)]
+        if unused or self.needs not in parameters:
+            problem = f"does not use {', '.join(unused)}" if unused else f"got no `{self.needs}`"
+            also = f" and may have {' and '.join(f'`{name}`' for name in self.accepts)}" if self.accepts else ""
+            raise ValueError(f"strategy {self.name!r} {problem}: it needs `{self.needs}`{also}")
+
+    def allocate(self, scores: ArrayLike, **arguments) -> tuple[NDArray[np.int64], dict[str, float]]:
+        """Return the token counts, and what proves or explains them (empty for most strategies)."""
+        result = self.function(scores, **arguments)
+        return (result, {}) if isinstance(result, np.ndarray) else (result.token_counts, result.certificate)
+
+
+# name, function, needs, accepts, scores, order, shares_budget, source, summary
+STRATEGIES: dict[str, Strategy] = {
+    row[0]: Strategy(*row)
+    for row in (
+        ("fixed", fixed, "budget", (), "none", "clip", False, "paper",
+         "the same count for every block, or a schedule: one count per block position"),
+        ("bithr", bithr, "budget", (), "predicted", "block", True, "paper",
+         "the fewest tokens under one score that all blocks share, found by bisection"),
+        ("bidelta", bidelta, "budget", (), "predicted", "block", True, "paper",
+         "stops where one more step gains less than one amount that all blocks share, found by bisection"),
+        ("ipal", ipal, "budget", ("rounding", "solver"), "predicted", "block", True, "paper",
+         "one integer program per block position over the clips; with one clip nothing adapts"),
+        ("joint", joint, "budget", ("rounding", "solver"), "predicted", "clip", True, "ours",
+         "one integer program over all clips and blocks, with a certificate"),
+        ("quality", quality, "price", (), "predicted", "block", False, "ours",
+         "the lowest score + price * tokens of each block, as the CRF of a video codec"),
+        ("threshold", threshold, "threshold", (), "predicted", "block", False, "ElasticTok",
+         "the fewest tokens whose score is under a threshold"),
+        ("measured", joint, "budget", ("rounding", "solver"), "measured", "clip", True, "ours",
+         "joint on losses that are measured by decoding at up to 40 levels; needs no scorer"),
+    )
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class AllocationRequest:
+    """How many tokens to spend, and by which strategy.
+
+    Args:
+        budget: AVERAGE tokens per block over everything allocated together, or a percentage of `latents_per_block` such as
+            `"25%"`; for `fixed` and `ipal` also one number per block position.
+        price: score per token that a token must save to be kept.
+        threshold: score that each block must undercut.
+        strategy: a name of [`STRATEGIES`]. Default: `quality` with a price, `threshold` with a threshold, else `joint`,
+            or `fixed` without a scorer.
+        rounding: `"exact"` (the default) or `"floor"`, for a budget that is off the grid of levels.
+
+    Without budget, price and threshold all tokens are kept.
+    """
+
+    budget: float | str | Sequence[float] | None = None
+    price: float | None = None
+    threshold: float | None = None
+    strategy: str | None = None
+    rounding: Rounding | None = None
+
+    def choose_strategy(self, has_scorer: bool) -> Strategy | None:
+        """Return the strategy, or `None` for keeping all tokens.
+
+        Raises:
+            ValueError: for an unknown strategy, parameters that do not go together, or a strategy that needs a scorer where
+                there is none.
+        """
+        given = self.parameters(1)
+        name = self.strategy
+        if name is None:
+            defaults = {"price": "quality", "threshold": "threshold", "budget": "joint" if has_scorer else "fixed"}
+            name = next((strategy for parameter, strategy in defaults.items() if parameter in given), None)
+            if name is None and given:
+                raise ValueError(f"{', '.join(given)} was given without a budget, price or threshold")
+            if name is None:
+                return None
+        strategy = _strategy(name)
+        if strategy.needs_scorer and not has_scorer:
+            usable = ", ".join(row.name for row in STRATEGIES.values() if not row.needs_scorer)
+            raise ValueError(f"strategy {name!r} needs a scorer, and there is none; without, there are {usable}")
+        strategy.check(given)
+        return strategy
+
+    def parameters(self, latents_per_block: int) -> dict[str, Any]:
+        """Return what a strategy's function takes; a percentage becomes a number of tokens."""
+        values = {"budget": tokens_per_block(self.budget, latents_per_block), "price": self.price}
+        values |= {"threshold": self.threshold, "rounding": self.rounding}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+def allocate(
+    scores: ArrayLike,
+    *,
+    strategy: str,
+    step: int,
+    budget: float | Sequence[float] | None = None,
+    price: float | None = None,
+    threshold: float | None = None,
+    rounding: Rounding | None = None,
+    valid: ArrayLike | None = None,
+    solver: Solver | None = None,
+) -> NDArray[np.int64]:
+    """Turn scores into token counts by the strategy of this name.
+
+    Args:
+        scores: (batch, K, J), or (batch, J) for one block position; lower is better, level `j` keeps
+            `(j + 1) * step` latents.
+        strategy: a name of [`STRATEGIES`], whose rows say what each needs and may have.
+        step: tokens between two levels.
+        budget: AVERAGE tokens per valid block over everything allocated together, from `step` to `J * step`.
+        price: score per token, at least 0.
+        threshold: score that each block's reconstruction must undercut.
+        rounding: `"exact"` (the default) or `"floor"`, what to do with a budget that is off the grid of levels.
+        valid: booleans of the shape of `scores` without the last axis; false for blocks that are only padding. They
+            get 0 tokens and do not count in the budget.
+        solver: `"lagrangian"` (the default), `"dynamic"` or `"milp"`.
+
+    Returns:
+        Token counts, int64, of the shape of `scores` without the last axis.
+
+    Raises:
+        ValueError: unknown strategy, a parameter that is missing or that the strategy does not use, a bad table, or a
+            budget that cannot be met.
+    """
+    given = {"budget": budget, "price": price, "threshold": threshold, "rounding": rounding, "solver": solver}
+    given = {name: value for name, value in given.items() if value is not None}
+    row = _strategy(strategy)
+    row.check(given)
+    return row.allocate(scores, step=step, valid=valid, **given)[0]
+
+
+def _strategy(name: str) -> Strategy:
+    if name not in STRATEGIES:
+        raise ValueError(f"a strategy is one of {', '.join(STRATEGIES)}, got {name!r}")
+    return STRATEGIES[name]
