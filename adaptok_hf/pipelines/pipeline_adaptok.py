@@ -3,87 +3,42 @@
 
 import hashlib
 import json
-import time
 from collections.abc import Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.utils import BaseOutput
 
-from ..allocation import STRATEGIES, allocate, joint
-from ..allocation.budgets import level_total, tokens_per_block
-from ..models.block_cache import BlockCache
-from ..models.modeling_adaptok import AdapTokEncoderOutput, AdapTokModel
+from ..allocation import AllocationRequest, Strategy
+from ..models.modeling_adaptok import AdapTokModel
 from ..models.modeling_adaptok_ar import AdapTokARForCausalLM
 from ..models.modeling_adaptok_scorer import AdapTokScorerModel
 from ..video.tokenized_video import TokenizedVideo
-from ..video.video_processing_adaptok import AdapTokVideoProcessor, ClipBatch
+from ..video.video_processing_adaptok import AdapTokVideoProcessor, is_video_list
+from .encoded_videos import EncodedVideos, allocate_by_block, decode_clips, stopwatch, take_clips
 from .measured_losses import levels_to_measure, measure_losses
-from .pipeline_batches import LatentsAgain, plan_batches
-from .pipeline_generation import AdapTokGenerationOutput, GenerationMixin, check_output_type
+from .pipeline_generation import GenerationMixin
 from .pipeline_loading import LoadingMixin
+from .pipeline_output import AdapTokGenerationOutput, AdapTokPipelineOutput, check_output_type, convert_frames
 from .pipeline_streaming import StreamingMixin
 
 SHIPPED_CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "small"
 DETAILED_CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "detailed"
 
-# What `allocation` may be: `measured` is `joint` with losses that are measured, so it has no function of a score table.
-_ALLOCATIONS = (*STRATEGIES, "measured")
-# Strategies that decide block after block, each time looking at all clips of the video.
-_BLOCK_BY_BLOCK_OVER_CLIPS = ("ipal", "bithr", "bidelta")
-# Strategies that decide block after block for each clip alone.
-_BLOCK_BY_BLOCK = ("quality", "threshold")
-
-
-@dataclass
-class AdapTokPipelineOutput(BaseOutput):
-    """
-    Args:
-        frames: the reconstruction. `"np"`: uint8 (frames, height, width, 3); `"pt"`: float (frames, 3, height, width) in
-            [0, 1]; `"pil"`: a list of images.
-        tokens: codes, counts, fps, timestamps, tokens and bits per second.
-        original: uint8 (frames, size, size, 3), the input as the model saw it (resized and cropped).
-        seconds: wall-clock seconds of the stages `read`, `encode`, `score` (for `measured`: measuring), `allocate`,
-            `decode`.
-    """
-
-    frames: np.ndarray | torch.Tensor | list
-    tokens: TokenizedVideo
-    original: np.ndarray
-    seconds: dict[str, float]
-
-    @property
-    def token_counts(self) -> torch.Tensor:
-        """(clips, blocks) long, the tokens spent on each block."""
-        return self.tokens.token_counts
-
-    @property
-    def fps(self) -> float:
-        return self.tokens.fps
-
-    @property
-    def timestamps(self) -> np.ndarray:
-        """(frames,) float64, seconds."""
-        return self.tokens.timestamps
-
-    @property
-    def bits_per_second(self) -> float:
-        return self.tokens.bits_per_second
-
 
 class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPipeline):
-    """Compresses videos of any length to a budget of tokens and reconstructs them, whole or as a stream of blocks; makes
-    videos of a class or from a few frames.
+    """Compress videos of any length to a budget of tokens and reconstruct them, whole or as a stream of blocks; make videos
+    of a class or from a few frames.
+
+    Four steps do the work of the first half: `encode`, `score`, `allocate`, `decode`. `reconstruct`, `tokenize` and
+    `detokenize` compose them.
 
     Args:
         video_processor ([`AdapTokVideoProcessor`]): videos of any kind to clips, and back.
         tokenizer ([`AdapTokModel`]): clips to codes, and back.
-        scorer ([`AdapTokScorerModel`], *optional*): needed by every allocation strategy but `"fixed"` and `"measured"`.
+        scorer ([`AdapTokScorerModel`], *optional*): needed by most strategies, see [`STRATEGIES`].
         ar_model ([`AdapTokARForCausalLM`], *optional*): class-conditional, for `generate`.
         fp_model ([`AdapTokARForCausalLM`], *optional*): frame prediction, for `predict`.
     """
@@ -132,98 +87,159 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
             return self.generate(class_labels, **kwargs)
         return self.predict(video, **kwargs) if "num_condition_frames" in kwargs else self.reconstruct(video, **kwargs)
 
-    def reconstruct(
+    @torch.no_grad()
+    def encode(
         self,
-        video: Any,
+        videos: Any,
         *,
-        budget: float | str | Sequence[float] | None = None,
-        price: float | None = None,
-        threshold: float | None = None,
-        allocation: str | None = None,
-        rounding: str | None = None,
-        resize_mode: str | None = None,
+        request: AllocationRequest | None = None,
         fps: float | None = None,
-        batch_size: int = 8,
-        max_memory: int | str | None = None,
-        output_type: str = "np",
-    ) -> AdapTokPipelineOutput:
-        """Tokenizes a video on a budget and decodes it again; the output has as many frames as the input.
-
-        Args: see `tokenize`; `output_type` is `"np"`, `"pt"` or `"pil"`.
-        """
-        check_output_type(output_type)
-        seconds: dict[str, float] = {}
-        with _timed(seconds, "read"):
-            clips = self.video_processor.clips(video, fps=fps, resize_mode=resize_mode)
-        memory = {"batch_size": batch_size, "max_memory": max_memory}
-        tokens = self._tokenize(clips, seconds, budget, price, threshold, allocation, rounding, resize_mode, **memory)
-        with _timed(seconds, "decode"):
-            frames = self.detokenize(tokens, **memory, output_type=output_type)
-        original = clips.frames.flatten(0, 1)[: clips.num_frames].permute(0, 2, 3, 1).numpy()
-        return AdapTokPipelineOutput(frames=frames, tokens=tokens, original=original, seconds=seconds)
-
-    def tokenize(
-        self,
-        video: Any,
-        *,
-        budget: float | str | Sequence[float] | None = None,
-        price: float | None = None,
-        threshold: float | None = None,
-        allocation: str | None = None,
-        rounding: str | None = None,
         resize_mode: str | None = None,
-        fps: float | None = None,
         batch_size: int = 8,
-        max_memory: int | str | None = None,
-    ) -> TokenizedVideo:
-        """Video -> tokens.
+    ) -> EncodedVideos:
+        """Read videos, cut them into clips, and encode these at full width: the first of four steps.
 
         Args:
-            video: a path, a list of PIL images, an array or tensor, a decoder, a [`Video`]; of any length and size. It
-                is cut into clips, which share the budget.
-            budget: AVERAGE tokens per block, or a percentage of `latents_per_block` such as `"25%"`; for `ipal` also one
-                number per block position. Without budget, price and threshold all tokens are kept.
-            price: score per token, for `quality`.
-            threshold: score that each block must undercut, for `threshold`.
-            allocation: `"fixed"`, `"bithr"`, `"bidelta"`, `"ipal"`, `"joint"`, `"quality"` or `"threshold"`, see
-                [`allocate`]. Or `"measured"`: `joint` with losses that are measured instead of predicted, see
-                [`measure_losses`]; it needs no scorer, but the time of one decoding for each of up to 40 levels. Default:
-                `"quality"` with a price, `"threshold"` with a threshold, otherwise `"joint"`, or `"fixed"` if the
-                pipeline has no scorer. `ipal`, `bithr` and `bidelta` treat the clips of the video as the batch.
-            rounding: `"floor"` lets `ipal`, `joint` and `measured` take a budget that is off the grid, as the original
-                does. The levels of `measured` are those of [`levels_to_measure`].
+            videos: a path, a list of PIL images, an array or tensor, a decoder, a [`Video`]; of any length and size. Or a
+                list of such videos, which will share the budget.
+            request: what will be allocated. If given, it is checked as soon as the number of blocks is known, and latents
+                are kept only if its strategy needs a scorer.
+            fps: frames per second of an input that does not state it.
             resize_mode: `"crop"` or `"squash"`, see [`AdapTokVideoProcessor`].
-            fps: frames per second of an input that does not tell.
-            batch_size: the most clips that are worked on together; has no influence on the result beyond round-off.
-            max_memory: the most that they may take on the device beyond the weights, in bytes or as `"2GiB"`: fewer clips
-                are worked on together where `bytes_per_clip` says so. Default: half of what is free (a container's own
-                limit is not seen). Frames and tokens of the whole video, in the host's memory, come on top.
+            batch_size: clips that are encoded together.
 
         Raises:
-            ValueError: for something that is not a video, an unknown strategy, a budget that cannot be met, or a
-                `max_memory` that is too low for a single clip.
+            ValueError: for something that is not a video, and a request that cannot be met.
         """
-        clips = self.video_processor.clips(video, fps=fps, resize_mode=resize_mode)
-        request = (budget, price, threshold, allocation, rounding, resize_mode)
-        return self._tokenize(clips, {}, *request, batch_size, max_memory)
+        strategy = None if request is None else self._choose_strategy(request)
+        is_list = is_video_list(videos)
+        resize_mode = resize_mode or self.video_processor.resize_mode
+        seconds: dict[str, float] = {}
+        with stopwatch(seconds, "read", self.device):
+            videos = videos if is_list else [videos]
+            clips = [self.video_processor.clips(video, fps=fps, resize_mode=resize_mode) for video in videos]
+        if strategy is not None:
+            self._check_request(request, strategy, torch.cat([batch.valid_blocks for batch in clips]))
+        keep_latents = self.scorer is not None if request is None else strategy is not None and strategy.needs_scorer
+        codes, latents = [], []
+        for start in self._batches(sum(map(len, clips)), batch_size, "encode"):
+            with stopwatch(seconds, "encode", self.device), torch.inference_mode():
+                frames = take_clips(clips, slice(start, start + batch_size)).to(self.device)
+                encoded = self.tokenizer.encode((frames / 255).to(self.tokenizer.dtype))
+                codes.append(encoded.codes.cpu())
+                if keep_latents:
+                    latents.append(encoded.latents.cpu())
+        latents = torch.cat(latents) if keep_latents else None
+        return EncodedVideos(clips, torch.cat(codes), latents, resize_mode, is_list, seconds=seconds)
 
     @torch.no_grad()
-    def detokenize(
-        self,
-        tokens: TokenizedVideo,
-        *,
-        batch_size: int = 8,
-        max_memory: int | str | None = None,
-        output_type: str = "np",
-    ) -> np.ndarray | torch.Tensor | list:
-        """Tokens -> frames, see [`AdapTokPipelineOutput`]. Squashed videos get their proportions back.
+    def score(self, encoded: EncodedVideos, *, measured: bool = False, batch_size: int = 8) -> np.ndarray:
+        """Predict the loss of every block at every level with the scorer, or measure it: the second step.
 
-        Args: see `tokenize`; `output_type` is `"np"`, `"pt"` or `"pil"`.
+        The table is computed once and kept in `encoded.tables`.
+
+        Args:
+            encoded: what `encode` returned.
+            measured: decode every block at up to 40 levels and measure, see [`measure_losses`], in place of asking the
+                scorer.
+            batch_size: clips that are scored together.
+
+        Returns:
+            (clips of all videos, blocks, levels) float64, lower is better. Level `j` keeps `(j + 1) * step` tokens, where
+            the step is `score_step` of the scorer, or that of [`levels_to_measure`].
+
+        Raises:
+            ValueError: without a scorer, or without latents of `encoded`, unless `measured`.
+        """
+        kind = "measured" if measured else "predicted"
+        if kind in encoded.tables:
+            return encoded.tables[kind]
+        if not measured and (self.scorer is None or encoded.latents is None):
+            raise ValueError("scores need a scorer and the latents of `encode`; without, measured=True measures losses")
+        levels, losses, seconds = self._levels(measured), [], encoded.seconds
+        for start in self._batches(len(encoded.codes), batch_size, "measure" if measured else "score"):
+            rows = slice(start, start + batch_size)
+            codes = encoded.codes[rows].to(self.device)
+            with stopwatch(seconds, "score", self.device), torch.inference_mode():
+                if measured:
+                    frames = encoded.frames(rows).to(self.device) / 255
+                    losses.append(measure_losses(self.tokenizer, frames, codes, levels).cpu())
+                else:
+                    quantized = self.tokenizer.quantizer.lookup(codes)
+                    losses.append(self.scorer(encoded.latents[rows].to(self.device), quantized).scores.cpu())
+        encoded.tables[kind] = torch.cat(losses).double().numpy()
+        return encoded.tables[kind]
+
+    def allocate(
+        self, encoded: EncodedVideos, request: AllocationRequest | None = None, *, batch_size: int = 8
+    ) -> TokenizedVideo | list[TokenizedVideo]:
+        """Decide how many tokens each block keeps: the third step. All videos share the budget.
+
+        Args:
+            encoded: what `encode` returned.
+            request: budget, price or threshold, and the strategy. `None` keeps all tokens.
+            batch_size: clips that are scored together.
+
+        Returns:
+            The tokens of the video; of a list of videos, a list.
+
+        Raises:
+            ValueError: for a request that cannot be met.
+        """
+        request = request or AllocationRequest()
+        strategy, valid = self._choose_strategy(request), encoded.valid_blocks
+        certificate: dict[str, float] = {}
+        if strategy is None:
+            token_counts = valid.long() * self.tokenizer.config.latents_per_block
+        else:
+            self._check_request(request, strategy, valid)
+            parameters = request.parameters(self.tokenizer.config.latents_per_block)
+            if strategy.order == "block":
+                token_counts = self._allocate_by_block(encoded, strategy, parameters, batch_size)
+            else:
+                measured = strategy.scores == "measured"
+                levels = self._levels(measured)
+                if strategy.scores == "none":
+                    table = np.zeros((*valid.shape, len(levels)))
+                else:
+                    table = self.score(encoded, measured=measured, batch_size=batch_size)
+                with stopwatch(encoded.seconds, "allocate", self.device):
+                    counts, certificate = strategy.allocate(table, step=levels.step, valid=valid.numpy(), **parameters)
+                token_counts = torch.from_numpy(counts)
+        chosen_by = {"strategy": strategy.name if strategy else "all tokens"} | certificate
+        tokens, start, model_hash = [], 0, self.model_hash
+        for clips in encoded.clips:
+            rows = slice(start, start + len(clips))
+            start = rows.stop
+            tokens.append(
+                TokenizedVideo(
+                    codes=encoded.codes[rows],
+                    token_counts=token_counts[rows],
+                    codebook_size=self.tokenizer.config.codebook_size,
+                    num_frames=clips.num_frames,
+                    fps=clips.fps,
+                    timestamps=clips.timestamps,
+                    source_size=tuple(clips.source_size),
+                    resize_mode=encoded.resize_mode,
+                    model_hash=model_hash,
+                    allocation=dict(chosen_by),
+                )
+            )
+        return tokens if encoded.is_list else tokens[0]
+
+    def decode(self, tokens: TokenizedVideo, *, batch_size: int = 8) -> np.ndarray:
+        """Decode the tokens of a video: the fourth step.
+
+        Args:
+            tokens: of this tokenizer.
+            batch_size: clips that are decoded together.
+
+        Returns:
+            uint8 (frames, height, width, 3). Squashed videos get their proportions back.
 
         Raises:
             ValueError: if the tokens were made by another tokenizer.
         """
-        check_output_type(output_type)
         if tokens.model_hash != self.model_hash:
             raise ValueError(
                 f"these tokens were made by another model (hash {tokens.model_hash[:12]}, this model's is "
@@ -231,16 +247,77 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
             )
         output_size = tuple(tokens.source_size) if tokens.resize_mode == "squash" else None
         num_clip_frames = self.tokenizer.config.num_frames
-        batch_size, _ = plan_batches(self.tokenizer, self.scorer, len(tokens.codes), batch_size, max_memory)
         frames = []
         for start in self._batches(len(tokens.codes), batch_size, "decode"):
-            part = slice(start, start + batch_size)
-            counts = tokens.token_counts[part].to(self.device) if self.tokenizer.config.adaptive else None
-            with torch.inference_mode():
-                video = self.tokenizer.decode(tokens.codes[part].to(self.device), counts).pixel_values_videos
+            rows = slice(start, start + batch_size)
+            video = decode_clips(self.tokenizer, tokens.codes[rows], tokens.token_counts[rows])
             real = min(len(video) * num_clip_frames, tokens.num_frames - start * num_clip_frames)
-            frames.append(self.video_processor.unclip(video.float(), num_frames=real, output_size=output_size))
-        return _convert_frames(np.concatenate(frames), output_type)
+            frames.append(self.video_processor.unclip(video, num_frames=real, output_size=output_size))
+        return np.concatenate(frames)
+
+    def reconstruct(
+        self,
+        videos: Any,
+        *,
+        budget: float | str | Sequence[float] | None = None,
+        price: float | None = None,
+        threshold: float | None = None,
+        allocation: str | None = None,
+        rounding: str | None = None,
+        resize_mode: str | None = None,
+        fps: float | None = None,
+        batch_size: int = 8,
+        output_type: str = "np",
+    ) -> AdapTokPipelineOutput | list[AdapTokPipelineOutput]:
+        """Tokenize videos on a budget and decode them again; each output has as many frames as its input.
+
+        Args:
+            videos, fps, resize_mode, batch_size: see `encode`.
+            budget, price, threshold, rounding: see [`AllocationRequest`]; `allocation` is its `strategy`.
+            output_type: `"np"`, `"pt"` or `"pil"`.
+
+        Returns:
+            The output; of a list of videos, a list.
+
+        Raises:
+            ValueError: for something that is not a video, an unknown strategy, or a budget that cannot be met.
+        """
+        check_output_type(output_type)
+        request = AllocationRequest(budget, price, threshold, allocation, rounding)
+        encoded = self.encode(videos, request=request, fps=fps, resize_mode=resize_mode, batch_size=batch_size)
+        tokens = self.allocate(encoded, request, batch_size=batch_size)
+        outputs, seconds = [], {"score": 0.0, "allocate": 0.0} | encoded.seconds
+        for video, clips in zip(tokens if encoded.is_list else [tokens], encoded.clips, strict=True):
+            with stopwatch(seconds, "decode", self.device):
+                frames = self.detokenize(video, batch_size=batch_size, output_type=output_type)
+            original = clips.frames.flatten(0, 1)[: clips.num_frames].permute(0, 2, 3, 1).numpy()
+            outputs.append(AdapTokPipelineOutput(frames=frames, tokens=video, original=original, seconds=seconds))
+        return outputs if encoded.is_list else outputs[0]
+
+    def tokenize(
+        self,
+        videos: Any,
+        *,
+        budget: float | str | Sequence[float] | None = None,
+        price: float | None = None,
+        threshold: float | None = None,
+        allocation: str | None = None,
+        rounding: str | None = None,
+        resize_mode: str | None = None,
+        fps: float | None = None,
+        batch_size: int = 8,
+    ) -> TokenizedVideo | list[TokenizedVideo]:
+        """Turn videos into tokens: `encode`, then `allocate`. Arguments, results and errors are those of `reconstruct`."""
+        request = AllocationRequest(budget, price, threshold, allocation, rounding)
+        encoded = self.encode(videos, request=request, fps=fps, resize_mode=resize_mode, batch_size=batch_size)
+        return self.allocate(encoded, request, batch_size=batch_size)
+
+    def detokenize(
+        self, tokens: TokenizedVideo, *, batch_size: int = 8, output_type: str = "np"
+    ) -> np.ndarray | torch.Tensor | list:
+        """Turn tokens into frames: `decode` in any form of [`AdapTokPipelineOutput`]."""
+        check_output_type(output_type)
+        return convert_frames(self.decode(tokens, batch_size=batch_size), output_type)
 
     @property
     def model_hash(self) -> str:
@@ -253,190 +330,38 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
             digest.update(tensor.detach().to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
         return digest.hexdigest()
 
-    @torch.no_grad()
-    def _tokenize(
-        self,
-        clips: ClipBatch,
-        seconds: dict[str, float],
-        budget: float | str | Sequence[float] | None,
-        price: float | None,
-        threshold: float | None,
-        allocation: str | None,
-        rounding: str | None,
-        resize_mode: str | None,
-        batch_size: int,
-        max_memory: int | str | None,
-    ) -> TokenizedVideo:
-        per_block = self.tokenizer.config.latents_per_block
-        given = {"budget": tokens_per_block(budget, per_block), "price": price, "threshold": threshold}
-        given = {name: value for name, value in given.items() if value is not None}
-        if rounding is not None:
-            given["rounding"] = rounding
-        strategy = self._strategy(allocation, given)
-        valid = clips.valid_blocks
-        step = self.scorer.config.score_step if self.scorer is not None else 1
-        if strategy == "measured":
-            levels = levels_to_measure(per_block, step)
-            step = levels.step
-            # a budget that cannot be met is told before everything is decoded at every level
-            blocks = {"num_blocks": int(valid.sum()), "num_levels": len(levels), "step": step}
-            level_total(**given, **blocks, where="allocation 'measured': ")
-        seconds.update({"encode": 0.0, "score": 0.0, "allocate": 0.0})
-
-        memory = {"batch_size": batch_size, "max_memory": max_memory, "measured": strategy == "measured"}
-        batch_size, keep_latents = plan_batches(self.tokenizer, self.scorer, len(clips), **memory)
-
-        def pixels(start: int) -> torch.Tensor:
-            return clips.frames[start : start + batch_size].to(self.device) / 255
-
-        def encode(start: int) -> AdapTokEncoderOutput:
-            with torch.inference_mode():
-                return self.tokenizer.encode(pixels(start).to(self.tokenizer.dtype))
-
-        codes, scores, counts = [], [], []
-        starts = self._batches(len(clips), batch_size, "encode")
-        latents = [] if keep_latents else LatentsAgain(encode, range(0, len(clips), batch_size))
-        for start in starts:
-            with _timed(seconds, "encode"):
-                encoded = encode(start)
-                codes.append(encoded.codes.cpu())
-            if strategy == "joint":
-                with _timed(seconds, "score"), torch.inference_mode():
-                    scores.append(self.scorer(encoded.latents, encoded.quantized).scores.cpu())
-            elif strategy == "measured":
-                with _timed(seconds, "score"):
-                    scores.append(measure_losses(self.tokenizer, pixels(start), encoded.codes, levels).cpu())
-            elif strategy in _BLOCK_BY_BLOCK:
-                own = [encoded.latents], [encoded.codes], valid[start : start + batch_size]
-                counts.append(self._allocate_block_by_block(*own, strategy, given, seconds))
-            elif strategy in _BLOCK_BY_BLOCK_OVER_CLIPS and keep_latents:
-                latents.append(encoded.latents)
-
-        chosen_by = {"strategy": strategy or "all tokens"}
-        if strategy is None:
-            token_counts = valid.long() * per_block
-        elif strategy == "fixed":
-            table = np.zeros((*valid.shape, per_block // step))
-            token_counts = torch.from_numpy(allocate(table, strategy="fixed", step=step, valid=valid.numpy(), **given))
-        elif strategy in ("joint", "measured"):
-            with _timed(seconds, "allocate"):
-                table = torch.cat(scores).double().numpy()
-                found = joint(table, step=step, valid=valid.numpy(), **given)
-            token_counts = torch.from_numpy(found.token_counts)
-            chosen_by |= {"objective": found.objective, "bound": found.bound}
-        elif strategy in _BLOCK_BY_BLOCK:
-            token_counts = torch.cat(counts)
-        else:
-            token_counts = self._allocate_block_by_block(latents, codes, valid, strategy, given, seconds)
-        return TokenizedVideo(
-            codes=torch.cat(codes),
-            token_counts=token_counts,
-            codebook_size=self.tokenizer.config.codebook_size,
-            num_frames=clips.num_frames,
-            fps=clips.fps,
-            timestamps=clips.timestamps,
-            source_size=tuple(clips.source_size),
-            resize_mode=resize_mode or self.video_processor.resize_mode,
-            model_hash=self.model_hash,
-            allocation=chosen_by,
-        )
-
-    def _allocate_block_by_block(
-        self,
-        latents: Sequence[torch.Tensor],
-        codes: list[torch.Tensor],
-        valid: torch.Tensor,
-        strategy: str,
-        given: dict[str, Any],
-        seconds: dict[str, float],
-    ) -> torch.Tensor:
-        """Scores block q given the counts chosen before it, allocates it, goes on with q + 1.
-
-        Args:
-            latents, codes: batches of clips, (clips, blocks, latents_per_block, ...).
-            valid: (all clips, blocks) bool.
-
-        Returns:
-            (all clips, blocks) long.
-        """
-        config = self.scorer.config
-        token_counts = torch.zeros(valid.shape, dtype=torch.long)
-        budget = given.get("budget")
-        if isinstance(budget, tuple) and len(budget) != valid.shape[1]:
-            raise ValueError(f"a budget per block position needs {valid.shape[1]} numbers, got {len(budget)}")
-        # A single batch keeps its keys and values from block to block. Those of all clips of a long video would be too
-        # large: for many batches the kept tokens of earlier blocks are computed again.
-        cache = BlockCache() if len(latents) == 1 and config.attention_type != "full" else None
-        for block in range(valid.shape[1]):
-            if not valid[:, block].any():
-                break
-            token_counts[:, block] = config.latents_per_block
-            with _timed(seconds, "score"):
-                if cache is None:
-                    table = self._score_from_the_start(latents, codes, token_counts[:, : block + 1])
-                else:
-                    one = latents[0][:, block], self.tokenizer.quantizer.lookup(codes[0][:, block].to(self.device))
-                    table = self.scorer.score_block(*one, cache).cpu()
-            arguments = given | ({"budget": budget[block]} if isinstance(budget, tuple) else {})
-            with _timed(seconds, "allocate"):
-                token_counts[:, block] = torch.from_numpy(
-                    allocate(
-                        table.double().numpy(),
-                        strategy=strategy,
-                        step=config.score_step,
-                        valid=valid[:, block].numpy(),
-                        **arguments,
-                    )
-                )
-            if cache is not None and block + 1 < valid.shape[1]:
-                with _timed(seconds, "score"):
-                    self.scorer.keep_tokens(*one, token_counts[:, block].to(self.device), cache)
-        return token_counts
-
-    def _score_from_the_start(
-        self, latents: Sequence[torch.Tensor], codes: list[torch.Tensor], token_counts: torch.Tensor
-    ) -> torch.Tensor:
-        """The scores (all clips, levels) of the last block of `token_counts` (all clips, blocks), batch by batch."""
-        scores, start, last = [], 0, token_counts.shape[1] - 1
-        for batch_latents, batch_codes in zip(latents, codes, strict=True):
-            quantized = self.tokenizer.quantizer.lookup(batch_codes[:, : last + 1].to(self.device))
-            counts = token_counts[start : start + len(batch_codes)].to(self.device)
-            start += len(batch_codes)
-            if self.scorer.config.attention_type == "full":
-                scores.append(self.scorer(batch_latents[:, : last + 1], quantized, counts).scores[:, -1].cpu())
-                continue
-            cache = BlockCache()
-            for block in range(last):
-                self.scorer.add_block(batch_latents[:, block], quantized[:, block], counts[:, block], cache)
-            scores.append(self.scorer.score_block(batch_latents[:, last], quantized[:, last], cache).cpu())
-        return torch.cat(scores)
-
-    def _strategy(self, allocation: str | None, given: dict[str, Any]) -> str | None:
-        """The strategy's name, or `None` for keeping everything."""
-        if not self.tokenizer.config.adaptive and (given or allocation):
+    def _choose_strategy(self, request: AllocationRequest) -> Strategy | None:
+        """Return the strategy of a request, or `None` for keeping everything."""
+        strategy = request.choose_strategy(self.scorer is not None)
+        if strategy is not None and not self.tokenizer.config.adaptive:
             raise ValueError("this tokenizer is not adaptive (CausalTok): it keeps all tokens and takes no budget")
-        if allocation is None:
-            if "price" in given:
-                allocation = "quality"
-            elif "threshold" in given:
-                allocation = "threshold"
-            elif "budget" in given:
-                allocation = "joint" if self.scorer is not None else "fixed"
-            elif given:
-                raise ValueError(f"{', '.join(given)} was given without a budget")
-            else:
-                return None
-        if allocation not in _ALLOCATIONS:
-            raise ValueError(f"allocation must be one of {', '.join(_ALLOCATIONS)}, got {allocation!r}")
-        if allocation not in ("fixed", "measured") and self.scorer is None:
-            raise ValueError(
-                f"allocation {allocation!r} needs a scorer, and this pipeline has none; use 'fixed' or 'measured'"
-            )
-        needed = {"quality": "price", "threshold": "threshold"}.get(allocation, "budget")
-        unused = set(given) - {needed, *(["rounding"] if allocation in ("ipal", "joint", "measured") else [])}
-        if needed not in given or unused:
-            raise ValueError(f"allocation {allocation!r} needs a {needed}, got {', '.join(sorted(given)) or 'nothing'}")
-        return allocation
+        return strategy
+
+    def _levels(self, measured: bool = False) -> range:
+        """Return the candidate token counts of a table's levels."""
+        per_block = self.tokenizer.config.latents_per_block
+        step = self.scorer.config.score_step if self.scorer is not None else 1
+        return levels_to_measure(per_block, step) if measured else range(step, per_block + 1, step)
+
+    def _check_request(self, request: AllocationRequest, strategy: Strategy, valid: torch.Tensor) -> None:
+        """Raise `ValueError` if these blocks cannot meet the request, before anything is encoded or scored."""
+        levels = self._levels(strategy.scores == "measured")
+        parameters = request.parameters(self.tokenizer.config.latents_per_block)
+        table = np.zeros((*valid.shape, len(levels)))
+        strategy.allocate(table, step=levels.step, valid=valid.numpy(), **parameters)
+
+    def _allocate_by_block(
+        self, encoded: EncodedVideos, strategy: Strategy, parameters: dict[str, Any], batch_size: int
+    ) -> torch.Tensor:
+        """Return (clips of all videos, blocks) long: batch by batch, unless all clips share the budget."""
+        if encoded.latents is None:
+            raise ValueError(f"strategy {strategy.name!r} needs the latents of `encode`, which were not kept")
+        latents, codes = encoded.latents.split(batch_size), encoded.codes.split(batch_size)
+        models, rest = (self.tokenizer, self.scorer), (strategy, parameters, encoded.seconds)
+        if strategy.shares_budget:
+            return allocate_by_block(*models, list(latents), list(codes), encoded.valid_blocks, *rest)
+        batches = zip(latents, codes, encoded.valid_blocks.split(batch_size), strict=True)
+        return torch.cat([allocate_by_block(*models, [a], [b], valid, *rest) for a, b, valid in batches])
 
     def _batches(self, total: int, batch_size: int, stage: str):
         """Start indices, with a progress bar where there is more than one batch."""
@@ -479,20 +404,3 @@ def _check_generators(
             theirs, ours = getattr(model.config, entry), getattr(tokenizer.config, entry)
             if theirs != ours:
                 raise ValueError(f"{name} has {entry}={theirs}, the tokenizer {ours}: they do not belong together")
-
-
-def _convert_frames(frames: np.ndarray, output_type: str) -> np.ndarray | torch.Tensor | list:
-    if output_type == "np":
-        return frames
-    if output_type == "pt":
-        return torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255
-    from PIL import Image
-
-    return [Image.fromarray(frame) for frame in frames]
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], stage: str):
-    start = time.perf_counter()
-    yield
-    seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start

@@ -2,41 +2,15 @@
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers.utils import BaseOutput
 
 from ..models.modeling_adaptok_ar import AdapTokARForCausalLM
 from ..video.video_io import DEFAULT_FPS, check_fps
-
-
-@dataclass
-class AdapTokGenerationOutput(BaseOutput):
-    """
-    Args:
-        frames: `"np"`: uint8 (videos, frames, height, width, 3); `"pt"`: float (videos, frames, 3, height, width), 0..1;
-            `"pil"`: a list of lists of images.
-        codes: (videos, clips, blocks, latents_per_block) long.
-        token_counts: (videos, clips, blocks) long, the tokens of each block.
-        seeds: (videos, clips) long, the seed that each clip was drawn with.
-        class_labels: class id of each video, or `None` for frame prediction.
-        class_names: their names.
-        num_condition_frames: frames at the start of a video that were given to the model (and are shown decoded); 0 for
-            class-conditional generation.
-        fps: frames per second to play them with.
-    """
-
-    frames: np.ndarray | torch.Tensor | list
-    codes: torch.Tensor
-    token_counts: torch.Tensor
-    seeds: torch.Tensor
-    class_labels: list[int] | None
-    class_names: list[str] | None
-    num_condition_frames: int
-    fps: float
+from .encoded_videos import decode_clips
+from .pipeline_output import AdapTokGenerationOutput, check_output_type, convert_frames
 
 
 class GenerationMixin:
@@ -98,7 +72,7 @@ class GenerationMixin:
             codes.append(clips[0].cpu())
             counts.append(clips[1].cpu())
         return AdapTokGenerationOutput(
-            frames=convert_videos(torch.cat(frames), output_type),
+            frames=convert_frames(torch.cat(frames).movedim(2, 4).numpy(), output_type),
             codes=torch.cat(codes)[:, None],
             token_counts=torch.cat(counts)[:, None],
             seeds=seeds[:, None],
@@ -172,7 +146,7 @@ class GenerationMixin:
             counts.append(clips[1].cpu())
             windows = windows[:, -num_condition_frames:]
         return AdapTokGenerationOutput(
-            frames=convert_videos(torch.cat(frames, dim=1), output_type),
+            frames=convert_frames(torch.cat(frames, dim=1).movedim(2, 4).numpy(), output_type),
             codes=torch.stack(codes, dim=1),
             token_counts=torch.stack(counts, dim=1),
             seeds=torch.stack(seeds, dim=1),
@@ -204,12 +178,9 @@ class GenerationMixin:
         video = (windows[:, index].to(self.device) / 255).to(self.tokenizer.dtype)
         return self.tokenizer.encode(video).codes
 
-    @torch.no_grad()
     def _decode_clips(self, codes: torch.Tensor, token_counts: torch.Tensor) -> torch.Tensor:
-        """Codes of whole clips -> uint8 (clips, frames, 3, height, width)."""
-        counts = token_counts if self.tokenizer.config.adaptive else None
-        video = self.tokenizer.decode(codes, counts).pixel_values_videos
-        return (video.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+        """Return uint8 (clips, frames, 3, height, width)."""
+        return (decode_clips(self.tokenizer, codes, token_counts) * 255).round().to(torch.uint8).cpu()
 
 
 def class_id(model: AdapTokARForCausalLM, label: int | str) -> int:
@@ -261,20 +232,3 @@ def _drawing(temperature: float | None, top_k: int | None, top_p: float | None) 
         return {"do_sample": False}
     given = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     return {name: value for name, value in given.items() if value is not None}
-
-
-def check_output_type(output_type: str) -> None:
-    if output_type not in ("np", "pt", "pil"):
-        raise ValueError(f"output_type must be 'np', 'pt' or 'pil', got {output_type!r}")
-
-
-def convert_videos(videos: torch.Tensor, output_type: str) -> np.ndarray | torch.Tensor | list:
-    """uint8 (videos, frames, 3, height, width) as the output type asks, see [`AdapTokGenerationOutput`]."""
-    if output_type == "pt":
-        return videos.float() / 255
-    frames = videos.permute(0, 1, 3, 4, 2).contiguous().numpy()
-    if output_type == "np":
-        return frames
-    from PIL import Image
-
-    return [[Image.fromarray(frame) for frame in video] for video in frames]

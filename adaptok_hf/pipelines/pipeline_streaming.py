@@ -3,57 +3,15 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..allocation import allocate
-from ..allocation.budgets import tokens_per_block
-from ..allocation.rate_control import RateController
+from ..allocation import AllocationRequest, RateController
 from ..models.block_cache import BlockCache
 from ..video.frame_stream import Frame, iter_frames
-from .pipeline_generation import check_output_type, convert_videos
-
-
-@dataclass(eq=False)
-class StreamBlock:
-    """One temporal block of a stream.
-
-    Args:
-        index: position in the stream, from 0; a clip begins at every multiple of the tokenizer's `num_blocks`.
-        codes: (latents_per_block,) long, at full width.
-        token_count: how many leading codes are kept.
-        num_frames: real frames; fewer than `tubelet_size` only in the last block.
-        timestamps: (num_frames,) float64, seconds.
-        fps: frames per second of the source.
-        source_size: height and width of the source's frames.
-        resize_mode: how they were made square.
-        bits: log2(codebook_size) for each kept code and log2(latents_per_block + 1) for the count.
-        price: score per token that decided the count, or `None`.
-        model_hash: fingerprint of the tokenizer.
-        frames: the reconstruction, `num_frames` frames as `AdapTokPipelineOutput.frames`; `None` if it was not asked for.
-        original: uint8 (num_frames, size, size, 3), the input as the model saw it.
-        latency: seconds of computation between the arrival of the block's last frame and this object. A frame also waits
-            for the rest of its block to arrive, at most `tubelet_size - 1` frames.
-    """
-
-    index: int
-    codes: torch.Tensor
-    token_count: int
-    num_frames: int
-    timestamps: np.ndarray
-    fps: float
-    source_size: tuple[int, int]
-    resize_mode: str
-    bits: float
-    price: float | None
-    model_hash: str
-    frames: np.ndarray | torch.Tensor | list | None
-    original: np.ndarray | None
-    latency: float
-
+from .pipeline_output import StreamBlock, check_output_type, convert_frames
 
 # scores of a block (levels,) -> its token count and the price that decided it
 CountRule = Callable[[np.ndarray], tuple[int, float | None]]
@@ -227,19 +185,20 @@ class StreamingMixin:
             num_frames=block.num_frames,
             output_size=block.source_size if block.resize_mode == "squash" else None,
         )
-        return convert_videos(torch.from_numpy(frames).permute(0, 3, 1, 2)[None], output_type)[0]
+        return convert_frames(frames, output_type)
 
     def _count_rule(self, given: dict[str, float | str], window: int, reservoir: float, fps: float) -> CountRule | None:
-        """How counts are chosen; `None` for keeping all tokens."""
+        """Return how counts are chosen; `None` for keeping all tokens."""
         if not given:
             return None
         ((name, value),) = given.items()
         config, per_block = self.scorer.config, self.tokenizer.config.latents_per_block
         if name in ("price", "threshold"):
-            strategy = "quality" if name == "price" else "threshold"
-            settings = {"strategy": strategy, "step": config.score_step, name: value}
-            allocate(np.zeros((1, config.num_levels)), **settings)  # raises for a value that makes no sense
-            return lambda scores: (int(allocate(scores[None], **settings)[0]), value if name == "price" else None)
+            request = AllocationRequest(**given)
+            strategy, settings = request.choose_strategy(True), {"step": config.score_step, name: value}
+            strategy.allocate(np.zeros((1, config.num_levels)), **settings)  # raises for a value that makes no sense
+            price = value if name == "price" else None
+            return lambda scores: (int(strategy.allocate(scores[None], **settings)[0][0]), price)
         if name == "bits_per_second":
             code_bits, count_bits = math.log2(self.tokenizer.config.codebook_size), math.log2(per_block + 1)
             seconds = self.tokenizer.config.tubelet_size / fps
@@ -251,15 +210,11 @@ class StreamingMixin:
                     f"frames per second, got {value!r}"
                 )
         else:
-            target = tokens_per_block(value, per_block)
+            target = AllocationRequest(budget=value).parameters(per_block)["budget"]
         controller = RateController(
             target, step=config.score_step, num_levels=config.num_levels, window=window, reservoir=reservoir
         )
-
-        def choose(scores: np.ndarray) -> tuple[int, float]:
-            return controller.choose(scores), controller.price
-
-        return choose
+        return lambda scores: (controller.choose(scores), controller.price)
 
 
 def _blocks(frames: Iterator[Frame], size: int) -> Iterator[list[Frame]]:

@@ -132,7 +132,7 @@ class AdapTokVideoProcessor(VideoProcessorMixin, ImageProcessingMixin):
         Raises:
             ValueError: see `load`.
         """
-        loaded = [self.load(video, max_frames=self.num_frames) for video in _as_list(videos)]
+        loaded = [self.load(video, max_frames=self.num_frames) for video in (videos if is_video_list(videos) else [videos])]
         clips = torch.cat([self.clips(video, resize_mode=resize_mode).pixel_values_videos for video in loaded])
         return BatchFeature({"pixel_values_videos": clips}, tensor_type=return_tensors)
 
@@ -309,13 +309,11 @@ def _is_image(value: Any) -> bool:
     return (hasattr(value, "convert") and hasattr(value, "mode")) or getattr(value, "ndim", None) == 3
 
 
-def _as_list(videos: Any) -> list:
-    """The videos of a batch, from a batch or a single video."""
-    if isinstance(videos, np.ndarray | torch.Tensor) and videos.ndim == 5:
-        return list(videos)
-    if isinstance(videos, list | tuple) and videos and not _is_image(videos[0]):
-        return list(videos)
-    return [videos]
+def is_video_list(videos: Any) -> bool:
+    """Return whether this is several videos: a 5-D array, or a list whose items are not single frames."""
+    if isinstance(videos, np.ndarray | torch.Tensor):
+        return videos.ndim == 5
+    return isinstance(videos, list | tuple) and bool(videos) and not _is_image(videos[0])
 
 
 def _frames_from_list(images: list | tuple, max_frames: int | None) -> np.ndarray:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from adaptok_hf.pipelines.pipeline_batches import bytes_per_clip
 from builders.evaluations import evaluate, moving_frames
 from builders.pipelines import make_pipeline, one_clip, peak_bytes, results
 from builders.pipelines import noisy_video as noise_for
@@ -19,7 +20,6 @@ from adaptok_hf.allocation import joint
 from adaptok_hf.cli.main import main
 from adaptok_hf.evaluation import encoded_clips
 from adaptok_hf.pipelines.measured_losses import MOST_LEVELS, levels_to_measure, measure_losses
-from adaptok_hf.pipelines.pipeline_batches import bytes_per_clip
 
 
 def uneven_video(num_frames: int, seed: int = 0) -> np.ndarray:

@@ -18,8 +18,10 @@ from adaptok_hf import (
     AdapTokScorerModel,
     AdapTokVideoProcessor,
     Video,
+    allocate,
     read_video,
 )
+from adaptok_hf.allocation import STRATEGIES, AllocationRequest, Strategy
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "surfing.mp4"
 
@@ -85,15 +87,13 @@ def test_ipal_takes_a_budget_per_position(tiny_pipeline):
     budgets = [6, 4, 2]
     counts = tiny_pipeline.tokenize(noisy_video(36), budget=budgets, allocation="ipal").token_counts
     assert counts.double().mean(0).tolist() == budgets
-    with pytest.raises(ValueError, match="needs 3 numbers, got 2"):
+    with pytest.raises(ValueError, match="2 entries"):
         tiny_pipeline.tokenize(noisy_video(12), budget=[4, 4], allocation="ipal")
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_ipal_scores_blocks_by_the_counts_chosen_before(tiny_pipeline, batch_size):
     """Block by block, with the scorer called by hand."""
-    from adaptok_hf import allocate
-
     with torch.no_grad():  # makes the counts of earlier blocks matter
         for layer in tiny_pipeline.scorer.layers:
             layer.attention.proj.weight.mul_(20)
@@ -256,7 +256,7 @@ def test_every_kind_of_output(tiny_pipeline):
     images = tiny_pipeline(video, output_type="pil").frames
     assert all(isinstance(image, Image.Image) for image in images)
     assert np.array_equal(np.stack([np.asarray(image) for image in images]), frames)
-    with pytest.raises(ValueError, match="output_type must be 'np', 'pt' or 'pil', got 'jpg'"):
+    with pytest.raises(ValueError, match="'jpg'"):
         tiny_pipeline(video, output_type="jpg")
 
 
@@ -267,6 +267,78 @@ def test_squash_restores_proportions(tiny_pipeline):
     assert squashed.original.shape == (5, 16, 16, 3)
     assert not np.array_equal(squashed.original, cropped.original)
     assert squashed.tokens.resize_mode == "squash" and tiny_pipeline.tokenize(video).resize_mode == "crop"
+
+
+# --- the four steps -----------------------------------------------------------------------------------------------
+
+
+def test_the_steps_are_the_whole(tiny_pipeline):
+    video, request = noisy_video(30), AllocationRequest(budget=4)
+    encoded = tiny_pipeline.encode(video)
+    scores = tiny_pipeline.score(encoded)
+    assert scores.shape == (3, 3, 3) and tiny_pipeline.score(encoded) is scores
+    tokens = tiny_pipeline.allocate(encoded, request)
+    whole = tiny_pipeline.reconstruct(video, budget=4)
+    assert torch.equal(tokens.codes, whole.tokens.codes) and torch.equal(tokens.token_counts, whole.token_counts)
+    assert tokens.allocation == whole.tokens.allocation and np.array_equal(tiny_pipeline.decode(tokens), whole.frames)
+    expected = allocate(scores, strategy="joint", step=2, budget=4, valid=encoded.valid_blocks.numpy())
+    assert tokens.token_counts.tolist() == expected.tolist()
+    everything = tiny_pipeline.allocate(encoded)
+    assert torch.equal(everything.token_counts, tiny_pipeline.tokenize(video).token_counts)
+
+
+@pytest.mark.parametrize("request_", [{"budget": 4}, {"budget": 4, "strategy": "ipal"}, {"price": 0.001}, {}], ids=str)
+def test_a_list_of_videos_shares_one_budget(tiny_pipeline, request_):
+    """As one program over the clips of all; codes and frames are those of each video alone."""
+    videos = [noisy_video(12), noisy_video(30), np.full((5, 16, 16, 3), 128, dtype=np.uint8)]
+    request = AllocationRequest(**request_)
+    encoded = tiny_pipeline.encode(videos)
+    tokens = tiny_pipeline.allocate(encoded, request, batch_size=2)
+    assert [len(each.codes) for each in tokens] == [1, 3, 1] and [each.num_frames for each in tokens] == [12, 30, 5]
+    counts = torch.cat([each.token_counts for each in tokens])
+    if "budget" in request_:
+        assert counts[encoded.valid_blocks].double().mean() == 4
+        alone = [tiny_pipeline.tokenize(video, budget=4, allocation=request.strategy) for video in videos]
+        assert not torch.equal(counts, torch.cat([each.token_counts for each in alone]))
+    for video, each in zip(videos, tokens, strict=True):
+        assert torch.equal(each.codes, tiny_pipeline.tokenize(video).codes)
+        assert np.array_equal(tiny_pipeline.decode(each), tiny_pipeline.detokenize(each, batch_size=1))
+    some = encoded[1:]
+    assert len(some) == 2 and torch.equal(some.codes, encoded.codes[1:]) and len(some.latents) == 4
+    assert [len(each.codes) for each in tiny_pipeline.allocate(some, AllocationRequest())] == [3, 1]
+
+
+def test_reconstructions_of_a_list(tiny_pipeline):
+    videos = [noisy_video(12), noisy_video(30)]
+    outputs = tiny_pipeline(videos, budget=4)
+    assert [len(output.frames) for output in outputs] == [12, 30] and isinstance(outputs, list)
+    assert sum(output.tokens.num_tokens for output in outputs) == 4 * sum(output.tokens.num_blocks for output in outputs)
+    assert np.array_equal(tiny_pipeline(np.stack([noisy_video(12)] * 2))[1].frames, tiny_pipeline(noisy_video(12)).frames)
+
+
+def test_nothing_is_encoded_for_a_request_that_cannot_be_met(tiny_pipeline, monkeypatch):
+    monkeypatch.setattr(tiny_pipeline.tokenizer, "encode", None)
+    for request in ({"budget": 100}, {"budget": 1, "allocation": "measured"}, {"price": -1.0}):
+        with pytest.raises(ValueError, match=str(next(iter(request.values())))):
+            tiny_pipeline.tokenize(noisy_video(12), **request)
+
+
+def test_latents_are_kept_for_scorers_only(tiny_pipeline):
+    encoded = tiny_pipeline.encode(noisy_video(12), request=AllocationRequest(budget=4, strategy="fixed"))
+    assert encoded.latents is None
+    for step in (tiny_pipeline.score, lambda e: tiny_pipeline.allocate(e, AllocationRequest(price=0.1))):
+        with pytest.raises(ValueError, match="latents"):
+            step(encoded)
+
+
+def test_a_new_strategy_is_a_function_and_a_row(tiny_pipeline, monkeypatch):
+    def thrifty(scores, *, step, budget, valid=None):
+        return np.where(valid, step, 0)
+
+    row = Strategy("thrifty", thrifty, "budget", (), "none", "clip", False, "test", "one step for every block")
+    monkeypatch.setitem(STRATEGIES, "thrifty", row)
+    tokens = tiny_pipeline.tokenize(noisy_video(15), budget=4, allocation="thrifty")
+    assert tokens.token_counts.tolist() == [[2, 2, 2], [2, 0, 0]] and tokens.allocation == {"strategy": "thrifty"}
 
 
 # --- saving and loading -------------------------------------------------------------------------------------------
@@ -298,7 +370,7 @@ def test_without_scorer(tiny_pipeline, tmp_path):
     assert loaded.tokenize(video, budget=5, allocation="fixed").num_tokens == 20
     assert loaded(video).tokens.num_tokens == 24
     for parameters in ({"price": 0.1}, {"threshold": 0.1}, *({"budget": 4, "allocation": a} for a in ("joint", "ipal"))):
-        with pytest.raises(ValueError, match="needs a scorer, and this pipeline has none; use 'fixed'"):
+        with pytest.raises(ValueError, match="fixed, measured"):
             loaded.tokenize(video, **parameters)
 
 
@@ -343,28 +415,28 @@ def test_tokens_of_another_model_are_refused(tiny_pipeline, tiny_config):
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"budget": 0}, "nearest feasible budget is 2 "),
-        ({"budget": 7}, "nearest feasible budget is 6 "),
-        ({"budget": -1}, "nearest feasible budget is 2 "),
-        ({"budget": 3}, "nearest feasible budgets are 2.666.* and 3.333"),
+        ({"budget": 0}, " 2 "),
+        ({"budget": 7}, " 6 "),
+        ({"budget": -1}, " 2 "),
+        ({"budget": 3}, "2.666.* and 3.333"),
         ({"budget": float("nan")}, "finite"),
         ({"budget": float("inf")}, "finite"),
-        ({"budget": 0, "allocation": "ipal"}, "nearest feasible budget is 2 "),
-        ({"budget": 3, "allocation": "ipal"}, "nearest feasible budgets are 2 and 4 "),
-        ({"budget": 3, "allocation": "fixed"}, "nearest feasible budgets are 2 and 4 "),
-        ({"budget": "many"}, "tokens per block or a percentage such as '25%', got 'many'"),
-        ({"budget": "200%"}, "nearest feasible budget is 6 "),
+        ({"budget": 0, "allocation": "ipal"}, " 2 "),
+        ({"budget": 3, "allocation": "ipal"}, "2 and 4"),
+        ({"budget": 3, "allocation": "fixed"}, "2 and 4"),
+        ({"budget": "many"}, "'many'"),
+        ({"budget": "200%"}, " 6 "),
         ({"budget": [4, 4, 4]}, "budget"),
-        ({"budget": 4, "allocation": "best"}, "allocation must be one of fixed, .*, got 'best'"),
-        ({"allocation": "joint"}, "'joint' needs a budget"),
-        ({"allocation": "quality"}, "'quality' needs a price"),
-        ({"allocation": "threshold", "budget": 4}, "'threshold' needs a threshold"),
-        ({"budget": 4, "price": 0.1}, "needs a price, got budget, price"),
+        ({"budget": 4, "allocation": "best"}, "fixed, .*'best'"),
+        ({"allocation": "joint"}, "'joint'.*`budget`"),
+        ({"allocation": "quality"}, "'quality'.*`price`"),
+        ({"allocation": "threshold", "budget": 4}, "`budget`.*`threshold`"),
+        ({"budget": 4, "price": 0.1}, "`budget`.*`price`"),
         ({"price": -1.0}, "price"),
         ({"price": float("nan")}, "price"),
         ({"budget": 4, "rounding": "up"}, "rounding"),
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"resize_mode": "stretch"}, "resize_mode must be one of"),
+        ({"batch_size": 0}, "batch_size.* 0"),
+        ({"resize_mode": "stretch"}, "stretch"),
     ],
     ids=str,
 )
@@ -375,7 +447,7 @@ def test_bad_requests_are_named(tiny_pipeline, parameters, message):
 
 @pytest.mark.parametrize("batch_size", [0, -1])
 def test_bad_batch_size_of_detokenize(tiny_pipeline, batch_size):
-    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+    with pytest.raises(ValueError, match=f"batch_size.* {batch_size}"):
         tiny_pipeline.detokenize(tiny_pipeline.tokenize(noisy_video(5)), batch_size=batch_size)
 
 
@@ -384,7 +456,7 @@ def test_bad_batch_size_of_detokenize(tiny_pipeline, batch_size):
 )
 def test_a_processor_for_another_tokenizer_is_refused(tiny_tokenizer, name, value):
     processor = AdapTokVideoProcessor(**{"image_size": 16, "num_frames": 12, "tubelet_size": 4, name: value})
-    with pytest.raises(ValueError, match=f"the video processor has {name}={value}"):
+    with pytest.raises(ValueError, match=f"{name}={value}"):
         AdapTokPipeline(processor, tiny_tokenizer)
 
 
@@ -398,7 +470,7 @@ def test_a_scorer_for_another_tokenizer_is_refused(tiny_pipeline):
         num_attention_heads=2,
         num_hidden_layers=1,
     )
-    with pytest.raises(ValueError, match=r"scorer is for .* \(32, 3, 8\), the tokenizer has \(32, 3, 6\)"):
+    with pytest.raises(ValueError, match=r"\(32, 3, 8\).* \(32, 3, 6\)"):
         AdapTokPipeline(tiny_pipeline.video_processor, tiny_pipeline.tokenizer, AdapTokScorerModel(config))
 
 

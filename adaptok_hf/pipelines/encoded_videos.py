@@ -1,0 +1,170 @@
+"""Videos that are encoded and wait for their token counts, and the steps that work on tensors of clips."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..allocation import Strategy
+from ..models.block_cache import BlockCache
+from ..models.modeling_adaptok import AdapTokModel
+from ..models.modeling_adaptok_scorer import AdapTokScorerModel
+from ..video.video_processing_adaptok import ClipBatch
+
+
+@dataclass(eq=False)
+class EncodedVideos:
+    """Videos as codes at full width, with what scoring, measuring and decoding need: what `AdapTokPipeline.encode` returns.
+
+    Everything is on the CPU. `encoded[2:5]` holds some of the videos.
+
+    Args:
+        clips: the clips of each video.
+        codes: (clips of all videos, blocks, latents_per_block) long.
+        latents: (clips of all videos, blocks, latents_per_block, hidden_size), before quantization; `None` if no scorer
+            will read them.
+        resize_mode: how frames were made square.
+        is_list: whether a list of videos was given, so that lists are returned.
+        tables: `"predicted"` and `"measured"` losses, (clips of all videos, blocks, levels) float64, once computed.
+        seconds: wall-clock seconds of each stage.
+    """
+
+    clips: list[ClipBatch]
+    codes: torch.Tensor
+    latents: torch.Tensor | None
+    resize_mode: str
+    is_list: bool
+    tables: dict[str, np.ndarray] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, videos: slice) -> "EncodedVideos":
+        chosen = self.clips[videos]
+        start = sum(len(clips) for clips in self.clips[: videos.indices(len(self))[0]])
+        rows = slice(start, start + sum(len(clips) for clips in chosen))
+        latents = None if self.latents is None else self.latents[rows]
+        tables = {name: table[rows] for name, table in self.tables.items()}
+        return EncodedVideos(chosen, self.codes[rows], latents, self.resize_mode, True, tables)
+
+    @property
+    def valid_blocks(self) -> torch.Tensor:
+        """(clips of all videos, blocks) bool, whether a block holds a real frame."""
+        return torch.cat([clips.valid_blocks for clips in self.clips])
+
+    def frames(self, rows: slice) -> torch.Tensor:
+        """Return uint8 frames (clips, frames, 3, size, size) of some of all clips."""
+        return take_clips(self.clips, rows)
+
+
+def take_clips(clips: list[ClipBatch], rows: slice) -> torch.Tensor:
+    """Return uint8 frames (clips, frames, 3, size, size) of the clips that `rows` counts over all videos."""
+    taken, first = [], 0
+    for batch in clips:
+        start, stop = max(rows.start - first, 0), min(rows.stop - first, len(batch))
+        if start < stop:
+            taken.append(batch.frames[start:stop])
+        first += len(batch)
+    return taken[0] if len(taken) == 1 else torch.cat(taken)
+
+
+@contextmanager
+def stopwatch(seconds: dict[str, float], stage: str, device: torch.device) -> Iterator[None]:
+    """Add the wall-clock seconds of the block; wait for an accelerator's queue on both sides."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
+    start = time.perf_counter()
+    yield
+    wait()
+    seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start
+
+
+@torch.no_grad()
+def decode_clips(tokenizer: AdapTokModel, codes: torch.Tensor, token_counts: torch.Tensor) -> torch.Tensor:
+    """Decode whole clips.
+
+    Args:
+        codes: (clips, blocks, latents_per_block) long, on any device.
+        token_counts: (clips, blocks) long.
+
+    Returns:
+        (clips, frames, 3, size, size) float32 in [0, 1], on the tokenizer's device.
+    """
+    counts = token_counts.to(tokenizer.device) if tokenizer.config.adaptive else None
+    return tokenizer.decode(codes.to(tokenizer.device), counts).pixel_values_videos.float().clamp(0, 1)
+
+
+@torch.no_grad()
+def allocate_by_block(
+    tokenizer: AdapTokModel,
+    scorer: AdapTokScorerModel,
+    latents: list[torch.Tensor],
+    codes: list[torch.Tensor],
+    valid: torch.Tensor,
+    strategy: Strategy,
+    parameters: dict[str, Any],
+    seconds: dict[str, float],
+) -> torch.Tensor:
+    """Score block q given the token counts chosen before it, allocate it, and move to q + 1.
+
+    Args:
+        latents, codes: batches of clips, (clips, blocks, latents_per_block, ...).
+        valid: (all clips, blocks) bool.
+        parameters: of the strategy; a budget may be one number per block position.
+        seconds: gets the seconds of `score` and `allocate`.
+
+    Returns:
+        (all clips, blocks) long.
+    """
+    token_counts = torch.zeros(valid.shape, dtype=torch.long)
+    # A single batch keeps its keys and values from block to block. Those of all clips of a long video would be too large:
+    # for many batches the earlier blocks are scored again.
+    cache = BlockCache() if len(latents) == 1 and scorer.config.attention_type != "full" else None
+    for block in range(valid.shape[1]):
+        if not valid[:, block].any():
+            break
+        token_counts[:, block] = scorer.config.latents_per_block
+        with stopwatch(seconds, "score", scorer.device):
+            if cache is None:
+                table = _score_last_block(tokenizer, scorer, latents, codes, token_counts[:, : block + 1])
+            else:
+                inputs = latents[0][:, block].to(scorer.device), _lookup(tokenizer, codes[0][:, block])
+                table = scorer.score_block(*inputs, cache).cpu()
+        here = parameters
+        if isinstance(parameters.get("budget"), tuple):
+            here = parameters | {"budget": parameters["budget"][block]}
+        with stopwatch(seconds, "allocate", scorer.device):
+            counts, _ = strategy.allocate(
+                table.double().numpy(), step=scorer.config.score_step, valid=valid[:, block].numpy(), **here
+            )
+        token_counts[:, block] = torch.from_numpy(counts)
+        if cache is not None and block + 1 < valid.shape[1]:
+            with stopwatch(seconds, "score", scorer.device):
+                scorer.keep_tokens(*inputs, token_counts[:, block].to(scorer.device), cache)
+    return token_counts
+
+
+def _score_last_block(
+    tokenizer: AdapTokModel,
+    scorer: AdapTokScorerModel,
+    latents: list[torch.Tensor],
+    codes: list[torch.Tensor],
+    token_counts: torch.Tensor,
+) -> torch.Tensor:
+    """Return the scores (all clips, levels) of the last block of `token_counts` (all clips, blocks), batch by batch."""
+    scores, num_blocks = [], token_counts.shape[1]
+    counts = token_counts.split([len(batch) for batch in codes])
+    for batch_latents, batch_codes, batch_counts in zip(latents, codes, counts, strict=True):
+        quantized = _lookup(tokenizer, batch_codes[:, :num_blocks])
+        inputs = batch_latents[:, :num_blocks].to(scorer.device), quantized, batch_counts.to(scorer.device)
+        scores.append(scorer(*inputs).scores[:, -1].cpu())
+    return torch.cat(scores)
+
+
+def _lookup(tokenizer: AdapTokModel, codes: torch.Tensor) -> torch.Tensor:
+    return tokenizer.quantizer.lookup(codes.to(tokenizer.device))
