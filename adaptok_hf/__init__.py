@@ -27,6 +27,9 @@ _HOMES = {
     "Video": "video.video_io",
     "read_video": "video.video_io",
     "write_video": "video.video_io",
+    "EncodedVideos": "pipelines.encoded_videos",
+    "TokenizedVideo": "video.tokenized_video",
+    "AllocationRequest": "allocation",
     "allocate": "allocation",
     "convert_checkpoint": "conversion.convert",
 }
@@ -34,7 +37,7 @@ _HOMES = {
 __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
-    from .allocation import allocate
+    from .allocation import AllocationRequest, allocate
     from .conversion.convert import convert_checkpoint
     from .models.block_cache import BlockCache
     from .models.configuration_adaptok import AdapTokConfig
@@ -45,7 +48,9 @@ if TYPE_CHECKING:
     from .models.modeling_adaptok_ar import AdapTokARForCausalLM
     from .models.modeling_adaptok_prior import AdapTokPriorModel
     from .models.modeling_adaptok_scorer import AdapTokScorerModel
+    from .pipelines.encoded_videos import EncodedVideos
     from .pipelines.pipeline_adaptok import AdapTokPipeline
+    from .video.tokenized_video import TokenizedVideo
     from .video.video_io import Video, read_video, write_video
     from .video.video_processing_adaptok import AdapTokVideoProcessor
 

@@ -9,12 +9,12 @@ import gradio as gr
 import numpy as np
 import torch
 from charts import Line, line_chart
-from encoding import EncodedVideo, encode_video, psnr, spread
+from encoding import psnr, spread, token_levels
 from media import image_uri, mosaic
 from player import note, waiting
 from uploads import LIMITS, read_upload
 
-from adaptok_hf import AdapTokPipeline, Video
+from adaptok_hf import AdapTokPipeline, EncodedVideos, Video
 from adaptok_hf.models.attention_masks import block_rule
 
 # Prefix lengths that are decoded for the slider.
@@ -37,19 +37,19 @@ def inspect_clip(pipeline: AdapTokPipeline, path: str | None) -> tuple[str, str,
     """
     config = pipeline.tokenizer.config
     upload = read_upload(pipeline, path, max_frames=config.num_frames)
-    encoded = encode_video(pipeline, upload.video)
-    return _prefixes(pipeline, encoded), _score_curves(pipeline, encoded), upload.video
+    encoded = pipeline.encode(upload.video)
+    return _prefixes(pipeline, encoded, upload.video.frames), _score_curves(pipeline, encoded), upload.video
 
 
-def decode_prefix(pipeline: AdapTokPipeline, encoded: EncodedVideo, tokens_per_block: int) -> np.ndarray:
+def decode_prefix(pipeline: AdapTokPipeline, encoded: EncodedVideos, tokens_per_block: int) -> np.ndarray:
     """The clip from the first tokens of each block, uint8 (frames, height, width, 3)."""
-    counts = torch.from_numpy(encoded.valid).long() * tokens_per_block
-    return pipeline.detokenize(replace(encoded.tokens, token_counts=counts))
+    counts = encoded.valid_blocks.long() * tokens_per_block
+    return pipeline.decode(replace(pipeline.allocate(encoded), token_counts=counts))
 
 
-def _prefixes(pipeline: AdapTokPipeline, encoded: EncodedVideo) -> str:
+def _prefixes(pipeline: AdapTokPipeline, encoded: EncodedVideos, original: np.ndarray) -> str:
     """One picture with a row of frames per prefix length; the slider moves it behind a window."""
-    config, original = pipeline.tokenizer.config, encoded.video.frames
+    config = pipeline.tokenizer.config
     shown = np.arange(0, len(original), config.tubelet_size) + config.tubelet_size // 2
     shown = np.unique(shown.clip(max=len(original) - 1))
     lengths = spread(list(range(1, config.latents_per_block + 1)), _PREFIXES)
@@ -78,16 +78,15 @@ def _prefixes(pipeline: AdapTokPipeline, encoded: EncodedVideo) -> str:
     )
 
 
-def _score_curves(pipeline: AdapTokPipeline, encoded: EncodedVideo) -> str:
+def _score_curves(pipeline: AdapTokPipeline, encoded: EncodedVideos) -> str:
     if pipeline.scorer is None:
         return note("This model has no scorer.")
+    levels = token_levels(pipeline)
     lines = [
-        Line(
-            f"block {block + 1}", list(zip(encoded.budgets, scores.tolist(), strict=True)), f"shade-{block % 8}", dots=False
-        )
-        for block, scores in enumerate(encoded.scores[0][encoded.valid[0]])
+        Line(f"block {block + 1}", list(zip(levels, scores.tolist(), strict=True)), f"shade-{block % 8}", dots=False)
+        for block, scores in enumerate(pipeline.score(encoded)[0][encoded.valid_blocks[0].numpy()])
     ]
-    ticks = [(budget, str(budget)) for budget in spread(encoded.budgets, 5)]
+    ticks = [(budget, str(budget)) for budget in spread(levels, 5)]
     told = "; ".join(f"{line.name}: {line.points[0][1]:.3f} falling to {line.points[-1][1]:.3f}" for line in lines)
     return line_chart(lines, "tokens, log scale", "predicted loss", f"Predicted loss over tokens. {told}", ticks)
 

@@ -6,30 +6,23 @@ from typing import Any
 import gradio as gr
 import numpy as np
 from charts import Line, line_chart
-from encoding import EncodedVideo, default_budget, encode_video, psnr, score_step, spread
+from encoding import counts_over_time, default_budget, psnr, spread, token_levels
 from player import Panel, note, player, tiles, token_bars, waiting
 from quality import perceptual_quality
 from uploads import LIMITS, MAX_CLIPS, read_upload
 
-from adaptok_hf import AdapTokPipeline
-from adaptok_hf.video.tokenized_video import TokenizedVideo
+from adaptok_hf import AdapTokPipeline, AllocationRequest, EncodedVideos
+from adaptok_hf.allocation import STRATEGIES
 
-STRATEGIES = {
-    "joint": "joint · one exact program over all blocks",
-    "quality": "quality · a token must be worth its price",
-    "threshold": "threshold · fewest tokens under a loss",
-    "ipal": "ipal · the paper's program per position",
-    "bithr": "bithr · the paper's search on the loss",
-    "bidelta": "bidelta · the paper's search on the gain",
-    "fixed": "fixed · the same number everywhere",
-}
 # Budgets of the curve.
 _CURVE_POINTS = 5
 
 
 def strategies(pipeline: AdapTokPipeline) -> list[str]:
-    """What this pipeline can do: without a scorer, only `fixed`."""
-    return list(STRATEGIES) if pipeline.scorer is not None else ["fixed"]
+    """The strategies that this pipeline can run, its default first."""
+    usable = [name for name, row in STRATEGIES.items() if pipeline.scorer is not None or not row.needs_scorer]
+    default = AllocationRequest(budget=1).choose_strategy(pipeline.scorer is not None).name
+    return sorted(usable, key=lambda name: name != default)
 
 
 def reconstruct(
@@ -56,12 +49,12 @@ def reconstruct(
         ValueError: for a bad upload or a budget that cannot be met.
     """
     upload = read_upload(pipeline, path)
-    encoded = encode_video(pipeline, upload.video)
-    tokens = _allocated(pipeline, encoded, strategy, budget, price, threshold)
-    counts = encoded.counts(tokens)
+    encoded = pipeline.encode(upload.video)
+    tokens = pipeline.allocate(encoded, _request(pipeline, strategy, budget, price, threshold))
+    counts = counts_over_time(pipeline, tokens)
     mean = sum(counts) / len(counts)
-    level = min(encoded.budgets, key=lambda step: abs(step - mean))
-    fixed_tokens = encoded.allocated("fixed", level)
+    level = min(token_levels(pipeline), key=lambda step: abs(step - mean))
+    fixed_tokens = pipeline.allocate(encoded, AllocationRequest(budget=level, strategy="fixed"))
 
     original = upload.video.frames
     frames = pipeline.detokenize(tokens)
@@ -80,36 +73,30 @@ def reconstruct(
         measure.lower(): round(value, 4),
         "fixed": {"tokens_per_block": level, "psnr_db": round(psnr(fixed_frames, original), 3)},
     }
-    result = _show(pipeline, encoded, report, original, frames, fixed_frames, upload.note)
+    result = _show(pipeline, report, original, frames, fixed_frames, upload.note)
     yield result, waiting("Measuring the curve of this clip …"), report
 
     known = {
         tuple(counts): report["psnr_db"],
-        tuple(encoded.counts(fixed_tokens)): report["fixed"]["psnr_db"],
+        tuple(counts_over_time(pipeline, fixed_tokens)): report["fixed"]["psnr_db"],
     }
     report["curve"] = _measure_curve(pipeline, encoded, original, known)
     yield result, _show_curve(report), report
 
 
-def _allocated(
-    pipeline: AdapTokPipeline,
-    encoded: EncodedVideo,
-    strategy: str,
-    budget: float | None,
-    price: float | None,
-    threshold: float | None,
-) -> TokenizedVideo:
+def _request(
+    pipeline: AdapTokPipeline, strategy: str, budget: float | None, price: float | None, threshold: float | None
+) -> AllocationRequest:
     if strategy not in strategies(pipeline):
         raise ValueError(f"The allocation must be one of {', '.join(strategies(pipeline))}, not {strategy!r}.")
-    if strategy in ("fixed", "joint"):
-        return encoded.allocated(strategy, default_budget(pipeline) if budget is None else budget)
-    if strategy == "quality":
-        given = {"price": (default_price(pipeline) if price is None else price) / 1000}
-    elif strategy == "threshold":
-        given = {"threshold": pipeline.scorer.config.score_mean if threshold is None else threshold}
-    else:
-        given = {"budget": default_budget(pipeline) if budget is None else budget}
-    return pipeline.tokenize(encoded.video, allocation=strategy, **given)
+    values = {"budget": budget, "price": None if price is None else price / 1000, "threshold": threshold}
+    needed = STRATEGIES[strategy].needs
+    value = values[needed]
+    if value is None and needed == "budget":
+        value = default_budget(pipeline)
+    elif value is None:
+        value = default_price(pipeline) / 1000 if needed == "price" else pipeline.scorer.config.score_mean
+    return AllocationRequest(**{needed: value}, strategy=strategy)
 
 
 def default_price(pipeline: AdapTokPipeline) -> float:
@@ -118,16 +105,16 @@ def default_price(pipeline: AdapTokPipeline) -> float:
 
 
 def _measure_curve(
-    pipeline: AdapTokPipeline, encoded: EncodedVideo, original: np.ndarray, known: dict[tuple[int, ...], float]
+    pipeline: AdapTokPipeline, encoded: EncodedVideos, original: np.ndarray, known: dict[tuple[int, ...], float]
 ) -> dict[str, list[dict[str, float]]]:
     """PSNR at a few budgets. `known` has that of counts that were decoded before; equal counts are decoded once."""
     curve: dict[str, list[dict[str, float]]] = {}
-    budgets = spread(encoded.budgets, _CURVE_POINTS)
+    budgets = spread(token_levels(pipeline), _CURVE_POINTS)
     for strategy in ("joint", "fixed") if pipeline.scorer is not None else ("fixed",):
         curve[strategy] = []
         for budget in budgets:
-            tokens = encoded.allocated(strategy, budget)
-            key = tuple(encoded.counts(tokens))
+            tokens = pipeline.allocate(encoded, AllocationRequest(budget=budget, strategy=strategy))
+            key = tuple(counts_over_time(pipeline, tokens))
             if key not in known:
                 known[key] = psnr(pipeline.detokenize(tokens), original)
             curve[strategy].append(
@@ -140,7 +127,7 @@ def _measure_curve(
     return curve
 
 
-def _show(pipeline, encoded: EncodedVideo, report: dict, original, frames, fixed_frames, left_out: str) -> str:
+def _show(pipeline, report: dict, original, frames, fixed_frames, left_out: str) -> str:
     config = pipeline.tokenizer.config
     counts, fixed = report["token_counts"], report["fixed"]
     mean, most = report["tokens_per_block"], config.latents_per_block
@@ -193,7 +180,7 @@ def _show_curve(report: dict) -> str:
 
 def build_tab(pipeline: AdapTokPipeline, video_input: Callable[[], gr.Video], model_event: Callable) -> None:
     """The tab's components and events; `video_input` makes the upload with its examples, `model_event` connects."""
-    step, most = score_step(pipeline), pipeline.tokenizer.config.latents_per_block
+    step, most = token_levels(pipeline)[0], pipeline.tokenizer.config.latents_per_block
     names, frames = strategies(pipeline), pipeline.tokenizer.config.num_frames
     gr.Markdown(
         "**Spend a budget of tokens where the video needs them.** A scorer foresees how much each token would help each "
@@ -206,7 +193,9 @@ def build_tab(pipeline: AdapTokPipeline, video_input: Callable[[], gr.Video], mo
             budget = gr.Slider(
                 step, most, value=default_budget(pipeline), step=step, label="Budget: tokens per block, on average"
             )
-            strategy = gr.Dropdown([(STRATEGIES[name], name) for name in names], value=names[0], label="Allocation")
+            strategy = gr.Dropdown(
+                [(f"{name} · {STRATEGIES[name].summary}", name) for name in names], value=names[0], label="Allocation"
+            )
             price = threshold = gr.State(None)
             if pipeline.scorer is not None:
                 scorer = pipeline.scorer.config

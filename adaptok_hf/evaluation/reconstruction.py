@@ -14,18 +14,19 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..allocation import allocate
+from ..allocation import STRATEGIES
 from ..data import VideoFiles
 from ..metrics import Protocol
 from ..metrics.weight_formats import tensors_sha256
+from ..pipelines.encoded_videos import EncodedVideos, decode_clips, stopwatch
 from ..pipelines.measured_losses import levels_to_measure
 from .clip_chunks import ClipChunks, Clips
-from .encoded_clips import allocate_clips, decode_clips, encode_clips, search_parameter
+from .encoded_clips import allocate_clips, autocast, search_parameter
 from .measuring import Networks, clip_features, measure_clips
 from .part_files import PartFiles
 from .processes import process_state
 from .reconstruction_results import summarize_reconstruction
-from .settings import SEARCHED, Setting, make_settings
+from .settings import Setting, make_settings
 from .tables import write_results
 
 logger = logging.getLogger(__name__)
@@ -188,9 +189,9 @@ class _Chunk:
     ) -> tuple[list, dict, list]:
         precision = self.chunks.protocol.precision
         if self.encoded is None:
-            self.encoded = encode_clips(model, self.clips.videos, self.batch_size, precision)
+            self.encoded = encode_clips(model, self.clips, self.batch_size, precision)
         encoded, parameter = self.encoded, None
-        if setting.strategy in SEARCHED:
+        if setting.needs_search:
             parameter = self.parts.read("searched", name, setting.name)[0]["parameter"]
         batches = clip_batches(self.clips, setting.batch) if setting.batch else []
         counts, seconds = allocate_clips(model, encoded, setting, batches, self.batch_size, precision, parameter)
@@ -200,14 +201,15 @@ class _Chunk:
         for start in range(0, len(todo), self.batch_size):
             part = todo[start : start + self.batch_size]
             index = torch.tensor([key[0] for key in part])
-            videos = decode_clips(model, encoded.codes[index], counts[index], precision, seconds)
+            with stopwatch(seconds, "decode", model.device), autocast(model.device, precision):
+                videos = decode_clips(model.tokenizer, encoded.codes[index], counts[index])
             if numbers:
                 originals = self._originals(index).to(videos.device)
                 self.numbers.update(zip(part, measure_clips(self.networks, videos, originals), strict=True))
             if features:
                 self.features.update(zip(part, self._take_features(videos).split(1), strict=True))
         # a clip that was measured before is not decoded again: the time of a stage stands with the clips that it took
-        seconds = {"encode": encoded.seconds} | seconds
+        seconds = {"encode": encoded.seconds["encode"]} | seconds
         timing = {stage: [value, len(todo) if stage == "decode" else len(keys)] for stage, value in seconds.items()}
         config = model.tokenizer.config
         count_bits = math.log2(config.latents_per_block + 1) if config.adaptive else 0.0
@@ -237,6 +239,12 @@ class _Chunk:
         return rows, {}, features
 
 
+def encode_clips(pipeline: Any, clips: Clips, batch_size: int, precision: str) -> EncodedVideos:
+    """Encode each clip as a video of its own."""
+    with autocast(pipeline.device, precision):
+        return pipeline.encode(clips.videos, batch_size=batch_size)
+
+
 def clip_batches(clips: Clips, num_videos: int) -> list[slice]:
     """The clips of every `num_videos` videos that follow each other."""
     starts = [0] if len(clips) else []
@@ -252,13 +260,13 @@ def _search_parameters(
     name: str, model: Any, settings: Sequence[Setting], chunks: ClipChunks, parts: PartFiles, batch_size: int
 ) -> None:
     """Prices and thresholds that meet the budgets on the first chunk; then used for all."""
-    todo = [s for s in settings if s.strategy in SEARCHED and not parts.exists("searched", name, s.name)]
+    todo = [s for s in settings if s.needs_search and not parts.exists("searched", name, s.name)]
     if not todo:
         return
     clips = chunks.read(0)
     if not len(clips):
         raise ValueError("no video of the first chunk can be read: there is nothing to search prices and thresholds on")
-    encoded = encode_clips(model, clips.videos, batch_size, chunks.protocol.precision)
+    encoded = encode_clips(model, clips, batch_size, chunks.protocol.precision)
     for setting in tqdm(todo, desc="prices and thresholds"):
         found = search_parameter(model, encoded, setting, batch_size, chunks.protocol.precision)
         parts.write("searched", name, setting.name, rows=found)
@@ -293,23 +301,23 @@ def _check_model(name: str, model: Any, protocol: Protocol, strategies: Sequence
             f"{name} reads {config.num_frames} frames of {config.image_size} x {config.image_size}, the protocol "
             f"{protocol.name} has {protocol.num_frames} of {protocol.image_size} x {protocol.image_size}"
         )
-    needing = [strategy for strategy in strategies if strategy not in ("fixed", "measured")]
+    needing = [strategy for strategy in strategies if strategy in STRATEGIES and STRATEGIES[strategy].needs_scorer]
     if model.scorer is None and config.adaptive and needing:
-        raise ValueError(f"{name} has no scorer, which {needing[0]} needs; without, there are only 'fixed' and 'measured'")
+        raise ValueError(f"{name} has no scorer, which {needing[0]} needs")
 
 
 def _check_budgets(model: Any, settings: Sequence[Setting]) -> None:
-    """`fixed` needs budgets that are levels, `measured` at least its lowest level: told before the work begins."""
+    """Raise `ValueError` for budgets that cannot be met, before the work begins."""
+    config = model.tokenizer.config
     step = model.scorer.config.score_step if model.scorer is not None else 1
-    per_block = model.tokenizer.config.latents_per_block
-    lowest = levels_to_measure(per_block, step)[0]
     for setting in settings:
-        if setting.strategy == "fixed":
-            allocate(np.zeros((1, per_block // step)), strategy="fixed", step=step, budget=setting.budget)
-        elif setting.strategy == "measured" and setting.budget < lowest:
-            raise ValueError(
-                f"strategy 'measured' gives every block at least {lowest} tokens here, got a budget of {setting.budget:g}"
-            )
+        strategy = STRATEGIES[setting.strategy]
+        if strategy.needs == "budget":
+            levels = range(step, config.latents_per_block + 1, step)
+            if strategy.scores == "measured":
+                levels = levels_to_measure(config.latents_per_block, step)
+            parameters = setting.request().parameters(config.latents_per_block)
+            strategy.allocate(np.zeros((1, config.num_blocks, len(levels))), step=levels.step, **parameters)
 
 
 def own_protocol(model: Any, data: str, window: str, task: str, **changes: Any) -> Protocol:

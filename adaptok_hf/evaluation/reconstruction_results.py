@@ -11,7 +11,7 @@ from ..metrics import MetricResult, Protocol
 from ..metrics.weight_formats import tensors_sha256
 from .measuring import Networks
 from .part_files import PartFiles
-from .settings import BATCH_DEPENDENT, SEARCHED, Setting
+from .settings import Setting
 from .summaries import METRIC_NAMES, summarize_clips, summarize_difference, summarize_features
 
 
@@ -118,14 +118,14 @@ def _describe(parts: PartFiles, model: str, setting: Setting, rows: list[dict], 
     tokens = [row["tokens"] for row in rows] if counted else []
     bits = [row["bits_per_second"] for row in rows if row["bits_per_second"] is not None]
     histogram = Counter(count for row in rows for count in row["token_counts"]) if counted else None
-    searched = parts.read("searched", model, setting.name)[0] if setting.strategy in SEARCHED else {}
+    searched = parts.read("searched", model, setting.name)[0] if setting.needs_search else {}
     return {
         "model": model,
         "setting": setting.name,
         "strategy": setting.strategy,
         "budget": setting.budget,
         "budgets_per_position": setting.budgets_per_position,
-        "allocation_batch": setting.batch if setting.strategy in BATCH_DEPENDENT else None,
+        "allocation_batch": setting.batch,
         "parameter": searched.get("parameter"),
         "tokens_per_block": sum(tokens) / sum(len(row["token_counts"]) for row in rows) if counted else None,
         "tokens_per_clip": sum(tokens) / len(rows) if counted else None,

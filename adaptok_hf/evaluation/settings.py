@@ -3,21 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..allocation import STRATEGIES
-
-_STRATEGIES = (*STRATEGIES, "measured")
-# The tokens of a clip depend on the clips that it shares the budget with.
-BATCH_DEPENDENT = ("bithr", "bidelta", "ipal", "joint", "measured")
-# These have no budget but a price or a threshold, which is searched so that the budget is met on average.
-SEARCHED = {"quality": "price", "threshold": "threshold"}
+from ..allocation import STRATEGIES, AllocationRequest, published_budgets
+from ..allocation.budgets import tokens_per_block
 
 
 @dataclass(frozen=True)
 class Setting:
     """
     Args:
-        strategy: of `adaptok_hf.allocation`, `"measured"` (see `AdapTokPipeline.tokenize`), or `"as is"` for a system that
-            takes no budget.
+        strategy: of `adaptok_hf.allocation.STRATEGIES`, or `"as is"` for a system that takes no budget.
         budget: AVERAGE tokens per block; `None` only for `"as is"`.
         batch: videos whose clips share the budget; `None` for strategies that do not depend on it.
         budgets_per_position: for `ipal`, the budgets of the block positions in place of one for all (the original's table
@@ -30,16 +24,29 @@ class Setting:
     budgets_per_position: tuple[float, ...] | None = None
 
     def __post_init__(self):
-        if self.strategy != "as is" and self.strategy not in _STRATEGIES:
-            raise ValueError(f"a strategy is one of {', '.join(_STRATEGIES)}, got {self.strategy!r}")
+        if self.strategy != "as is" and self.strategy not in STRATEGIES:
+            raise ValueError(f"a strategy is one of {', '.join(STRATEGIES)}, got {self.strategy!r}")
         if (self.budget is None) != (self.strategy == "as is"):
             raise ValueError(f"strategy {self.strategy!r} got the budget {self.budget!r}")
-        if (self.batch is None) == (self.strategy in BATCH_DEPENDENT):
+        shares_budget = self.strategy != "as is" and STRATEGIES[self.strategy].shares_budget
+        if (self.batch is None) == shares_budget or (self.batch is not None and self.batch < 1):
             raise ValueError(f"strategy {self.strategy!r} got the batch {self.batch!r}")
-        if self.batch is not None and self.batch < 1:
-            raise ValueError(f"a batch has at least 1 video, got {self.batch}")
         if self.budgets_per_position is not None and self.strategy != "ipal":
             raise ValueError(f"only ipal takes budgets per block position, not {self.strategy!r}")
+
+    @property
+    def needs_search(self) -> bool:
+        """Whether it has a price or a threshold, which is searched so that the budget is met on average."""
+        return self.strategy != "as is" and STRATEGIES[self.strategy].needs != "budget"
+
+    def request(self, parameter: float | None = None) -> AllocationRequest:
+        """Return what the pipeline allocates; `parameter` is the price or threshold that was found."""
+        if self.strategy == "as is":
+            return AllocationRequest()
+        strategy = STRATEGIES[self.strategy]
+        value = (self.budgets_per_position or self.budget) if strategy.needs == "budget" else parameter
+        rounding = "floor" if "rounding" in strategy.accepts else None
+        return AllocationRequest(**{strategy.needs: value}, strategy=self.strategy, rounding=rounding)
 
     @property
     def name(self) -> str:
@@ -79,10 +86,8 @@ def make_settings(
         for strategy in strategies:
             positions = None
             if strategy == "ipal" and ipal_budgets == "published":
-                from ..allocation import published_budgets
-
                 positions = published_budgets(int(budget), latents_per_block)
-            for batch in batches if strategy in BATCH_DEPENDENT else [None]:
+            for batch in batches if strategy in STRATEGIES and STRATEGIES[strategy].shares_budget else [None]:
                 settings.append(Setting(strategy, budget, batch, positions))
     if not settings:
         raise ValueError("there is nothing to evaluate: give at least one strategy, budget and batch")
@@ -90,13 +95,7 @@ def make_settings(
 
 
 def _tokens(budget: float | str, latents_per_block: int) -> float:
-    text, share = str(budget).strip(), 1.0
-    if text.endswith("%"):
-        text, share = text[:-1], latents_per_block / 100
-    try:
-        value = float(text) * share
-    except ValueError:
-        raise ValueError(f"a budget is tokens per block or a percentage such as '25%', got {budget!r}") from None
+    value = tokens_per_block(str(budget), latents_per_block)
     if not 1 <= value <= latents_per_block:
         raise ValueError(f"the budget {budget} is not between 1 and the {latents_per_block} tokens of a block")
     return value

@@ -28,6 +28,7 @@ class EncodedVideos:
         latents: (clips of all videos, blocks, latents_per_block, hidden_size), before quantization; `None` if no scorer
             will read them.
         resize_mode: how frames were made square.
+        model_hash: fingerprint of the tokenizer that encoded them.
         is_list: whether a list of videos was given, so that lists are returned.
         tables: `"predicted"` and `"measured"` losses, (clips of all videos, blocks, levels) float64, once computed.
         seconds: wall-clock seconds of each stage.
@@ -37,6 +38,7 @@ class EncodedVideos:
     codes: torch.Tensor
     latents: torch.Tensor | None
     resize_mode: str
+    model_hash: str
     is_list: bool
     tables: dict[str, np.ndarray] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -50,7 +52,7 @@ class EncodedVideos:
         rows = slice(start, start + sum(len(clips) for clips in chosen))
         latents = None if self.latents is None else self.latents[rows]
         tables = {name: table[rows] for name, table in self.tables.items()}
-        return EncodedVideos(chosen, self.codes[rows], latents, self.resize_mode, True, tables)
+        return EncodedVideos(chosen, self.codes[rows], latents, self.resize_mode, self.model_hash, True, tables)
 
     @property
     def valid_blocks(self) -> torch.Tensor:

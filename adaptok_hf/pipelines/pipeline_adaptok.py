@@ -130,7 +130,7 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
                 if keep_latents:
                     latents.append(encoded.latents.cpu())
         latents = torch.cat(latents) if keep_latents else None
-        return EncodedVideos(clips, torch.cat(codes), latents, resize_mode, is_list, seconds=seconds)
+        return EncodedVideos(clips, torch.cat(codes), latents, resize_mode, self.model_hash, is_list, seconds=seconds)
 
     @torch.no_grad()
     def score(self, encoded: EncodedVideos, *, measured: bool = False, batch_size: int = 8) -> np.ndarray:
@@ -157,10 +157,11 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
         if not measured and (self.scorer is None or encoded.latents is None):
             raise ValueError("scores need a scorer and the latents of `encode`; without, measured=True measures losses")
         levels, losses, seconds = self._levels(measured), [], encoded.seconds
-        for start in self._batches(len(encoded.codes), batch_size, "measure" if measured else "score"):
+        stage = "measure" if measured else "score"
+        for start in self._batches(len(encoded.codes), batch_size, stage):
             rows = slice(start, start + batch_size)
             codes = encoded.codes[rows].to(self.device)
-            with stopwatch(seconds, "score", self.device), torch.inference_mode():
+            with stopwatch(seconds, stage, self.device), torch.inference_mode():
                 if measured:
                     frames = encoded.frames(rows).to(self.device) / 255
                     losses.append(measure_losses(self.tokenizer, frames, codes, levels).cpu())
@@ -207,7 +208,7 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
                     counts, certificate = strategy.allocate(table, step=levels.step, valid=valid.numpy(), **parameters)
                 token_counts = torch.from_numpy(counts)
         chosen_by = {"strategy": strategy.name if strategy else "all tokens"} | certificate
-        tokens, start, model_hash = [], 0, self.model_hash
+        tokens, start = [], 0
         for clips in encoded.clips:
             rows = slice(start, start + len(clips))
             start = rows.stop
@@ -221,7 +222,7 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
                     timestamps=clips.timestamps,
                     source_size=tuple(clips.source_size),
                     resize_mode=encoded.resize_mode,
-                    model_hash=model_hash,
+                    model_hash=encoded.model_hash,
                     allocation=dict(chosen_by),
                 )
             )

@@ -21,7 +21,7 @@ class AdapTokPipelineOutput(BaseOutput):
             [0, 1]; `"pil"`: a list of images.
         tokens: codes, counts, fps, timestamps, tokens and bits per second.
         original: uint8 (frames, size, size, 3), the input as the model saw it (resized and cropped).
-        seconds: wall-clock seconds of the stages `read`, `encode`, `score` (or measuring), `allocate` and `decode`; for
+        seconds: wall-clock seconds of the stages `read`, `encode`, `score` (or `measure`), `allocate` and `decode`; for
             videos that share a budget, of all of them together.
     """
 

@@ -11,11 +11,10 @@ from adaptok_hf import (
     AdapTokScorerModel,
     AdapTokVideoProcessor,
 )
-from adaptok_hf.pipelines.pipeline_batches import bytes_per_clip
 
 
 def peak_bytes(run) -> int:
-    """The most that torch's allocator on the CPU held while `run` ran, above what it held before."""
+    """Return the most that torch's allocator on the CPU held while `run` ran, above what it held before."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         result = run()
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
@@ -25,7 +24,7 @@ def peak_bytes(run) -> int:
 
 
 def make_pipeline(scorer_layers: int = 2, dtype: torch.dtype = torch.float32, **changes) -> AdapTokPipeline:
-    """For clips of 4 blocks of 4 frames of 32x32 pixels; such a clip takes 2 MiB."""
+    """Build one for clips of 4 blocks of 4 frames of 32x32 pixels."""
     torch.manual_seed(0)
     config = AdapTokConfig(
         **{
@@ -58,13 +57,3 @@ def make_pipeline(scorer_layers: int = 2, dtype: torch.dtype = torch.float32, **
 def noisy_video(pipeline: AdapTokPipeline, clips: int) -> np.ndarray:
     size = pipeline.tokenizer.config.image_size
     return np.random.default_rng(0).integers(0, 256, (16 * clips - 5, size, size, 3), dtype=np.uint8)
-
-
-def one_clip(pipeline: AdapTokPipeline) -> int:
-    return bytes_per_clip(pipeline.tokenizer, pipeline.scorer)
-
-
-def results(pipeline: AdapTokPipeline, clips: int) -> int:
-    """Bytes of a video's frames, as they go in, and of its codes."""
-    config = pipeline.tokenizer.config
-    return clips * (config.num_frames * 3 * config.image_size**2 + 8 * config.num_latent_tokens)

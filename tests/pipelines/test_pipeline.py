@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from builders.pipelines import make_pipeline, peak_bytes
 from builders.video_files import make_frames, write_mp4
 from diffusers import DiffusionPipeline
 from PIL import Image
@@ -321,6 +322,16 @@ def test_nothing_is_encoded_for_a_request_that_cannot_be_met(tiny_pipeline, monk
     for request in ({"budget": 100}, {"budget": 1, "allocation": "measured"}, {"price": -1.0}):
         with pytest.raises(ValueError, match=str(next(iter(request.values())))):
             tiny_pipeline.tokenize(noisy_video(12), **request)
+
+
+def test_working_memory_does_not_grow_with_the_video():
+    """What a video takes beyond its frames, codes and latents is what a batch of clips takes."""
+    pipeline, extra = make_pipeline(), []
+    for clips in (4, 12):
+        video = np.zeros((16 * clips, 32, 32, 3), dtype=np.uint8)
+        kept = clips * (16 * 3 * 32**2 + 4 * 64 * 8 + 4 * 64 * 64 * 4)
+        extra.append(peak_bytes(lambda: pipeline.tokenize(video, budget=32, batch_size=2)) - kept)  # noqa: B023
+    assert extra[1] < 1.3 * extra[0], extra
 
 
 def test_latents_are_kept_for_scorers_only(tiny_pipeline):

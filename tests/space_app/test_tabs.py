@@ -20,7 +20,7 @@ import reconstruct_tab  # noqa: E402
 import uploads  # noqa: E402
 from charts import Line, line_chart  # noqa: E402
 from demo import build_demo  # noqa: E402
-from encoding import encode_video, spread  # noqa: E402
+from encoding import spread  # noqa: E402
 from example_clips import make_examples  # noqa: E402
 from player import token_bars  # noqa: E402
 from streaming import Watcher, watch  # noqa: E402
@@ -203,7 +203,7 @@ def test_bad_settings_of_predict(complete_pipeline, clip_file, arguments, messag
 def test_inspect(complete_pipeline, clip_file):
     prefixes, curves, video = inspect_tab.inspect_clip(complete_pipeline, clip_file)
     assert len(video) == 12 and "data-levels=" in prefixes and curves.count("<polyline") == 3
-    encoded = encode_video(complete_pipeline, video)
+    encoded = complete_pipeline.encode(video)
     np.testing.assert_array_equal(
         inspect_tab.decode_prefix(complete_pipeline, encoded, 2),
         complete_pipeline.reconstruct(video, budget=2, allocation="fixed").frames,
@@ -301,4 +301,4 @@ def test_requirements_are_pinned_as_tested():
 def test_video_of_one_frame(complete_pipeline):
     """The shortest video there is goes through every tab."""
     video = Video(make_frames(1, 16, 16), 24.0, np.zeros(1))
-    assert encode_video(complete_pipeline, video).num_blocks == 1
+    assert complete_pipeline.encode(video).valid_blocks.sum() == 1
