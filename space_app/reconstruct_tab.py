@@ -73,7 +73,7 @@ def reconstruct(
         measure.lower(): round(value, 4),
         "fixed": {"tokens_per_block": level, "psnr_db": round(psnr(fixed_frames, original), 3)},
     }
-    result = _show(pipeline, report, original, frames, fixed_frames, upload.note)
+    result = _show(pipeline, tokens.fps, report, original, frames, fixed_frames, upload.note)
     yield result, waiting("Measuring the curve of this clip …"), report
 
     known = {
@@ -127,7 +127,7 @@ def _measure_curve(
     return curve
 
 
-def _show(pipeline, report: dict, original, frames, fixed_frames, left_out: str) -> str:
+def _show(pipeline, fps: float, report: dict, original, frames, fixed_frames, left_out: str) -> str:
     config = pipeline.tokenizer.config
     counts, fixed = report["token_counts"], report["fixed"]
     mean, most = report["tokens_per_block"], config.latents_per_block
@@ -154,7 +154,7 @@ def _show(pipeline, report: dict, original, frames, fixed_frames, left_out: str)
         ("PSNR", f"{report['psnr_db']:.2f} dB", f"{gain:+.2f} dB against fixed" if adaptive else "higher is better"),
         (measure.upper(), f"{report[measure]:.3f}", remark),
     ]
-    return tiles(entries) + player(panels, encoded.tokens.fps, bars) + note(left_out)
+    return tiles(entries) + player(panels, fps, bars) + note(left_out)
 
 
 def _show_curve(report: dict) -> str:
