@@ -154,18 +154,20 @@ def test_a_users_processors_and_criteria_see_the_whole_batch():
     """In the order of the prompts, without the rows that guidance adds and with those that have left the model's batch."""
     model, seen = tiny(), []
 
-    class Look(LogitsProcessor, StoppingCriteria):
+    class Process(LogitsProcessor):
+        def __call__(self, input_ids, scores):
+            seen.append(input_ids[:, 0].tolist())
+            return scores
+
+    class Stop(StoppingCriteria):
         def __call__(self, input_ids, scores, **kwargs):
             seen.append(input_ids[:, 0].tolist())
-            return torch.zeros(len(input_ids), dtype=torch.bool) if scores is None else scores
-
-    class Process(Look, LogitsProcessor):
-        pass
+            return torch.zeros(len(input_ids), dtype=torch.bool)
 
     limits = torch.tensor([[1, 0, 0], [4, 4, 4], [1, 0, 0]])
     model.generate(
         class_labels=[0, 1, 2], guidance_scale=2.0, max_tokens=limits, seeds=[0, 1, 2],
-        logits_processor=[Process()], stopping_criteria=[Look()],
+        logits_processor=[Process()], stopping_criteria=[Stop()],
     )  # fmt: skip
     assert len(seen) > 12 and all(rows == [21, 22, 23] for rows in seen)
 
@@ -428,12 +430,10 @@ def test_right_guesses_save_passes():
 def test_lookahead_feeds_the_guesses():
     """The first guess is code 0, the next are choices of the last pass, then the codes of the previous block."""
     model, fed = tiny(num_blocks=2, latents_per_block=2), []
-    model.model.register_forward_pre_hook(
-        lambda module, args, kwargs: fed.append(kwargs["input_ids"].tolist()), with_kwargs=True
-    )
+    model.model.embed_tokens.register_forward_pre_hook(lambda module, inputs: fed.append(inputs[0].tolist()))
     one_code_everywhere(model)
     model.generate(class_labels=[0], do_sample=False, lookahead=3)
-    assert fed == [[[21, 0, 0]], [[3, 3, 20]], [[3, 3, 20]]]
+    assert fed == [[[21, 0, 0]], [[3, 3, 20]], [[3, 3]]]  # the last pass ends with the sequence
 
 
 def test_lookahead_stops_at_the_callers_token():
