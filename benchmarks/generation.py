@@ -84,12 +84,10 @@ def main() -> None:
     limits = torch.full((batch, 1), max(1, arguments.tokens // 8))
     limits[0] = arguments.tokens - 1
     rows = []
-    hook = model.model.register_forward_hook(
-        lambda module, args, kwargs, output: rows.append(len(output[0])), with_kwargs=True
-    )
-    model.generate(prompt, do_sample=False, budget=limits)
+    hook = model.model.register_forward_hook(lambda module, args, output: rows.append(len(output[0])))
+    model.generate(prompt, do_sample=False, max_tokens=limits)
     hook.remove()
-    early = seconds(lambda: model.generate(prompt, do_sample=False, budget=limits), arguments.repeats)
+    early = seconds(lambda: model.generate(prompt, do_sample=False, max_tokens=limits), arguments.repeats)
     late = seconds(lambda: model.generate(prompt, do_sample=False), arguments.repeats)
     print(
         f"batch 8, seven rows finish after an eighth of the tokens: {late / early:.2f}x faster than eight full rows; "

@@ -3,9 +3,9 @@
 
     python benchmarks/parallel_decoding.py --videos 8
 
-Videos are drawn one by one (batch 1) with a seed each; that all ways write the same tokens is checked. Tokens per pass
-through the model is the most that could be gained. Each way runs once before it is timed, in seconds of CPU
-time, which on a GPU would have to be seconds of the clock.
+Videos are sampled one by one (batch 1) with a seed each; the script checks that all ways write the same tokens. Tokens per
+pass of the model are the most that could be gained. Each way runs once before it is timed, in seconds of CPU time (on a GPU
+use seconds of the clock).
 """
 
 import argparse

@@ -11,10 +11,9 @@ from player import Panel, player, tiles, token_bars, waiting
 from streaming import Watcher, watch
 
 from adaptok_hf import AdapTokPipeline
-from adaptok_hf.models.token_layout import unpack
 
 MAX_SEED = 2**31 - 1
-# How often the open block is shown before it is closed.
+# How often an open block is shown before it is closed.
 _LOOKS_PER_BLOCK = 6
 
 
@@ -29,16 +28,16 @@ def generate(
     seed: float = 0,
     guidance: float = 1.5,
     temperature: float = 1.0,
-    budget: float | None = None,
+    max_tokens: float | None = None,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields what is there so far, again and again, and at last the video.
+    """Yield the video so far, again and again, and at last the whole video.
 
     Args:
         label: class id or name.
         seed: 0 or more; the same seed gives the same video.
         guidance: classifier-free guidance, 1 is none.
         temperature: 0 takes the likeliest token.
-        budget: most tokens per block, on average; `latents_per_block` or `None` leaves it to the model.
+        max_tokens: most tokens of the video; all that fit, or `None`, leaves their number to the model.
 
     Yields:
         HTML, and the numbers.
@@ -51,11 +50,10 @@ def generate(
     if seed is None or not 0 <= seed <= MAX_SEED or seed != int(seed):
         raise ValueError(f"The seed must be a whole number from 0 to {MAX_SEED}.")
     config = pipeline.ar_model.config
-    most = config.latents_per_block
     settings = {"guidance_scale": guidance, "temperature": temperature}
-    if budget is not None and budget < most:
-        settings["budget"] = budget
-    watcher = Watcher(max(1, most // _LOOKS_PER_BLOCK), config.eob_token_id)
+    if max_tokens is not None and max_tokens < config.num_blocks * config.latents_per_block:
+        settings["max_tokens"] = int(max_tokens)
+    watcher = Watcher(max(1, config.latents_per_block // _LOOKS_PER_BLOCK), config.eob_token_id)
 
     def run(watcher: Watcher):
         generator = torch.Generator().manual_seed(int(seed))
@@ -63,38 +61,35 @@ def generate(
 
     blank = np.zeros((0, 0, 0, 3), np.uint8)
     yield _show(pipeline, blank, [], False), {"status": "writing"}
-    for found in watch(run, watcher):
-        if isinstance(found, torch.Tensor):
-            frames, counts = _so_far(pipeline, found)
+    for result in watch(run, watcher):
+        if isinstance(result, torch.Tensor):
+            frames, counts = _so_far(pipeline, result)
             yield _show(pipeline, frames, counts, False), {"status": "writing", "token_counts": counts}
             continue
-        counts = found.token_counts.flatten().tolist()
+        counts = result.token_counts.flatten().tolist()
         report = {
             "status": "done",
-            "class": found.class_names[0],
+            "class": result.class_names[0],
             "seed": int(seed),
             "guidance": guidance,
             "temperature": temperature,
             "tokens": sum(counts),
             "token_counts": counts,
         }
-        yield _show(pipeline, found.frames[0], counts, True, found.fps, report), report
+        yield _show(pipeline, result.frames[0], counts, True, result.fps, report), report
 
 
-@torch.no_grad()
 def _so_far(pipeline: AdapTokPipeline, ids: torch.Tensor) -> tuple[np.ndarray, list[int]]:
-    """The frames of the blocks that have a token, and the tokens of each block; the last block may still be open."""
+    """Return the frames of the blocks that have a token, and the tokens of each block; the last block may still be open."""
     config = pipeline.ar_model.config
-    written = ids[config.prompt_length :]
-    closed = int((written == config.eob_token_id).sum())
-    whole = torch.nn.functional.pad(written, (0, config.num_blocks), value=config.eob_token_id)[None]  # as if it ended here
-    codes, counts = unpack(whole, config.num_blocks, config.latents_per_block, config.eob_token_id)
+    closed = int((ids[config.prompt_length :] == config.eob_token_id).sum())
+    whole = torch.nn.functional.pad(ids, (0, config.num_blocks), value=config.eob_token_id)[None]  # as if it ended here
+    codes, counts = pipeline.ar_model.unpack_sequences(whole)
     begun = closed + int(closed < config.num_blocks and counts[0, closed] > 0)
     if begun == 0:
         return np.zeros((0, 0, 0, 3), np.uint8), []
     codes, counts = codes[:, :begun].to(pipeline.device), counts[:, :begun].to(pipeline.device)
-    video = pipeline.tokenizer.decode(codes, counts if pipeline.tokenizer.config.adaptive else None).pixel_values_videos
-    frames = (video[0].float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    frames = pipeline.decode_clips(codes, counts)[0].permute(0, 2, 3, 1).numpy()
     return frames, counts[0].tolist()
 
 
@@ -102,14 +97,14 @@ def _show(pipeline, frames, counts: list[int], done: bool, fps: float = 0, repor
     config = pipeline.tokenizer.config
     cards = []
     for block in range(config.num_blocks):
-        part = frames[block * config.tubelet_size : (block + 1) * config.tubelet_size]
+        shown = frames[block * config.tubelet_size : (block + 1) * config.tubelet_size]
         count = counts[block] if block < len(counts) else 0
-        if len(part):
+        if len(shown):
             state = "at-written" if done or block < len(counts) - 1 else "at-open"
-            picture = f'<img src="{image_uri(mosaic(part))}" alt="frames of block {block + 1}">'
+            picture = f'<img src="{image_uri(mosaic(shown))}" alt="frames of block {block + 1}">'
         else:
             state, picture = "at-todo", "<span></span>"
-        text = f"<b>{count}</b> tokens" if len(part) else "not written yet"
+        text = f"<b>{count}</b> tokens" if len(shown) else "not written yet"
         cards.append(
             f'<li class="{state}"><div class="at-glass">{picture}</div><p>Block {block + 1} · {text}</p>'
             f'<span class="at-progress"><i style="width:{100 * count / config.latents_per_block:.1f}%"></i></span></li>'
@@ -139,11 +134,12 @@ def _show(pipeline, frames, counts: list[int], done: bool, fps: float = 0, repor
 
 
 def build_tab(pipeline: AdapTokPipeline, model_event: Callable) -> None:
-    """The tab's components and events; `model_event` connects."""
-    most = pipeline.tokenizer.config.latents_per_block
+    """Build the components of the tab; `model_event` connects their events."""
+    config = pipeline.tokenizer.config
+    most = config.num_blocks * config.latents_per_block
     choices = class_choices(pipeline)
     gr.Markdown(
-        "**A language model writes a video, one block after the other,** and decides itself when a block has enough "
+        "**A language model writes a video, one block after the other,** and decides when a block has enough "
         "tokens. Each block is decoded from whatever is there: watch it sharpen.",
         elem_classes="at-intro",
     )
@@ -155,7 +151,7 @@ def build_tab(pipeline: AdapTokPipeline, model_event: Callable) -> None:
                 dice = gr.Button("New seed", min_width=110, elem_classes="at-dice")
             guidance = gr.Slider(1, 4, value=1.5, step=0.1, label="Guidance: how much it insists on the class")
             temperature = gr.Slider(0, 1.5, value=1.0, step=0.05, label="Temperature: 0 takes the likeliest token")
-            budget = gr.Slider(1, most, value=most, step=1, label="Most tokens per block, on average")
+            max_tokens = gr.Slider(1, most, value=most, step=1, label="Most tokens of the video")
             button = gr.Button("Generate", variant="primary", elem_id="generate-run")
         with gr.Column(scale=8, min_width=320):
             result = gr.HTML(waiting("The video appears here, block by block."))
@@ -165,7 +161,7 @@ def build_tab(pipeline: AdapTokPipeline, model_event: Callable) -> None:
     model_event(
         button.click,
         generate,
-        [label, seed, guidance, temperature, budget],
+        [label, seed, guidance, temperature, max_tokens],
         [result, report],
         api_name="generate",
         show_progress="hidden",

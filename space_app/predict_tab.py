@@ -27,10 +27,10 @@ def predict(
     temperature: float = 0.6,
     seed: float = 0,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields the progress, then the continuations beside what really came next.
+    """Yield the progress, then the continuations next to what really came.
 
     Args:
-        path: a video file; the frames behind the given ones are only shown for comparison.
+        path: a video file; the frames after the given ones are only shown for comparison.
         num_condition_frames: frames that the model is given.
         num_rollouts: clips that are predicted one after the other, up to 4.
         num_videos: different continuations, up to 3.
@@ -67,9 +67,9 @@ def predict(
 
     blocks, rollout, before = config.num_generated_blocks, 0, 0
     yield waiting("Encoding the given frames …", 0.0), {"status": "encoding"}
-    for found in watch(run, watcher):
-        if isinstance(found, torch.Tensor):
-            written = found[config.prompt_length :]
+    for result in watch(run, watcher):
+        if isinstance(result, torch.Tensor):
+            written = result[config.prompt_length :]
             rollout += len(written) < before  # a shorter sequence is a new one
             before = len(written)
             closed = min(int((written == config.eob_token_id).sum()), blocks - 1)
@@ -82,20 +82,20 @@ def predict(
             "status": "done",
             "video": upload.name,
             "num_condition_frames": int(num_condition_frames),
-            "frames": found.frames.shape[1],
+            "frames": result.frames.shape[1],
             "seed": int(seed),
             "temperature": temperature,
-            "token_counts": found.token_counts.tolist(),
+            "token_counts": result.token_counts.tolist(),
         }
-        yield _show(pipeline, found, video.frames, report), report
+        yield _show(pipeline, result, video.frames, report), report
 
 
-def _show(pipeline: AdapTokPipeline, found, truth: np.ndarray, report: dict) -> str:
+def _show(pipeline: AdapTokPipeline, output, truth: np.ndarray, report: dict) -> str:
     config = pipeline.tokenizer.config
-    given, total = report["num_condition_frames"], report["frames"]
+    num_given, total = report["num_condition_frames"], report["frames"]
     panels = [
         Panel(f"Continuation {index + 1}", frames, f"{int(counts.sum())} tokens", "adaptive")
-        for index, (frames, counts) in enumerate(zip(found.frames, found.token_counts, strict=True))
+        for index, (frames, counts) in enumerate(zip(output.frames, output.token_counts, strict=True))
     ]
     left_out = ""
     if len(truth) >= total:
@@ -103,8 +103,8 @@ def _show(pipeline: AdapTokPipeline, found, truth: np.ndarray, report: dict) -> 
     else:
         left_out = f"The upload has {len(truth)} frames, the prediction {total}: there is nothing to compare it with."
     counts, widths = [], []
-    for clip, clip_counts in enumerate(found.token_counts[0].tolist()):
-        skipped = 0 if clip == 0 else given  # frames of a later clip that repeat the one before
+    for clip, clip_counts in enumerate(output.token_counts[0].tolist()):
+        skipped = 0 if clip == 0 else num_given  # frames of a later clip that repeat the previous one
         for block, count in enumerate(clip_counts):
             width = min(config.tubelet_size, (block + 1) * config.tubelet_size - skipped)
             if width > 0:
@@ -113,20 +113,20 @@ def _show(pipeline: AdapTokPipeline, found, truth: np.ndarray, report: dict) -> 
     bars = token_bars(counts, config.latents_per_block, widths, legend="tokens per block of continuation 1")
     head = tiles(
         [
-            ("Given", f"{given} frames", f"{given / found.fps:.2f} s, marked in the video"),
-            ("Predicted", f"{total - given} frames", f"{(total - given) / found.fps:.2f} s"),
-            ("Tokens", str(int(found.token_counts.sum())), f"in {len(found.frames)} continuation(s)"),
+            ("Given", f"{num_given} frames", f"{num_given / output.fps:.2f} s, marked in the video"),
+            ("Predicted", f"{total - num_given} frames", f"{(total - num_given) / output.fps:.2f} s"),
+            ("Tokens", str(int(output.token_counts.sum())), f"in {len(output.frames)} continuation(s)"),
         ]
     )
-    return head + player(panels, found.fps, bars, given) + note(left_out)
+    return head + player(panels, output.fps, bars, num_given) + note(left_out)
 
 
 def build_tab(pipeline: AdapTokPipeline, video_input: Callable[[], gr.Video], model_event: Callable) -> None:
-    """The tab's components and events, see `reconstruct_tab.build_tab`."""
+    """Build the components of the tab, see `reconstruct_tab.build_tab`."""
     most = pipeline.tokenizer.config.num_frames
     gr.Markdown(
-        "**Give it the first frames of a video; it writes on.** Every continuation is a different draw. A roll-out goes on "
-        "from the last frames that the model itself made.",
+        "**Give it the first frames of a video; it continues them.** Every continuation is a different sample. A roll-out "
+        "continues from the last frames that the model made.",
         elem_classes="at-intro",
     )
     with gr.Row(elem_classes="at-columns"):
@@ -142,7 +142,7 @@ def build_tab(pipeline: AdapTokPipeline, video_input: Callable[[], gr.Video], mo
             button = gr.Button("Predict", variant="primary", elem_id="predict-run")
             gr.Markdown(f"{LIMITS} of the first frames.", elem_classes="at-small")
         with gr.Column(scale=8, min_width=320):
-            result = gr.HTML(waiting("The continuations appear here, beside what really came next."))
+            result = gr.HTML(waiting("The continuations appear here, next to what really came."))
             with gr.Accordion("Numbers", open=False):
                 report = gr.JSON(show_label=False)
     inputs = [video, condition, rollouts, videos, temperature, seed]

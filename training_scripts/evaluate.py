@@ -159,7 +159,7 @@ def main() -> None:
     source = draw_videos(open_source(args), args.num_videos or protocol.num_real, args.seed)
     networks = load_networks("none" if args.task == "generation" else args.lpips, args.fvd, accelerator.device)
     common = {"networks": networks, "batch_size": args.batch_size, "seed": args.seed, "paper": args.paper}
-    drawing = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p}
+    sampling = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p}
     if args.task == "reconstruction":
         report = evaluate_reconstruction(
             pipelines, source, protocol, args.output_dir, strategies=args.strategies, budgets=args.budgets,
@@ -170,13 +170,13 @@ def main() -> None:
     elif args.task == "generation":
         count = args.num_generated or protocol.num_fake or 256
         report = evaluate_generation(
-            first, source, protocol, args.output_dir, num_videos=count, drawing=drawing, model_name=names[0],
+            first, source, protocol, args.output_dir, num_videos=count, sampling=sampling, model_name=names[0],
             classifier_source=open_videos(args.classifier_videos) if args.classifier_videos else None,
             classifier_features=args.classifier_features, **common,
         )  # fmt: skip
     else:
         report = evaluate_prediction(
-            first, source, protocol, args.output_dir, drawing=drawing, model_name=names[0], **common
+            first, source, protocol, args.output_dir, sampling=sampling, model_name=names[0], **common
         )
     if report is not None:
         print((Path(args.output_dir) / "results.md").read_text(), end="")

@@ -52,7 +52,7 @@ def add_commands(verbs: Any) -> None:
         "--classifier-features", choices=["pixels", "network"], default="pixels",
         help="what it sees: small pictures (quick), or features of FVD's network (default: pixels)",
     )  # fmt: skip
-    _add_drawing(task)
+    _add_sampling(task)
     _add_running(task)
     task.set_defaults(run=_generation)
 
@@ -60,7 +60,7 @@ def add_commands(verbs: Any) -> None:
     _add_data(task, window="first")
     task.add_argument("--model", metavar="FOLDER", help="pipeline folder or Hub id (default: the shipped checkpoint)")
     task.add_argument("--condition-frames", type=int, metavar="N", help="given (default: the protocol's, or 5)")
-    _add_drawing(task)
+    _add_sampling(task)
     _add_running(task)
     task.set_defaults(run=_prediction)
 
@@ -90,11 +90,11 @@ def _add_data(task: argparse.ArgumentParser, window: str) -> None:
     task.add_argument("--max-videos", type=int, metavar="N", help="of the data")
 
 
-def _add_drawing(task: argparse.ArgumentParser) -> None:
+def _add_sampling(task: argparse.ArgumentParser) -> None:
     task.add_argument("--temperature", type=float, help="0 takes the likeliest token")
     task.add_argument("--top-k", type=int, metavar="K")
     task.add_argument("--top-p", type=float, metavar="P")
-    task.add_argument("--budget", type=float, help="the most tokens to write, as an average per block")
+    task.add_argument("--max-tokens", type=int, metavar="N", help="the most tokens to write for a clip")
 
 
 def _add_networks(task: argparse.ArgumentParser) -> None:
@@ -162,7 +162,7 @@ def _generation(arguments: argparse.Namespace) -> None:
         classifier_features=arguments.classifier_features,
         batch_size=arguments.batch_size,
         seed=arguments.seed,
-        drawing=_drawing(arguments),
+        sampling=_sampling(arguments),
         model_name=_label(arguments.model, [arguments.model]),
     )
     if report is not None:
@@ -186,7 +186,7 @@ def _prediction(arguments: argparse.Namespace) -> None:
         networks=_networks(arguments),
         batch_size=arguments.batch_size,
         seed=arguments.seed,
-        drawing=_drawing(arguments),
+        sampling=_sampling(arguments),
         model_name=_label(arguments.model, [arguments.model]),
     )
     if report is not None:
@@ -290,8 +290,8 @@ def _networks(arguments: argparse.Namespace, lpips: str | None = None):
     return load_networks(lpips or arguments.lpips, not arguments.no_fvd, device)
 
 
-def _drawing(arguments: argparse.Namespace) -> dict:
-    return {name: getattr(arguments, name) for name in ("temperature", "top_k", "top_p", "budget")}
+def _sampling(arguments: argparse.Namespace) -> dict:
+    return {name: getattr(arguments, name) for name in ("temperature", "top_k", "top_p", "max_tokens")}
 
 
 def _tell(folder: str) -> None:

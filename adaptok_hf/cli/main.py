@@ -64,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     verb.add_argument("--fps", type=float, default=24.0, help="of the videos written (default: 24)")
     verb.add_argument("-o", "--output", help="output folder (default: 'generated', in this folder)")
-    _add_drawing(verb)
+    _add_sampling(verb)
     _add_model(verb)
     verb.set_defaults(run=_generate)
 
@@ -77,7 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     verb.add_argument("--videos", type=int, default=1, metavar="N", help="different continuations (default: 1)")
     verb.add_argument("-o", "--output", help="output folder (default: VIDEO's name with '-predicted', in this folder)")
     verb.add_argument("--resize", choices=["crop", "squash"], help="as in reconstruct")
-    _add_drawing(verb)
+    _add_sampling(verb)
     _add_model(verb)
     verb.set_defaults(run=_predict)
 
@@ -118,15 +118,16 @@ def _add_allocation(verb: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_drawing(verb: argparse.ArgumentParser) -> None:
-    group = verb.add_argument_group("drawing", "how tokens are drawn; default: what the model's folder says")
+def _add_sampling(verb: argparse.ArgumentParser) -> None:
+    group = verb.add_argument_group("sampling", "how tokens are sampled; default: what the model's folder says")
     group.add_argument("--seed", type=int, default=0, help="the same seed gives the same videos (default: 0)")
     group.add_argument("--temperature", type=float, help="0 takes the likeliest token")
-    group.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest; 0: from all")
+    group.add_argument("--top-k", type=int, metavar="K", help="sample from the K likeliest; 0: from all")
     group.add_argument(
-        "--top-p", type=float, metavar="P", help="draw from the likeliest that have this probability together"
+        "--top-p", type=float, metavar="P", help="sample from the likeliest that have this probability together"
     )
-    group.add_argument("--budget", type=float, help="the most tokens to write, as an average per block")
+    group.add_argument("--max-tokens", type=int, metavar="N", help="the most tokens to write for a clip")
+    group.add_argument("--budget", help=argparse.SUPPRESS)  # the old name, with another meaning
 
 
 def _add_model(verb: argparse.ArgumentParser) -> None:
@@ -222,8 +223,12 @@ def _detokenize(arguments: argparse.Namespace) -> None:
     print(f"wrote {output}: {len(frames)} frames at {tokens.fps:.2f} fps")
 
 
-def _drawing(arguments: argparse.Namespace) -> dict:
-    return {name: getattr(arguments, name) for name in ("temperature", "top_k", "top_p", "budget")}
+def _sampling(arguments: argparse.Namespace) -> dict:
+    if arguments.budget is not None:
+        raise ValueError(
+            f"--budget {arguments.budget} is not an option of generation: give --max-tokens, the most tokens of a clip"
+        )
+    return {name: getattr(arguments, name) for name in ("temperature", "top_k", "top_p", "max_tokens")}
 
 
 def _generate(arguments: argparse.Namespace) -> None:
@@ -232,7 +237,7 @@ def _generate(arguments: argparse.Namespace) -> None:
     from .reports import check_folder, write_generation
 
     folder = check_folder(arguments.output or "generated")
-    settings = _drawing(arguments) | {"num_videos_per_class": arguments.videos, "guidance_scale": arguments.guidance}
+    settings = _sampling(arguments) | {"num_videos_per_class": arguments.videos, "guidance_scale": arguments.guidance}
     output = _load(arguments).generate(
         arguments.class_labels,
         generator=torch.Generator().manual_seed(arguments.seed),
@@ -250,7 +255,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     from .reports import check_folder, write_generation
 
     folder = check_folder(arguments.output or f"{Path(arguments.video).stem}-predicted")
-    settings = _drawing(arguments) | {
+    settings = _sampling(arguments) | {
         "num_condition_frames": arguments.condition_frames,
         "num_rollouts": arguments.rollouts,
         "num_videos": arguments.videos,

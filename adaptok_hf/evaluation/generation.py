@@ -53,7 +53,7 @@ def evaluate_generation(
     classifier_features: Literal["pixels", "network"] = "pixels",
     batch_size: int = 16,
     seed: int = 0,
-    drawing: dict[str, Any] | None = None,
+    sampling: dict[str, Any] | None = None,
     paper: Sequence[dict] = (),
     model_name: str = "shipped",
 ) -> dict[str, Any] | None:
@@ -72,7 +72,7 @@ def evaluate_generation(
             as they are and as the tokenizer reconstructs them.
         classifier_features: what the classifier sees: small pictures, which tell classes that differ in where colours are,
             or the network's features, which cost the network's time for every training clip.
-        drawing: `temperature`, `top_k`, `top_p`, `budget` of `pipeline.generate`.
+        sampling: `temperature`, `top_k`, `top_p`, `max_tokens` of `pipeline.generate`.
 
     Raises:
         ValueError: for a pipeline without a class-conditional generator, unknown classes, or fewer than 2 videos; for real
@@ -90,7 +90,7 @@ def evaluate_generation(
     known = range(pipeline.ar_model.config.num_classes) if classes is None else classes
     labels = [class_id(pipeline.ar_model, label) for label in known]
     labels = [labels[index % len(labels)] for index in range(num_videos)]
-    drawing = {key: value for key, value in (drawing or {}).items() if value is not None}
+    sampling = {key: value for key, value in (sampling or {}).items() if value is not None}
     training = None
     if classifier_source is not None:
         _check_classifier_features(classifier_features, networks)
@@ -105,7 +105,7 @@ def evaluate_generation(
         "model": f"{pipeline.model_hash[:12]} {tensors_sha256(pipeline.ar_model.state_dict())[:12]}",
         "classes": labels,
         "batch_size": batch_size,
-        "drawing": drawing,
+        "sampling": sampling,
         "features": networks.features_key,
     }
     if training is not None:
@@ -134,7 +134,7 @@ def evaluate_generation(
                 generator=generator,
                 batch_size=batch_size,
                 output_type="pt",
-                **drawing,
+                **sampling,
             )
         rows = [
             {"label": label, "class": name, "seed": int(clip_seed), "token_counts": counts}
@@ -155,7 +155,7 @@ def evaluate_generation(
         return None
     files = [parts.read("generated", f"{index:06d}") for index in starts]
     rows = [{"video": i, **row} for i, row in enumerate(row for part, _ in files for row in part)]
-    result = {"model": model_name, "strategy": "generated", "budget": drawing.get("budget"), "allocation_batch": None}
+    result = {"model": model_name, "strategy": "generated", "budget": None, "allocation_batch": None}
     result |= _token_statistics(pipeline, rows, torch.cat([tensors["codes"] for _, tensors in files]).long())
     metrics = {}
     if networks.features is not None:

@@ -38,7 +38,7 @@ def evaluate_prediction(
     networks: Networks | None = None,
     batch_size: int = 16,
     seed: int = 0,
-    drawing: dict[str, Any] | None = None,
+    sampling: dict[str, Any] | None = None,
     paper: Sequence[dict] = (),
     model_name: str = "shipped",
 ) -> dict[str, Any] | None:
@@ -50,13 +50,13 @@ def evaluate_prediction(
 
     Args:
         protocol: `num_condition_frames` are given.
-        drawing: `temperature`, `top_k`, `top_p`, `budget` of generation.
+        sampling: `temperature`, `top_k`, `top_p`, `max_tokens` of `pipeline.predict`.
 
     Raises:
         ValueError: for a pipeline without a frame-prediction generator, or a protocol that gives it no frame.
     """
     networks, state, output = networks or Networks(), process_state(), Path(output_dir)
-    given, drawing = protocol.num_condition_frames, {k: v for k, v in (drawing or {}).items() if v is not None}
+    given, sampling = protocol.num_condition_frames, {k: v for k, v in (sampling or {}).items() if v is not None}
     if pipeline.fp_model is None:
         raise ValueError("this pipeline has no frame-prediction generator (fp_model)")
     if not 1 <= given < protocol.num_frames:
@@ -68,7 +68,7 @@ def evaluate_prediction(
         "protocol": protocol.hash,
         "data": chunks.identity,
         "model": f"{pipeline.model_hash[:12]} {tensors_sha256(pipeline.fp_model.state_dict())[:12]}",
-        "drawing": drawing,
+        "sampling": sampling,
         "lpips": networks.lpips_key,
         "features": networks.features_key,
     }
@@ -77,7 +77,7 @@ def evaluate_prediction(
     own = range(state.process_index, len(chunks), state.num_processes)
     for index in tqdm(own, desc="clips", disable=not state.is_main_process):
         if not parts.exists("clips", f"{index:05d}"):
-            _measure_chunk(pipeline, chunks, index, parts, networks, drawing, seed)
+            _measure_chunk(pipeline, chunks, index, parts, networks, sampling, seed)
     state.wait_for_everyone()
     if not state.is_main_process:
         return None
@@ -118,23 +118,23 @@ def _measure_chunk(
     index: int,
     parts: PartFiles,
     networks: Networks,
-    drawing: dict[str, Any],
+    sampling: dict[str, Any],
     seed: int,
 ) -> None:
-    from ..pipelines.pipeline_generation import _drawing, draw_seeds
+    from ..pipelines.pipeline_generation import sample_seeds, sampling_arguments
 
     protocol = chunks.protocol
     given, clips = protocol.num_condition_frames, chunks.read(index)
     rows, tensors = [], {}
     if len(clips):
-        seeds = draw_seeds(len(clips), torch.Generator().manual_seed(seed + index))
-        how = {name: drawing.get(name) for name in ("temperature", "top_k", "top_p")}
+        seeds = sample_seeds(len(clips), torch.Generator().manual_seed(seed + index))
+        how = {name: sampling.get(name) for name in ("temperature", "top_k", "top_p")}
         with autocast(pipeline.device, protocol.precision):
             condition = pipeline.tokenize_condition(clips.videos, given)
-            settings = _drawing(**how) | {"budget": drawing.get("budget")}
+            settings = sampling_arguments(**how) | {"max_tokens": sampling.get("max_tokens")}
             sequences = pipeline.fp_model.generate(condition_codes=condition, seeds=seeds, **settings)
             codes, counts = pipeline.fp_model.unpack_sequences(sequences, condition)
-            predicted = pipeline._decode_clips(codes, counts)
+            predicted = pipeline.decode_clips(codes, counts)
         frames = torch.arange(protocol.num_frames).clamp(max=given - 1)
         systems = {PREDICTED: predicted, COPIED: clips.videos[:, frames]}
         for system, videos in systems.items():

@@ -1,6 +1,5 @@
 """The AdapTok generator: a Llama that writes block sequences of codes and `<EOB>`."""
 
-import copy
 from collections.abc import Sequence
 
 import torch
@@ -14,7 +13,6 @@ from transformers import (
     StoppingCriteriaList,
 )
 from transformers.cache_utils import Cache
-from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.models.llama.modeling_llama import (
     LlamaAttention,
@@ -26,11 +24,12 @@ from transformers.utils import can_return_tuple
 
 from .configuration_adaptok_ar import AdapTokARConfig
 from .generation_adaptok import (
-    BlocksFinished,
     BlockTokensLogitsProcessor,
-    JacobiCandidates,
-    PairedGuidanceLogitsProcessor,
-    SeededSamplingLogitsProcessor,
+    check_generate_options,
+    check_seeds,
+    token_limits,
+    write_tokens,
+    write_tokens_with_lookahead,
 )
 from .layers import LearnedPositions, SinCosPositions, init_layer_weights, latent_positions
 from .token_layout import pack, unpack
@@ -342,11 +341,11 @@ class AdapTokARForCausalLM(LlamaForCausalLM):
         seeds: torch.Tensor | Sequence[int] | None = None,
         guidance_scale: float = 1.0,
         guidance_interval: int | None = None,
-        budget: float | torch.Tensor | Sequence[int] | None = None,
+        max_tokens: int | torch.Tensor | Sequence[int] | None = None,
         lookahead: int = 1,
         **kwargs,
     ) -> torch.LongTensor:
-        """Writes valid block sequences, by [`GenerationMixin.generate`].
+        """Write valid block sequences, by [`GenerationMixin.generate`] with a decoding loop of this package.
 
         Rows that have finished leave the batch once they are half of it.
 
@@ -354,24 +353,25 @@ class AdapTokARForCausalLM(LlamaForCausalLM):
             inputs: (batch, prompt_length) long, a prompt; or give `class_labels` or `condition_codes`, see
                 `build_prompt`.
             generation_config, logits_processor, stopping_criteria, kwargs: as usual. `do_sample`, `temperature`, `top_k`,
-                `top_p` choose how tokens are drawn (default: those of the model's `generation_config`);
+                `top_p` and the like choose how tokens are sampled (default: those of the model's `generation_config`);
                 `cache_implementation="static"` and `compile_config` make it fast.
-            seeds: (batch,) one seed per row: what is drawn for a row depends on its seed, not on the rest of the batch.
-                Default: drawn from torch's global generator.
+            seeds: (batch,) one seed per row: the samples of a row depend on its seed, not on the rest of the batch.
+                Default: sampled from torch's global generator.
             guidance_scale: classifier-free guidance, `u + scale * (c - u)`; 1 is none. Class-conditional models only.
-            guidance_interval: guidance stops behind this token, counted from 0 behind the first one, as in the original.
-            budget: the most codes to write: a number is the average per generated block, as everywhere in this package,
-                and limits a sequence as a whole; (generated blocks,) or (batch, generated blocks) limits each block, for
-                example to the counts that were allocated to another clip.
-            lookahead: tokens that go through the model at once, of which those stand that it would have written one by one
-                (see `JacobiCandidates`): the same sequence in fewer passes, up to float round-off. A batch of 1 without
-                guidance and with a dynamic cache only.
+            guidance_interval: guidance stops after this token, counted from 0 after the first one, as in the original.
+            max_tokens: the most codes to write, `<EOB>` not counted. An integer caps the total of each sequence. Integers
+                of shape (generated blocks,) or (batch, generated blocks) cap each block, for example at the counts that
+                were allocated to another clip.
+            lookahead: tokens of one pass of the model, of which those stand that it would have written one by one (see
+                `write_tokens_with_lookahead`): the same sequence in fewer passes, up to float round-off. For a batch of 1
+                without guidance and with a dynamic cache.
 
         Returns:
             (batch, length) long, prompts included; rows are filled with `<EOB>`. See `unpack_sequences`.
 
         Raises:
-            ValueError: for a bad condition or budget, guidance without a null class, or lookahead where it cannot be.
+            ValueError: for a bad condition or cap, guidance without a null class, lookahead where it does not apply, or an
+                option that is not supported.
         """
         config = self.config
         prompt = kwargs.pop("input_ids", inputs)
@@ -381,117 +381,42 @@ class AdapTokARForCausalLM(LlamaForCausalLM):
             raise ValueError("give either a prompt or its condition, not both")
         if prompt.ndim != 2 or prompt.shape[1] != config.prompt_length:
             raise ValueError(f"a prompt must be (batch, {config.prompt_length}), got {tuple(prompt.shape)}")
-        batch, start = prompt.shape
-        if guidance_scale != 1 and not config.is_class_conditional:
-            raise ValueError(f"guidance_scale={guidance_scale} needs a class-conditional generator: this has no null class")
-        if guidance_scale < 1:
-            raise ValueError(f"guidance_scale must be at least 1, got {guidance_scale}")
-        if guidance_interval is not None and guidance_interval < 0:
-            raise ValueError(f"guidance_interval must be at least 0, got {guidance_interval}")
-        if lookahead < 1 or lookahead > 1 and (batch != 1 or guidance_scale != 1):
+        check_generate_options(generation_config or self.generation_config, kwargs)
+        self._check_guidance(guidance_scale, guidance_interval)
+        if lookahead < 1 or lookahead > 1 and (len(prompt) != 1 or guidance_scale != 1):
             raise ValueError(
                 f"lookahead must be at least 1, and 1 for more than one sequence or with guidance; got {lookahead} for "
-                f"{batch} sequences and guidance_scale {guidance_scale}"
+                f"{len(prompt)} sequences and guidance_scale {guidance_scale}"
             )
-        block_limits, total_limit = self._limits(budget, batch)
-
-        settings = copy.deepcopy(generation_config or self.generation_config)
-        kwargs = settings.update(**kwargs)
-        kwargs.pop("attention_mask", None)  # prompts have no padding
-        if settings.num_beams not in (None, 1) or settings.num_return_sequences not in (None, 1):
-            raise ValueError("num_beams and num_return_sequences must be 1; repeat the prompt for more sequences of it")
-        drawing = LogitsProcessorList()
-        if settings.do_sample:
-            if settings.temperature not in (None, 1.0):
-                drawing.append(TemperatureLogitsWarper(float(settings.temperature)))
-            if settings.top_k:
-                drawing.append(TopKLogitsWarper(settings.top_k))
-            if settings.top_p not in (None, 1.0):
-                drawing.append(TopPLogitsWarper(float(settings.top_p)))
-            seeds = torch.randint(2**63 - 1, (batch,)) if seeds is None else torch.as_tensor(seeds, dtype=torch.long)
-            if seeds.shape != (batch,):
-                raise ValueError(f"{seeds.numel()} seeds for {batch} sequences")
-            seeds = seeds.to(prompt.device)
-        # Drawing is our processors' task, so that transformers' own sampling must not draw again.
-        draws = settings.do_sample
-        settings.update(do_sample=False, temperature=1.0, top_k=50, top_p=1.0, return_dict_in_generate=True)
+        block_limits, total_limit = token_limits(
+            max_tokens, len(prompt), config.num_generated_blocks, config.latents_per_block
+        )
+        rules = BlockTokensLogitsProcessor(
+            config.prompt_length, config.eob_token_id, block_limits.to(prompt.device), total_limit
+        )
         if lookahead > 1:
-            settings.prompt_lookup_num_tokens = lookahead - 1  # by this transformers decodes with guesses, which are ours
+            loop = {"custom_generate": write_tokens_with_lookahead, "lookahead": lookahead}
+        else:
+            guidance = {"guidance_scale": guidance_scale, "guidance_interval": guidance_interval}
+            loop = {"custom_generate": write_tokens, **guidance}
+        kwargs["attention_mask"] = torch.ones_like(prompt)  # prompts have no padding
+        return super().generate(
+            prompt,
+            generation_config,
+            LogitsProcessorList([rules, *(logits_processor or [])]),
+            StoppingCriteriaList(stopping_criteria or []),
+            seeds=None if seeds is None else check_seeds(seeds, len(prompt)),
+            **loop,
+            **kwargs,
+        )
 
-        length = min(settings.max_new_tokens or config.max_sequence_length, config.max_sequence_length)
-        result = prompt.new_full((batch, start + length), config.eob_token_id)
-        active, sequences, cache = torch.arange(batch, device=prompt.device), prompt, None
-        while len(active) and sequences.shape[1] < result.shape[1]:
-            ids, row, first, stop_after = sequences, active, LogitsProcessorList(), None
-            if guidance_scale > 1:
-                without_class = sequences.clone()
-                without_class[:, 0] = config.null_class_token_id
-                ids, row = torch.cat([sequences, without_class]), torch.cat([active, active])
-                first.append(PairedGuidanceLogitsProcessor(guidance_scale))
-                stop_after = None if guidance_interval is None else guidance_interval + 2
-            limits = block_limits[row]
-            first.append(BlockTokensLogitsProcessor(start, config.eob_token_id, limits, total_limit))
-            last = [SeededSamplingLogitsProcessor(seeds[row], start)] if draws else []
-            leave = BlocksFinished(
-                start, config.num_generated_blocks, config.eob_token_id, rows=len(active), share=0.5, max_tokens=stop_after
-            )
-            settings.max_new_tokens = result.shape[1] - ids.shape[1]
-            output = super().generate(
-                ids,
-                generation_config=settings,
-                logits_processor=LogitsProcessorList([*first, *(logits_processor or []), *drawing, *last]),
-                stopping_criteria=StoppingCriteriaList([leave, *(stopping_criteria or [])]),
-                attention_mask=torch.ones_like(ids),
-                **({} if cache is None else {"past_key_values": cache}),
-                **kwargs,
-            )
-            sequences, cache = output.sequences[: len(active)], output.past_key_values
-            result[active, : sequences.shape[1]] = sequences
-            settings.cache_implementation = None  # the next round goes on with this round's cache
-            if not leave(sequences, None).all():  # a criterion of the caller's has ended it
-                break
-            going_on = (~leave.finished(sequences)).nonzero()[:, 0]
-            kept_rows = going_on
-            if guidance_scale > 1 and stop_after is not None and sequences.shape[1] - start >= stop_after:
-                guidance_scale = 1.0  # the conditional half goes on alone
-            elif guidance_scale > 1:
-                kept_rows = torch.cat([going_on, going_on + len(active)])
-            if cache is not None and len(kept_rows) < len(ids):
-                cache.reorder_cache(kept_rows)
-            active, sequences = active[going_on], sequences[going_on]
-        length = sequences.shape[1]
-        if lookahead > 1:  # the last pass may have written beyond the end
-            ends = (result[0, start:length] == config.eob_token_id).cumsum(0)
-            length -= int((ends > config.num_generated_blocks).sum())
-        return result[:, :length]
-
-    def _get_candidate_generator(self, generation_config: GenerationConfig, **kwargs) -> JacobiCandidates:
-        config = self.config
-        return JacobiCandidates(config.prompt_length, config.eob_token_id, generation_config.prompt_lookup_num_tokens)
-
-    def _limits(self, budget, batch: int) -> tuple[torch.LongTensor, int | None]:
-        """A budget as the codes that each block, (batch, generated blocks), and the whole sequence may hold."""
-        config = self.config
-        blocks, most = config.num_generated_blocks, config.latents_per_block
-        full = torch.full((batch, blocks), most, device=self.device)
-        if budget is None:
-            return full, None
-        if isinstance(budget, int | float):
-            if not 1 / blocks <= budget <= most:
-                raise ValueError(
-                    f"a budget is the average of codes per block and must lie in {1 / blocks:g}..{most}, got {budget}"
-                )
-            return full, int(budget * blocks + 1e-6)  # 1/49 * 49 is less than 1
-        limits = torch.as_tensor(budget, device=self.device)
-        if limits.is_floating_point() or limits.shape[-1:] != (blocks,) or limits.shape not in ((blocks,), full.shape):
-            raise ValueError(
-                f"a budget per block must be integers of shape ({blocks},) or {tuple(full.shape)}, got "
-                f"{limits.dtype} {tuple(limits.shape)}"
-            )
-        limits = limits.long().expand(batch, -1)
-        if int(limits.min()) < 0 or int(limits.max()) > most or int(limits[:, 0].min()) < 1:
-            raise ValueError(f"a budget per block must lie in 0..{most}, and in 1..{most} in the first, got {budget}")
-        return limits, None
+    def _check_guidance(self, scale: float, interval: int | None) -> None:
+        if scale != 1 and not self.config.is_class_conditional:
+            raise ValueError(f"guidance_scale={scale} needs a class-conditional generator: this has no null class")
+        if scale < 1:
+            raise ValueError(f"guidance_scale must be at least 1, got {scale}")
+        if interval is not None and interval < 0:
+            raise ValueError(f"guidance_interval must be at least 0, got {interval}")
 
 
 __all__ = ["AdapTokARForCausalLM", "AdapTokARModel"]

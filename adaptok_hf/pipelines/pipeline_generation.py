@@ -1,4 +1,4 @@
-"""The generating half of the pipeline: videos from a class, and videos that go on from given frames."""
+"""The generating half of the pipeline: videos of a class, and continuations of given frames."""
 
 import difflib
 from collections.abc import Sequence
@@ -26,22 +26,22 @@ class GenerationMixin:
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
-        budget: float | Sequence[int] | None = None,
+        max_tokens: int | Sequence[int] | None = None,
         generator: torch.Generator | None = None,
         fps: float = DEFAULT_FPS,
         batch_size: int = 16,
         output_type: str = "np",
         **generate_kwargs,
     ) -> AdapTokGenerationOutput:
-        """Makes videos of classes.
+        """Make videos of classes.
 
         Args:
             class_labels: class names or ids, see `class_names`.
             num_videos_per_class: videos of each.
             guidance_scale, guidance_interval: see [`AdapTokARForCausalLM.generate`].
-            temperature, top_k, top_p: how tokens are drawn; default: the model's `generation_config`.
-            budget: the most tokens to write: an average per block, or one number for each block.
-            generator: gives the seed of each video; which videos come out does not depend on `batch_size`.
+            temperature, top_k, top_p: how tokens are sampled; default: the model's `generation_config`.
+            max_tokens: the most tokens to write: of a whole clip, or one number for each generated block.
+            generator: seeds each video; the videos do not depend on `batch_size`.
             fps: of the output; the model knows nothing of time.
             batch_size: videos that are generated together.
             output_type: `"np"`, `"pt"` or `"pil"`.
@@ -56,19 +56,19 @@ class GenerationMixin:
         check_output_type(output_type)
         if num_videos_per_class < 1:
             raise ValueError(f"num_videos_per_class must be at least 1, got {num_videos_per_class}")
-        given = [class_labels] if isinstance(class_labels, int | str) else list(class_labels)
-        labels = [class_id(self.ar_model, label) for label in given for _ in range(num_videos_per_class)]
+        classes = [class_labels] if isinstance(class_labels, int | str) else list(class_labels)
+        labels = [class_id(self.ar_model, label) for label in classes for _ in range(num_videos_per_class)]
         if not labels:
             raise ValueError("class_labels is empty")
-        settings = _drawing(temperature, top_k, top_p) | generate_kwargs
-        settings |= {"guidance_scale": guidance_scale, "guidance_interval": guidance_interval, "budget": budget}
-        seeds = draw_seeds(len(labels), generator)
+        settings = sampling_arguments(temperature, top_k, top_p) | generate_kwargs
+        settings |= {"guidance_scale": guidance_scale, "guidance_interval": guidance_interval, "max_tokens": max_tokens}
+        seeds = sample_seeds(len(labels), generator)
         frames, codes, counts = [], [], []
         for start in self._batches(len(labels), batch_size, "generate"):
-            part = slice(start, start + batch_size)
-            sequences = self.ar_model.generate(class_labels=labels[part], seeds=seeds[part], **settings)
+            rows = slice(start, start + batch_size)
+            sequences = self.ar_model.generate(class_labels=labels[rows], seeds=seeds[rows], **settings)
             clips = self.ar_model.unpack_sequences(sequences)
-            frames.append(self._decode_clips(*clips))
+            frames.append(self.decode_clips(*clips))
             codes.append(clips[0].cpu())
             counts.append(clips[1].cpu())
         return AdapTokGenerationOutput(
@@ -92,21 +92,23 @@ class GenerationMixin:
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
-        budget: float | Sequence[int] | None = None,
+        max_tokens: int | Sequence[int] | None = None,
         generator: torch.Generator | None = None,
         resize_mode: str | None = None,
         fps: float | None = None,
         output_type: str = "np",
         **generate_kwargs,
     ) -> AdapTokGenerationOutput:
-        """Goes on from the first frames of a video.
+        """Continue the first frames of a video.
 
         Args:
-            video: anything that `tokenize` takes; the frames behind the given ones are not looked at.
-            num_condition_frames: how many frames are given.
-            num_rollouts: clips to predict one after the other, each from the last `num_condition_frames` of the one before.
+            video: anything that `tokenize` takes; only its first `num_condition_frames` frames are used.
+            num_condition_frames: frames that the model is given.
+            num_rollouts: clips to predict one after the other, each from the last `num_condition_frames` frames of the
+                previous one.
             num_videos: different continuations.
-            temperature, top_k, top_p, budget, generator, generate_kwargs: as in `generate`.
+            temperature, top_k, top_p, generator, generate_kwargs: as in `generate`.
+            max_tokens: as in `generate`, for each predicted clip; the blocks that are given do not count.
             resize_mode, fps: as in `tokenize`.
 
         Returns:
@@ -128,19 +130,19 @@ class GenerationMixin:
         loaded = self.video_processor.load(video, fps=fps, max_frames=num_condition_frames)
         if len(loaded.frames) < num_condition_frames:
             raise ValueError(
-                f"the video has {len(loaded.frames)} frames, {num_condition_frames} are needed to go on from "
+                f"the video has {len(loaded.frames)} frames, {num_condition_frames} are needed to continue it "
                 "(num_condition_frames)"
             )
         clip = self.video_processor.clips(loaded, resize_mode=resize_mode).frames[:1]
         windows = clip.expand(num_videos, -1, -1, -1, -1)
-        settings = _drawing(temperature, top_k, top_p) | generate_kwargs | {"budget": budget}
+        settings = sampling_arguments(temperature, top_k, top_p) | generate_kwargs | {"max_tokens": max_tokens}
         frames, codes, counts, seeds = [], [], [], []
         for rollout in range(num_rollouts):
             condition = self.tokenize_condition(windows, num_condition_frames)
-            seeds.append(draw_seeds(num_videos, generator))
+            seeds.append(sample_seeds(num_videos, generator))
             sequences = self.fp_model.generate(condition_codes=condition, seeds=seeds[-1], **settings)
             clips = self.fp_model.unpack_sequences(sequences, condition)
-            windows = self._decode_clips(*clips)
+            windows = self.decode_clips(*clips)
             frames.append(windows if rollout == 0 else windows[:, num_condition_frames:])
             codes.append(clips[0].cpu())
             counts.append(clips[1].cpu())
@@ -166,7 +168,7 @@ class GenerationMixin:
 
     @torch.no_grad()
     def tokenize_condition(self, windows: torch.Tensor, num_condition_frames: int) -> torch.LongTensor:
-        """The codes of clips that repeat the last given frame: what a frame-prediction generator is conditioned on.
+        """Return the codes of clips that repeat the last given frame: the condition of a frame-prediction generator.
 
         Args:
             windows: uint8 (batch, frames, 3, image_size, image_size), at least `num_condition_frames` frames.
@@ -178,13 +180,13 @@ class GenerationMixin:
         video = (windows[:, index].to(self.device) / 255).to(self.tokenizer.dtype)
         return self.tokenizer.encode(video).codes
 
-    def _decode_clips(self, codes: torch.Tensor, token_counts: torch.Tensor) -> torch.Tensor:
-        """Return uint8 (clips, frames, 3, height, width)."""
+    def decode_clips(self, codes: torch.Tensor, token_counts: torch.Tensor) -> torch.Tensor:
+        """Return the frames of whole clips, uint8 (clips, frames, 3, height, width)."""
         return (decode_clips(self.tokenizer, codes, token_counts) * 255).round().to(torch.uint8).cpu()
 
 
 def class_id(model: AdapTokARForCausalLM, label: int | str) -> int:
-    """A class by its id or its name (case, spaces, hyphens and underscores do not matter).
+    """Return the id of a class that is given by id or by name (case, spaces, hyphens and underscores do not matter).
 
     Raises:
         ValueError: naming the closest classes.
@@ -210,14 +212,14 @@ def _plain(name: str) -> str:
     return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
-def draw_seeds(count: int, generator: torch.Generator | None) -> torch.LongTensor:
-    """(count,) seeds from a generator (which may be on any device), or from torch's global one."""
+def sample_seeds(count: int, generator: torch.Generator | None) -> torch.LongTensor:
+    """Return (count,) seeds from a generator (which may be on any device), or from torch's global one."""
     device = generator.device if generator is not None else "cpu"
     return torch.randint(2**63 - 1, (count,), generator=generator, device=device).cpu()
 
 
-def _drawing(temperature: float | None, top_k: int | None, top_p: float | None) -> dict[str, float | bool]:
-    """Arguments of transformers' `generate`; temperature 0 means the likeliest token.
+def sampling_arguments(temperature: float | None, top_k: int | None, top_p: float | None) -> dict[str, float | bool]:
+    """Return the arguments of transformers' `generate`; temperature 0 means the likeliest token.
 
     Raises:
         ValueError: for values outside their range.
@@ -230,5 +232,5 @@ def _drawing(temperature: float | None, top_k: int | None, top_p: float | None) 
         raise ValueError(f"top_p must lie in (0, 1], got {top_p}")
     if temperature == 0:
         return {"do_sample": False}
-    given = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    return {name: value for name, value in given.items() if value is not None}
+    values = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    return {name: value for name, value in values.items() if value is not None}

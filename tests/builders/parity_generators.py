@@ -9,7 +9,7 @@ from unittest import mock
 import torch
 from torch.nn import functional
 
-from adaptok_hf.models import modeling_adaptok_ar
+from adaptok_hf.models import generation_adaptok
 from adaptok_hf.models.modeling_adaptok_ar import AdapTokARForCausalLM
 from adaptok_hf.models.token_layout import pack
 
@@ -197,7 +197,7 @@ def _greedy(
 
 
 def filtering(parity: Parity) -> Iterator[Comparison]:
-    """What `generate` draws from: the scores that reach the last processor, in the second step, where nothing is banned."""
+    """The scores that `generate` samples from in the second step, where nothing is banned."""
     model, golden = parity.ar_model, parity.golden("ar_tiny/filtering")
     logits = golden["logits"]
     padded = functional.pad(logits, (0, model.config.vocab_size - SIZE))[:, None]
@@ -206,13 +206,14 @@ def filtering(parity: Parity) -> Iterator[Comparison]:
         for temperature in (1.0, 0.8):
             seen = []
 
-            def record(seeds, prompt_length, seen=seen):
-                return lambda input_ids, scores: seen.append(scores[:, :SIZE]) or scores
+            def record(scores, seeds, position, seen=seen):
+                seen.append(scores[:, :SIZE])
+                return scores.argmax(-1)
 
             hook = model.lm_head.register_forward_hook(lambda *call: padded)
-            with mock.patch.object(modeling_adaptok_ar, "SeededSamplingLogitsProcessor", record):
-                drawing = {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-                model.generate(class_labels=[0] * 5, max_new_tokens=2, **drawing)
+            with mock.patch.object(generation_adaptok, "sample_tokens", record):
+                sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+                model.generate(class_labels=[0] * 5, max_new_tokens=2, **sampling)
             hook.remove()
             if temperature == 1:
                 yield f"{name}, -inf", seen[1].isinf(), golden[name].isinf(), 0

@@ -1,24 +1,18 @@
-"""Sequences that `generate` writes: always valid, the same whatever stands beside them, and only as long as needed."""
+"""Sequences that `generate` writes: always valid, independent of the rest of the batch, and only as long as needed."""
 
 import pytest
 import torch
 from builders.generators import tiny, tiny_fp
-from transformers import StoppingCriteria
+from torch.nn import functional
+from transformers import LogitsProcessor, StoppingCriteria, TextStreamer
 
-from adaptok_hf.models.generation_adaptok import (
-    BlocksFinished,
-    BlockTokensLogitsProcessor,
-    JacobiCandidates,
-    PairedGuidanceLogitsProcessor,
-    SeededSamplingLogitsProcessor,
-    uniform_noise,
-)
+from adaptok_hf.models.generation_adaptok import BlockTokensLogitsProcessor, sample_tokens, uniform_noise
 
 INF = torch.inf
 
 
 def check_valid(model, sequences, limits=None, total=None):
-    """K blocks, 0..M codes each and at least 1 in the first, ids in range, `<EOB>` and nothing else behind the end."""
+    """K blocks, 0..M codes each and at least 1 in the first, ids in range, `<EOB>` and nothing else after the end."""
     config = model.config
     eob, blocks = config.eob_token_id, config.num_generated_blocks
     assert sequences.shape[1] <= config.prompt_length + config.max_sequence_length
@@ -26,17 +20,17 @@ def check_valid(model, sequences, limits=None, total=None):
         assert all(0 <= token <= eob for token in sequence)
         ends = [place for place, token in enumerate(sequence) if token == eob]
         assert len(ends) >= blocks and set(sequence[ends[blocks - 1] :]) == {eob}
-        parts = [end - start - 1 for start, end in zip([-1, *ends], ends[:blocks], strict=False)]
-        assert parts[0] >= 1
+        counts = [end - start - 1 for start, end in zip([-1, *ends], ends[:blocks], strict=False)]
+        assert counts[0] >= 1
         most = [config.latents_per_block] * blocks if limits is None else limits[row].tolist()
-        assert all(count <= limit for count, limit in zip(parts, most, strict=True)), (parts, most)
-        assert total is None or sum(parts) <= total
+        assert all(count <= limit for count, limit in zip(counts, most, strict=True)), (counts, most)
+        assert total is None or sum(counts) <= total
 
 
 # --- property: every sequence is valid, and independent of the batch ---------------------------------------------
 
 
-@pytest.mark.parametrize("trial", range(10))
+@pytest.mark.parametrize("trial", [*range(4), *(pytest.param(n, marks=pytest.mark.slow) for n in range(4, 12))])
 def test_sequences_are_valid_and_independent_of_the_batch(trial):
     draw = torch.Generator().manual_seed(trial)
 
@@ -65,29 +59,28 @@ def test_sequences_are_valid_and_independent_of_the_batch(trial):
     else:
         shape = (8, config.num_blocks, config.latents_per_block)
         condition, guidance = {"condition_codes": torch.randint(20, shape, generator=draw)}, {}
-    limits, total, budget = None, None, None
-    kind = choose(["none", "number", "per block", "per clip"])
-    if kind == "number":
-        budget = choose([0.5, 1.4, 3])
-        total = int(budget * config.num_generated_blocks)
+    limits, total, max_tokens = None, None, None
+    kind = ["none", "total", "per block", "per clip"][trial % 4]
+    if kind == "total":
+        max_tokens = total = choose([1, 3, 6])
     elif kind != "none":
         shape = (config.num_generated_blocks,) if kind == "per block" else (8, config.num_generated_blocks)
-        budget = torch.randint(0, config.latents_per_block + 1, shape, generator=draw)
-        budget[..., 0].clamp_(min=1)
-        limits = budget.expand(8, -1)
+        max_tokens = torch.randint(0, config.latents_per_block + 1, shape, generator=draw)
+        max_tokens[..., 0].clamp_(min=1)
+        limits = max_tokens.expand(8, -1)
     seeds = torch.randint(2**62, (8,), generator=draw)
-    for drawing in (
+    for sampling in (
         {"do_sample": False},
         {"do_sample": True, "seeds": seeds, "temperature": choose([0.7, 1.0, 1.5]), "top_k": choose([0, 5])},
         {"do_sample": True, "seeds": seeds, "top_p": choose([0.5, 0.9])},
     ):
-        together = model.generate(**condition, **drawing, **guidance, budget=budget)
+        together = model.generate(**condition, **sampling, **guidance, max_tokens=max_tokens)
         check_valid(model, together, limits, total)
-        for row in (0, 5, 7):
+        for row in (0, 7):
             alone = {name: value[row : row + 1] for name, value in condition.items()}
-            its_own = {**drawing, "seeds": seeds[row : row + 1]} if drawing["do_sample"] else drawing
-            its_budget = budget[row : row + 1] if kind == "per clip" else budget
-            ids = model.generate(**alone, **its_own, **guidance, budget=its_budget)
+            options = sampling | ({"seeds": seeds[row : row + 1]} if sampling["do_sample"] else {})
+            row_limits = max_tokens[row : row + 1] if kind == "per clip" else max_tokens
+            ids = model.generate(**alone, **options, **guidance, max_tokens=row_limits)
             width = min(ids.shape[1], together.shape[1])
             assert torch.equal(ids[0, :width], together[row, :width])
             assert (together[row, width:] == config.eob_token_id).all() and (ids[0, width:] == config.eob_token_id).all()
@@ -102,40 +95,44 @@ def test_conditioning_ids_are_never_written():
     assert plain[:, 1:].max() <= 20  # the saved suppress_tokens
 
 
-def test_a_budget_is_exact():
-    """With `<EOB>` made impossible but by force, each block holds what its budget says."""
+def test_caps_are_exact():
+    """With `<EOB>` made impossible but by force, each block and each sequence holds as much as its cap allows."""
     model = tiny()
     model.lm_head.register_forward_hook(lambda module, inputs, logits: logits - 1e4 * (torch.arange(27) == 20))
-    budget = torch.tensor([[4, 0, 2], [1, 3, 0]])
-    sequences = model.generate(class_labels=[0, 1], budget=budget, seeds=[0, 1])
-    assert torch.equal(model.unpack_sequences(sequences)[1], budget)
-    assert model.unpack_sequences(model.generate(class_labels=[0], budget=2.5, seeds=[0]))[1].tolist() == [[4, 3, 0]]
-    assert model.unpack_sequences(model.generate(class_labels=[0], budget=1 / 3, seeds=[0]))[1].tolist() == [[1, 0, 0]]
-    assert model.unpack_sequences(model.generate(class_labels=[0], budget=[2, 2, 2]))[1].tolist() == [[2, 2, 2]]
+    limits = torch.tensor([[4, 0, 2], [1, 3, 0]])
+    for max_tokens, counts in (
+        (limits, limits.tolist()),
+        (7, [[4, 3, 0]] * 2),
+        (1, [[1, 0, 0]] * 2),
+        (12, [[4, 4, 4]] * 2),
+        ([2, 2, 2], [[2, 2, 2]] * 2),
+    ):
+        sequences = model.generate(class_labels=[0, 1], max_tokens=max_tokens, seeds=[0, 1])
+        assert model.unpack_sequences(sequences)[1].tolist() == counts
 
 
 # --- cost --------------------------------------------------------------------------------------------------------
 
 
 def test_finished_rows_leave_the_batch():
-    """Rows that are done are not computed any more; the rest is as if they had never been there."""
+    """The model does not compute rows that are done; the others are as if these had never been there."""
     model = tiny(latents_per_block=8, num_blocks=2)
     rows = []
     model.model.register_forward_pre_hook(
         lambda module, inputs, given: rows.append(len(given["input_ids"])), with_kwargs=True
     )
-    budget = torch.tensor([[1, 0], [1, 0], [1, 1], [8, 8]])
+    limits = torch.tensor([[1, 0], [1, 0], [1, 1], [8, 8]])
     no_eob = model.lm_head.register_forward_hook(lambda module, inputs, logits: logits - 1e4 * (torch.arange(27) == 20))
-    condition = {"class_labels": [0, 1, 2, 3], "budget": budget}
+    condition = {"class_labels": [0, 1, 2, 3], "max_tokens": limits}
     ids = model.generate(**condition, do_sample=False)
-    assert torch.equal(model.unpack_sequences(ids)[1], budget)
+    assert torch.equal(model.unpack_sequences(ids)[1], limits)
     assert rows == [4] * 3 + [2] * 1 + [1] * 14  # 3, 3, 4 and 18 tokens
     rows.clear()
     assert torch.equal(model.generate(**condition, do_sample=False, cache_implementation="static"), ids)
     assert rows == [4] * 3 + [2] * 1 + [1] * 14
     rows.clear()
     guided = model.generate(**condition, do_sample=False, guidance_scale=3.0, guidance_interval=5)
-    assert torch.equal(model.unpack_sequences(guided)[1], budget)
+    assert torch.equal(model.unpack_sequences(guided)[1], limits)
     assert rows == [8] * 3 + [4] * 1 + [2] * 3 + [1] * 11  # 7 guided tokens
     no_eob.remove()
     rows.clear()
@@ -143,12 +140,36 @@ def test_finished_rows_leave_the_batch():
     assert torch.equal(no_cache, model.generate(**condition, do_sample=False))
 
 
-@pytest.mark.parametrize("positions", ["rope", "absolute"])
-@pytest.mark.parametrize("guidance", [{}, {"guidance_scale": 2.0}, {"guidance_scale": 2.0, "guidance_interval": 4}])
+@pytest.mark.parametrize(
+    ("positions", "guidance"),
+    [("rope", {}), ("absolute", {"guidance_scale": 2.0}), ("rope", {"guidance_scale": 2.0, "guidance_interval": 4})],
+)
 def test_static_cache_is_equal(positions, guidance):
     model = tiny(position_embedding=positions, latents_per_block=7)
     given = {"class_labels": [0, 1, 2, 3, 4], "seeds": range(5), **guidance}
     assert torch.equal(model.generate(**given), model.generate(**given, cache_implementation="static"))
+
+
+def test_a_users_processors_and_criteria_see_the_whole_batch():
+    """In the order of the prompts, without the rows that guidance adds and with those that have left the model's batch."""
+    model, seen = tiny(), []
+
+    class Process(LogitsProcessor):
+        def __call__(self, input_ids, scores):
+            seen.append(input_ids[:, 0].tolist())
+            return scores
+
+    class Stop(StoppingCriteria):
+        def __call__(self, input_ids, scores, **kwargs):
+            seen.append(input_ids[:, 0].tolist())
+            return torch.zeros(len(input_ids), dtype=torch.bool)
+
+    limits = torch.tensor([[1, 0, 0], [4, 4, 4], [1, 0, 0]])
+    model.generate(
+        class_labels=[0, 1, 2], guidance_scale=2.0, max_tokens=limits, seeds=[0, 1, 2],
+        logits_processor=[Process()], stopping_criteria=[Stop()],
+    )  # fmt: skip
+    assert len(seen) > 12 and all(rows == [21, 22, 23] for rows in seen)
 
 
 def test_stops_where_the_caller_says():
@@ -165,7 +186,7 @@ def test_stops_where_the_caller_says():
     assert torch.equal(model.generate(class_labels=[0, 1], do_sample=False, max_new_tokens=6), whole[:, :7])
 
 
-# --- drawing -----------------------------------------------------------------------------------------------------
+# --- sampling ----------------------------------------------------------------------------------------------------
 
 
 def test_noise_is_splitmix64():
@@ -187,15 +208,14 @@ def test_noise_is_splitmix64():
     assert (0.5 * 2.0**-52, (2**52 - 0.5) * 2.0**-52) == (2.0**-53, 1 - 2.0**-53)  # never 0, never 1
 
 
-def test_drawn_tokens_follow_the_softmax():
-    """Chi-square over seeds and over positions; and rows, positions, neighbouring seeds are independent."""
+def test_samples_follow_the_softmax():
+    """Chi-square over seeds and over positions; and rows, positions, neighboring seeds are independent."""
     scores = torch.tensor([2.0, 1.0, 0.0, -1.0, 0.5, -INF, -2.0, 0.0])
     probabilities = scores.softmax(0)
     kept = probabilities > 0
     for seeds, position in ((torch.arange(20000), 3), (torch.arange(20000) * 2**40 - 2**55, 900)):
-        draw = SeededSamplingLogitsProcessor(seeds, prompt_length=1)
-        noisy = draw(torch.zeros(20000, 1 + position, dtype=torch.long), scores.expand(20000, -1))
-        counts = torch.bincount(noisy.argmax(1), minlength=8).double()
+        tokens = sample_tokens(scores.expand(20000, -1), seeds, position)
+        counts = torch.bincount(tokens, minlength=8).double()
         assert counts[5] == 0
         expected = 20000 * probabilities.double()
         assert (((counts - expected) ** 2 / expected)[kept].sum()) < 22.5  # 6 degrees of freedom: 0.1%
@@ -212,7 +232,7 @@ def test_drawn_tokens_follow_the_softmax():
         assert abs(noise.mean() - 0.5) < 4 * (1 / 12 / noise.numel()) ** 0.5
 
 
-def test_generate_draws_from_the_softmax():
+def test_generate_samples_from_the_softmax():
     """The first token over many seeds, at temperature 1.5, against the model's own distribution."""
     model = tiny(num_blocks=1, latents_per_block=1, initializer_range=0.2)
     prompt = model.build_prompt(class_labels=[3])
@@ -270,57 +290,79 @@ def test_block_rules_by_hand():
 
 
 def test_guidance_by_hand():
-    scores = torch.tensor([[1.0, 2.0, -INF], [0.5, 3.0, -INF]])
-    guided = PairedGuidanceLogitsProcessor(3.0)(torch.zeros(2, 1), scores)
-    assert guided.tolist() == [[2.0, 0.0, -INF]] * 2
-
-
-def test_stopping_by_hand():
-    ids = torch.tensor([[9, 4, 4, 0], [9, 4, 0, 1], [9, 4, 4, 4]])
-    stop = BlocksFinished(1, 2, 4)
-    assert stop.finished(ids).tolist() == [True, False, True]
-    assert stop(ids, None).tolist() == [False] * 3
-    assert BlocksFinished(1, 2, 4, share=0.5)(ids, None).tolist() == [True] * 3
-    assert BlocksFinished(1, 2, 4, rows=1)(ids, None).tolist() == [True] * 3
-    assert BlocksFinished(1, 2, 4, max_tokens=3)(ids, None).tolist() == [True] * 3
-    assert BlocksFinished(1, 2, 4, max_tokens=4)(ids, None).tolist() == [False] * 3
+    """The first token is the largest of u + scale * (c - u), and after the interval that of c."""
+    model = tiny(initializer_range=1.0)
+    prompt, null = model.build_prompt(class_labels=[0, 1, 2, 3, 4]), model.config.null_class_token_id
+    ids = model.generate(prompt, do_sample=False, guidance_scale=3.0, guidance_interval=1, max_tokens=[4, 4, 4])
+    for length in range(1, 5):
+        given = ids[:, :length]
+        conditional = model(given).logits[:, -1, :21].detach()
+        without = model(torch.cat([torch.full_like(prompt, null), given[:, 1:]], dim=1)).logits[:, -1, :21].detach()
+        guided = without + 3 * (conditional - without) if length <= 3 else conditional
+        if length == 1:
+            guided[:, 20] = -INF
+        assert torch.equal(ids[:, length], guided.argmax(1))
 
 
 # --- bad input ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "given, message",
+    ("options", "values"),
     [
-        ({"budget": -1}, r"must lie in 0.333333\.\.4, got -1"),
-        ({"budget": 0}, r"must lie in 0.333333\.\.4, got 0"),
-        ({"budget": 4.5}, r"must lie in 0.333333\.\.4, got 4.5"),
-        ({"budget": float("inf")}, "got inf"),
-        ({"budget": float("nan")}, "got nan"),
-        ({"budget": [1, 2]}, r"must be integers of shape \(3,\) or \(2, 3\), got torch.int64 \(2,\)"),
-        ({"budget": [1.0, 2.0, 3.0]}, "must be integers .* got torch.float32"),
-        ({"budget": [0, 2, 3]}, r"in 1\.\.4 in the first"),
-        ({"budget": [1, -2, 3]}, r"must lie in 0\.\.4"),
-        ({"budget": [1, 2, 5]}, r"must lie in 0\.\.4"),
-        ({"guidance_scale": 0.5}, "guidance_scale must be at least 1, got 0.5"),
-        ({"guidance_scale": 2.0, "guidance_interval": -1}, "guidance_interval must be at least 0, got -1"),
-        ({"seeds": [1, 2, 3]}, "3 seeds for 2 sequences"),
-        ({"class_labels": [0, 5]}, r"class ids must lie in 0\.\.4, got 5"),
-        ({"condition_codes": torch.zeros(2, 3, 4, dtype=torch.long)}, "takes class_labels, and nothing else"),
-        ({"inputs": torch.tensor([[21], [22]])}, "give either a prompt or its condition"),
-        ({"top_p": 1.5}, "top_p"),
-        ({"top_k": -3}, "top_k"),
-        ({"temperature": 0.0}, "temperature"),
+        ({"max_tokens": -1}, ["1..12", "-1"]),
+        ({"max_tokens": 0}, ["1..12", "0"]),
+        ({"max_tokens": 13}, ["1..12", "13"]),
+        ({"max_tokens": 2.5}, ["max_tokens", "float32"]),
+        ({"max_tokens": [1, 2]}, ["(3,)", "(2, 3)", "(2,)"]),
+        ({"max_tokens": [1.0, 2.0, 3.0]}, ["max_tokens", "float32"]),
+        ({"max_tokens": [0, 2, 3]}, ["1..4", "[0, 2, 3]"]),
+        ({"max_tokens": [1, -2, 3]}, ["0..4", "[1, -2, 3]"]),
+        ({"max_tokens": [1, 2, 5]}, ["0..4", "[1, 2, 5]"]),
+        ({"budget": 2}, ["budget=2", "max_tokens"]),
+        ({"guidance_scale": 0.5}, ["guidance_scale", "0.5"]),
+        ({"guidance_scale": 2.0, "guidance_interval": -1}, ["guidance_interval", "-1"]),
+        ({"seeds": [1, 2, 3]}, ["3 seeds", "2 sequences"]),
+        ({"class_labels": [0, 5]}, ["0..4", "5"]),
+        ({"condition_codes": torch.zeros(2, 3, 4, dtype=torch.long)}, ["class_labels"]),
+        ({"inputs": torch.tensor([[21], [22]])}, ["prompt"]),
+        ({"top_p": 1.5}, ["top_p", "1.5"]),
+        ({"top_k": -3}, ["top_k", "-3"]),
+        ({"temperature": 0.0}, ["temperature", "0"]),
+        ({"num_beams": 2}, ["num_beams=2"]),
+        ({"num_return_sequences": 3}, ["num_return_sequences=3"]),
+        ({"return_dict_in_generate": True}, ["return_dict_in_generate=True"]),
+        ({"output_scores": True}, ["output_scores=True"]),
+        ({"prompt_lookup_num_tokens": 3}, ["prompt_lookup_num_tokens=3"]),
+        ({"streamer": TextStreamer(None)}, ["streamer="]),
+        ({"lookahead": 0}, ["lookahead", "0"]),
+        ({"lookahead": 4}, ["lookahead", "got 4 for 2 sequences"]),
+        ({"class_labels": [0], "lookahead": 4, "guidance_scale": 2}, ["lookahead", "guidance_scale 2"]),
+        ({"class_labels": [0], "lookahead": 4, "cache_implementation": "static"}, ["lookahead=4", "StaticCache"]),
+        ({"min_q": 0.1}, ["min_q"]),
     ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
-def test_refuses(given, message):
-    with pytest.raises(ValueError, match=message):
-        tiny().generate(**{"class_labels": [0, 1]} | given)
+def test_refuses(options, values):
+    with pytest.raises(ValueError) as error:
+        tiny().generate(**{"class_labels": [0, 1]} | options)
+    for value in values:
+        assert value in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "option", [{"min_p": 1.0}, {"typical_p": 1e-6}, {"top_k": 1}, {"top_p": 1e-6}, {"epsilon_cutoff": 0.99}]
+)
+def test_samplers_of_transformers_act(option):
+    """Each of these leaves one token to sample from: with any seed the same sequence."""
+    model = tiny(initializer_range=0.5)
+    ids = model.generate(class_labels=[1] * 8, seeds=range(8), **option)
+    assert len(ids.unique(dim=0)) == 1 < len(model.generate(class_labels=[1] * 8, seeds=range(8)).unique(dim=0))
 
 
 def test_refuses_guidance_without_a_null_class_and_wrong_prompts():
     codes = torch.zeros(1, 3, 4, dtype=torch.long)
-    with pytest.raises(ValueError, match="guidance_scale=2.0 needs a class-conditional generator: this has no null class"):
+    with pytest.raises(ValueError, match="guidance_scale=2.0"):
         tiny_fp().generate(condition_codes=codes, guidance_scale=2.0)
     with pytest.raises(ValueError, match=r"a prompt must be \(batch, 7\), got \(1, 3\)"):
         tiny_fp().generate(torch.zeros(1, 3, dtype=torch.long))
@@ -339,9 +381,18 @@ def test_given_blocks_come_back_whole():
 # --- several tokens at a time --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [tiny, tiny_fp])
-@pytest.mark.parametrize("settings", [{"do_sample": False}, {"do_sample": True, "temperature": 0.5}, {"budget": 2}])
-@pytest.mark.parametrize("lookahead", [2, 5])
+@pytest.mark.parametrize(
+    ("make", "settings", "lookahead"),
+    [
+        (tiny, {"do_sample": False}, 5),
+        (tiny, {"temperature": 0.5}, 2),
+        (tiny, {"max_tokens": 6}, 20),
+        (tiny, {"max_new_tokens": 5}, 4),
+        (tiny, {"use_cache": False}, 3),
+        (tiny_fp, {"do_sample": False}, 2),
+        (tiny_fp, {"temperature": 0.5, "max_tokens": [2, 5]}, 5),
+    ],
+)
 def test_lookahead_writes_the_same_in_fewer_passes(make, settings, lookahead):
     model = make(num_blocks=3, latents_per_block=6, initializer_range=0.3)
     if make is tiny:
@@ -350,41 +401,49 @@ def test_lookahead_writes_the_same_in_fewer_passes(make, settings, lookahead):
         condition = {"condition_codes": torch.zeros(1, 3, 6, dtype=torch.long)}
     passes = []
     model.model.register_forward_hook(lambda *_: passes.append(1))
-    for seed in range(3):
-        wanted = model.generate(**condition, seeds=[seed], **settings)
+    for seed in range(2):
+        expected = model.generate(**condition, seeds=[seed], **settings)
         one_by_one = len(passes)
-        assert torch.equal(model.generate(**condition, seeds=[seed], lookahead=lookahead, **settings), wanted)
+        assert torch.equal(model.generate(**condition, seeds=[seed], lookahead=lookahead, **settings), expected)
         assert len(passes) - one_by_one <= one_by_one
         passes.clear()
 
 
+def one_code_everywhere(model, code=3):
+    """Make the model choose one code, whatever came before."""
+    model.lm_head.register_forward_hook(
+        lambda module, inputs, logits: functional.one_hot(torch.full(logits.shape[:-1], code), logits.shape[-1]).float()
+    )
+
+
 def test_right_guesses_save_passes():
-    """Scores that know the place in a block only: the second block is guessed from the first."""
+    """Scores that know nothing: the second block is guessed from the first."""
     model = tiny(num_blocks=3, latents_per_block=6)
     passes, limit = [], model.config.latents_per_block
     model.model.register_forward_hook(lambda *_: passes.append(1))
-
-    def same_code(module, inputs, logits):
-        return torch.nn.functional.one_hot(torch.full(logits.shape[:-1], 3), logits.shape[-1]).float()
-
-    model.lm_head.register_forward_hook(same_code)
+    one_code_everywhere(model)
     sequence = model.generate(class_labels=[0], do_sample=False, lookahead=7)[0].tolist()
     assert sequence[1:] == ([3] * limit + [model.config.eob_token_id]) * 3
     assert len(passes) < 7  # of 21 tokens
 
 
-def test_first_guesses_are_those_of_the_block_before():
-    candidates = JacobiCandidates(prompt_length=1, eob_token_id=9, num_guesses=4)
-    assert candidates.get_candidates(torch.tensor([[12, 5, 6, 7, 9, 5]]))[0].tolist() == [[12, 5, 6, 7, 9, 5, 6, 7, 9, 5]]
-    assert candidates.get_candidates(torch.tensor([[12]]))[0].tolist() == [[12, 0, 0, 0, 0]]
-    scores = torch.nn.functional.one_hot(torch.tensor([[5, 1, 2, 3, 4]]), 10).float()
-    candidates.update_candidate_strategy(torch.tensor([[12, 5, 1]]), scores, 1)  # 5 was right, then 1 was drawn
-    assert candidates.get_candidates(torch.tensor([[12, 5, 1]]))[0].tolist() == [[12, 5, 1, 2, 3, 4, 4]]
+def test_lookahead_feeds_the_guesses():
+    """The first guess is code 0, the next are choices of the last pass, then the codes of the previous block."""
+    model, fed = tiny(num_blocks=2, latents_per_block=2), []
+    model.model.embed_tokens.register_forward_pre_hook(lambda module, inputs: fed.append(inputs[0].tolist()))
+    one_code_everywhere(model)
+    model.generate(class_labels=[0], do_sample=False, lookahead=3)
+    assert fed == [[[21, 0, 0]], [[3, 3, 20]], [[3, 3]]]  # the last pass ends with the sequence
 
 
-def test_lookahead_refuses():
-    for settings in ({"class_labels": [0], "lookahead": 0}, {"class_labels": [0, 1], "lookahead": 4}):
-        with pytest.raises(ValueError, match="lookahead must be at least 1, and 1 for more than one sequence"):
-            tiny().generate(**settings)
-    with pytest.raises(ValueError, match="got 4 for 1 sequences and guidance_scale 2"):
-        tiny().generate(class_labels=[0], lookahead=4, guidance_scale=2)
+def test_lookahead_stops_at_the_callers_token():
+    model = tiny(latents_per_block=6)
+    one_code_everywhere(model)
+
+    class Fifth(StoppingCriteria):
+        def __call__(self, input_ids, scores, **kwargs):
+            return torch.full((1,), input_ids.shape[1] == 6)
+
+    for lookahead in (1, 4):
+        ids = model.generate(class_labels=[0], do_sample=False, lookahead=lookahead, stopping_criteria=[Fifth()])
+        assert ids.tolist() == [[21, 3, 3, 3, 3, 3]]

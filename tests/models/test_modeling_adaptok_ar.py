@@ -45,23 +45,24 @@ def test_ids():
 
 
 @pytest.mark.parametrize(
-    "changes, message",
+    ("changes", "values"),
     [
-        ({"num_classes": 0}, "exactly one of num_classes and num_condition_codes must be positive, got 0 and 0"),
-        ({"num_condition_codes": 4}, "got 5 and 4"),
-        ({"num_classes": 0, "num_condition_codes": 13}, "num_condition_codes=13 is more than a clip's 3 x 4 codes"),
-        ({"num_classes": 0, "num_condition_codes": 4, "start_block": 3}, "start_block=3 must be 0..2"),
-        ({"num_classes": 0, "num_condition_codes": 4, "start_block": 2}, "the 2 given blocks of 4 codes do not fit"),
-        ({"start_block": 1}, "start_block=1 must be 0..2, and 0 in a class-conditional model"),
-        ({"position_embedding": "alibi"}, "must be 'rope' or 'absolute', got 'alibi'"),
-        ({"class_dropout": 1.0}, r"class_dropout must lie in \[0, 1\), got 1.0"),
-        ({"latents_per_block": 0}, "latents_per_block must be at least 1, got 0"),
-        ({"num_attention_heads": 5}, "not a multiple of the number of attention"),
+        ({"num_classes": 0}, ["num_classes", "num_condition_codes", "0 and 0"]),
+        ({"num_condition_codes": 4}, ["5 and 4"]),
+        ({"num_classes": 0, "num_condition_codes": 13}, ["num_condition_codes=13", "3 x 4"]),
+        ({"num_classes": 0, "num_condition_codes": 4, "start_block": 3}, ["start_block=3", "0..2"]),
+        ({"num_classes": 0, "num_condition_codes": 4, "start_block": 2}, ["num_condition_codes=4", "2", "4"]),
+        ({"start_block": 1}, ["start_block=1", "0..2"]),
+        ({"position_embedding": "alibi"}, ["'rope'", "'absolute'", "'alibi'"]),
+        ({"class_dropout": 1.0}, ["class_dropout", "[0, 1)", "1.0"]),
+        ({"latents_per_block": 0}, ["latents_per_block", "0"]),
+        ({"num_attention_heads": 5}, ["32", "5"]),
     ],
 )
-def test_refuses_configurations(changes, message):
-    with pytest.raises((ValueError, StrictDataclassError), match=message):
+def test_refuses_configurations(changes, values):
+    with pytest.raises((ValueError, StrictDataclassError)) as error:
         tiny(**changes)
+    assert all(value in str(error.value) for value in values), str(error.value)
 
 
 # Size -> parameters that PAPER.md states, layers, and what they hold for: five of the names come from image generators with
@@ -132,41 +133,39 @@ class Blocks(LogitsProcessor):  # 3 blocks of at most 4 codes; the rules again, 
                 score[:20] = -torch.inf
         return scores
 
-folder, given, result, kind = sys.argv[1:]
-options = {"trust_remote_code": True} if kind == "remote" else {}
-model = (AutoModelForCausalLM if options else LlamaForCausalLM).from_pretrained(folder, **options).eval()
-assert (type(model) is LlamaForCausalLM) == (kind == "stock"), type(model)
-ids = load_file(given)["ids"]
+ids, results = load_file("ids")["ids"], {}
 with torch.no_grad():
-    logits = model(ids).logits
-    if kind == "stock":
-        processors = LogitsProcessorList([Blocks()])
-        greedy = model.generate(ids[:, :1], do_sample=False, logits_processor=processors)
-    else:
-        greedy = model.generate(ids[:, :1], do_sample=False)
+    model = LlamaForCausalLM.from_pretrained("rope").eval()
+    greedy = model.generate(ids[:, :1], do_sample=False, logits_processor=LogitsProcessorList([Blocks()]))
+    results |= {"rope logits": model(ids).logits, "rope greedy": greedy}
+    model = AutoModelForCausalLM.from_pretrained("absolute", trust_remote_code=True).eval()
+    assert type(model) is not LlamaForCausalLM
+    greedy = model.generate(ids[:, :1], do_sample=False)
+    results |= {"absolute logits": model(ids).logits, "absolute greedy": greedy}
 assert not any(name.split(".")[0] == "adaptok_hf" for name in sys.modules if sys.modules[name] is not None)
-save_file({"logits": logits, "greedy": greedy}, result)
+save_file(results, "results")
 """
 
 
-@pytest.mark.parametrize("kind, positions", [("stock", "rope"), ("remote", "absolute")])
-def test_without_the_package(tmp_path, kind, positions):
+def test_without_the_package(tmp_path):
     """A rope checkpoint is a plain Llama's, generation settings included; any checkpoint brings its code."""
-    model = tiny(position_embedding=positions)
-    model.save_pretrained(tmp_path / "model")
+    models = {name: tiny(position_embedding=name) for name in ("rope", "absolute")}
+    for name, model in models.items():
+        model.save_pretrained(tmp_path / name)
     ids = model.build_inputs(**clips(model))["input_ids"][:, :-1].contiguous()
-    save_file({"ids": ids}, tmp_path / "given")
+    save_file({"ids": ids}, tmp_path / "ids")
     caches = {"HF_HOME": str(tmp_path / "home"), "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | caches
-    command = [sys.executable, "-P", "-c", STOCK, *(tmp_path / name for name in ("model", "given", "result")), kind]
+    command = [sys.executable, "-P", "-c", STOCK]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    result = load_file(tmp_path / "result")
-    with torch.no_grad():
-        assert torch.equal(result["logits"], model(ids).logits)
-    greedy = model.generate(ids[:, :1], do_sample=False)
-    assert torch.equal(result["greedy"][:, : greedy.shape[1]], greedy)
-    assert (result["greedy"][:, greedy.shape[1] :] == 20).all()
+    results = load_file(tmp_path / "results")
+    for name, model in models.items():
+        with torch.no_grad():
+            assert torch.equal(results[f"{name} logits"], model(ids).logits)
+        greedy, result = model.generate(ids[:, :1], do_sample=False), results[f"{name} greedy"]
+        assert torch.equal(result[:, : greedy.shape[1]], greedy)
+        assert (result[:, greedy.shape[1] :] == 20).all()
 
 
 # --- teacher forcing ---------------------------------------------------------------------------------------------
@@ -302,22 +301,22 @@ def test_tuple_output():
 def test_refuses_conditions():
     model, fp_model = tiny(), tiny_fp()
     codes = torch.zeros(2, 3, 4, dtype=torch.long)
-    for call, message in (
-        (lambda: model.build_prompt(class_labels=[0, 5]), r"class ids must lie in 0\.\.4, got 5"),
-        (lambda: model.build_prompt(), "takes class_labels, and nothing else"),
-        (lambda: model.build_prompt(condition_codes=codes), "takes class_labels, and nothing else"),
-        (lambda: fp_model.build_prompt(class_labels=[0]), "takes condition_codes, and nothing else"),
-        (lambda: fp_model.build_prompt(condition_codes=codes[:, :2]), r"has shape \(2, 2, 4\), expected \(batch, 3, 4\)"),
-        (lambda: fp_model.build_prompt(condition_codes=codes + 20), r"codes must lie in 0\.\.19, got 20\.\.20"),
-        (lambda: model.build_inputs(codes, torch.ones(2, 3, dtype=int), [0]), r"expected .* = \(1, 3, 4\)"),
-        (lambda: model.build_inputs(codes[:, :2], torch.ones(2, 2, dtype=int), [0, 1]), r"codes has shape \(2, 2, 4\)"),
-        (lambda: model.build_inputs(codes, torch.full((2, 3), 5), [0, 1]), r"token_counts must lie in 0\.\.4"),
-        (lambda: fp_model.unpack_sequences(torch.zeros(1, 17, dtype=int)), "condition_codes are needed"),
-        (lambda: model.unpack_sequences(torch.tensor([[21, 1, 20, 20]])), "sequence 0 has 2 <EOB>, expected 3"),
+    for call, values in (
+        (lambda: model.build_prompt(class_labels=[0, 5]), ["0..4", "5"]),
+        (lambda: model.build_prompt(), ["class_labels"]),
+        (lambda: model.build_prompt(condition_codes=codes), ["class_labels"]),
+        (lambda: fp_model.build_prompt(class_labels=[0]), ["condition_codes"]),
+        (lambda: fp_model.build_prompt(condition_codes=codes[:, :2]), ["(2, 2, 4)", "(batch, 3, 4)"]),
+        (lambda: fp_model.build_prompt(condition_codes=codes + 20), ["0..19", "20..20"]),
+        (lambda: model.build_inputs(codes, torch.ones(2, 3, dtype=int), [0]), ["(1, 3, 4)"]),
+        (lambda: model.build_inputs(codes[:, :2], torch.ones(2, 2, dtype=int), [0, 1]), ["(2, 2, 4)"]),
+        (lambda: model.build_inputs(codes, torch.full((2, 3), 5), [0, 1]), ["token_counts", "0..4"]),
+        (lambda: fp_model.unpack_sequences(torch.zeros(1, 17, dtype=int)), ["condition_codes"]),
+        (lambda: model.unpack_sequences(torch.tensor([[21, 1, 20, 20]])), ["2 <EOB>", "3"]),
     ):
-        with pytest.raises(ValueError, match=message) as error:
+        with pytest.raises(ValueError) as error:
             call()
-        assert "\n" not in str(error.value)
+        assert "\n" not in str(error.value) and all(value in str(error.value) for value in values), str(error.value)
 
 
 def test_no_class_is_the_null_class():

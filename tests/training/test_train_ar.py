@@ -115,7 +115,7 @@ def test_class_run(class_run, made):
     before, after = (state["module.lm_head.weight"] for state in states)
     assert torch.equal(average.lm_head.weight, after) and not torch.equal(before, after)
     torch.testing.assert_close(after, (before + model.lm_head.weight) / 2)  # ema_decay is 0.5
-    output = pipeline_with(made, model).generate(CLASSES, budget=4)
+    output = pipeline_with(made, model).generate(CLASSES, max_tokens=16)
     assert output.frames.shape == (2, 16, 32, 32, 3) and output.token_counts.sum((1, 2)).max() <= 16
 
 
@@ -152,7 +152,7 @@ def test_adapters(lora_run, trained, made):
     codes, counts = torch.randint(40, (2, 4, 16)), torch.full((2, 4), 5)
     inputs = merged.build_inputs(codes, counts, [0, 1])
     torch.testing.assert_close(adapted.eval()(**inputs).logits, merged.eval()(**inputs).logits, atol=1e-5, rtol=1e-5)
-    assert pipeline_with(made, merged).generate("a_jump", budget=4).frames.shape == (1, 16, 32, 32, 3)
+    assert pipeline_with(made, merged).generate("a_jump", max_tokens=16).frames.shape == (1, 16, 32, 32, 3)
 
 
 @pytest.mark.slow
@@ -210,7 +210,7 @@ def test_frame_prediction_run(made, recipe, tmp_path):
     run_script("train_ar.py", path, "--tokens", made.tokens, "--output_dir", tmp_path / "fp")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "fp" / "model")
     pipeline = pipeline_with(made, fp_model=model)
-    assert pipeline.predict(made.videos / "a_jump" / "1.mp4", budget=4).frames.shape == (1, 16, 32, 32, 3)
+    assert pipeline.predict(made.videos / "a_jump" / "1.mp4", max_tokens=12).frames.shape == (1, 16, 32, 32, 3)
 
 
 def test_every_epoch_takes_a_window_of_each_video():
