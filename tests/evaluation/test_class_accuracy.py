@@ -14,7 +14,7 @@ from adaptok_hf.cli.main import main
 from adaptok_hf.evaluation import Networks, evaluate_generation, open_videos, own_protocol
 from adaptok_hf.evaluation.class_accuracy import (
     ClipClassifier,
-    LabelledFeatures,
+    LabeledFeatures,
     measure_class_accuracy,
     pixel_features,
 )
@@ -34,14 +34,14 @@ def clusters(per_class: int, num_classes: int, seed: int, spread: float = 0.3) -
     return centres[labels] + spread * noise, labels
 
 
-def labelled(features: torch.Tensor, labels: torch.Tensor) -> LabelledFeatures:
-    return LabelledFeatures(features, labels.tolist(), [f"v{i}" for i in range(len(labels))])
+def labelled(features: torch.Tensor, labels: torch.Tensor) -> LabeledFeatures:
+    return LabeledFeatures(features, labels.tolist(), [f"v{i}" for i in range(len(labels))])
 
 
-def measure(generated: LabelledFeatures, num_classes: int = 4) -> tuple[dict, list[int]]:
+def measure(generated: LabeledFeatures, num_classes: int = 4) -> tuple[dict, list[int]]:
     training, real = labelled(*clusters(8, num_classes, 0)), labelled(*clusters(5, num_classes, 1))
     # a tokenizer that makes all clips alike: one in four is still right
-    blurred = LabelledFeatures(real.features[:1].expand_as(real.features), real.labels, real.videos)
+    blurred = LabeledFeatures(real.features[:1].expand_as(real.features), real.labels, real.videos)
     names = [f"class{i}" for i in range(num_classes)]
     return measure_class_accuracy(training, real, blurred, generated, names, PROTOCOL, "test")
 

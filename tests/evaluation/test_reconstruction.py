@@ -18,14 +18,11 @@ from adaptok_hf.evaluation import (
     Networks,
     Setting,
     compare_videos,
-    draw_videos,
+    sample_videos,
     evaluate_reconstruction,
     make_settings,
     open_videos,
     own_protocol,
-    summarize_ratings,
-    time_allocation,
-    write_rating_form,
 )
 from adaptok_hf.evaluation.attention_maps import attention_maps
 from adaptok_hf.evaluation.clip_chunks import ClipChunks
@@ -228,19 +225,19 @@ def test_intervals_know_which_clips_are_of_one_video():
     assert one.low is None and "no interval" in one.note
 
 
-def test_draw_videos(videos):
+def test_sample_videos(videos):
     source = open_videos(videos)
-    assert [item.key for item in draw_videos(source, 2, 0).items] == ["v0.mp4", "v1.mp4"]
-    more = [item.key for item in draw_videos(source, 12, 0).items]
+    assert [item.key for item in sample_videos(source, 2, 0).items] == ["v0.mp4", "v1.mp4"]
+    more = [item.key for item in sample_videos(source, 12, 0).items]
     assert len(more) == 12 and {more.count(key) for key in set(more)} == {2, 3}
-    assert len(draw_videos(source, None, 0).items) == 5
+    assert len(sample_videos(source, None, 0).items) == 5
     # a video that stands there twice gives two different random windows
     protocol = Protocol("own", "test", "random", 12, 16, "reconstruction")
-    chunks = ClipChunks(draw_videos(source, 10, 0), protocol, 10)
+    chunks = ClipChunks(sample_videos(source, 10, 0), protocol, 10)
     starts = chunks.read(0).starts
     assert starts[:5] != starts[5:] and starts == chunks.read(0).starts
     with pytest.raises(ValueError, match="at least 1"):
-        draw_videos(source, 0, 0)
+        sample_videos(source, 0, 0)
     with pytest.raises(FileNotFoundError):
         open_videos(videos / "none")
     (videos.parent / "notes.txt").write_text("")
@@ -342,44 +339,6 @@ def test_the_papers_numbers_stand_beside_ours(tiny_pipeline, videos, tmp_path):
     assert ours["PSNR (dB) ↑"].startswith(f"{report['results'][0]['metrics']['psnr']['value']:.2f} [")
     assert (other["model"], other["PSNR, paper"], other["PSNR (dB) ↑"]) == ("Other", "11.500", "")
     assert "not measured here" in lines[-1]
-
-
-def test_time_of_allocation(tmp_path):
-    paper = [{"blocks": 2, "milliseconds_per_clip": 7.1}]
-    report = time_allocation(tmp_path, [1, 2], [64], 4, latents_per_block=32, step=8, repeats=2, paper=paper)
-    assert [result["paper"] for result in report["results"]] == [None, 7.1, None]
-    assert all(result["milliseconds_per_clip"] > 0 for result in report["results"])
-    assert "7.1" in (tmp_path / "results.md").read_text()
-
-
-def test_rating_form(videos, tmp_path):
-    other = tmp_path / "other"
-    other.mkdir()
-    for index in range(3):
-        (other / f"v{index}.mp4").write_bytes((videos / f"v{index}.mp4").read_bytes())
-    form = write_rating_form(tmp_path / "form", {"A & B": videos, "C": other}, num_videos=2)
-    key = json.loads((tmp_path / "form" / "key.json").read_text())
-    assert len(key) == 4 and {entry["system"] for entry in key.values()} == {"A & B", "C"}
-    text = form.read_text()
-    assert "A &" not in text and text.count("<select") == 4
-    for line in text.splitlines():
-        if 'src="' in line:
-            assert (tmp_path / "form" / line.split('src="')[1].split('"')[0]).exists()
-    filled = tmp_path / "filled.csv"
-    of_c = [item for item, entry in key.items() if entry["system"] == "C"]
-    filled.write_text("rater,item,rating\n" + f"x,{of_c[0]},8\nx,{of_c[1]},\ny,{of_c[0]},6\n")
-    result = summarize_ratings(tmp_path / "form" / "key.json", [filled])
-    assert result == {"C": {"mean": 7, "deviation": pytest.approx(math.sqrt(2)), "ratings": 2, "raters": 2}}
-    for wrong, message in (
-        ("x,v999,3", "unknown item"),
-        (f"x,{of_c[0]},11", "1 to 10"),
-        (f"x,{of_c[0]},good", "1 to 10"),
-        (f"x,{of_c[0]},3\nx,{of_c[0]},4", "has rated"),
-        (f"x,{of_c[0]},", "no ratings"),
-    ):
-        filled.write_text(f"rater,item,rating\n{wrong}\n")
-        with pytest.raises(ValueError, match=message):
-            summarize_ratings(tmp_path / "form" / "key.json", [filled])
 
 
 def run_one_of_two(rank: int, port: str, pipeline, videos: Path, output: Path) -> None:
