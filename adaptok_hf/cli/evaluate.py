@@ -35,7 +35,8 @@ class _Recipe(argparse.Action):
         if unknown := sorted(recipe.keys() - options.keys()):
             raise argparse.ArgumentError(self, f"{path}: {task} has no options {', '.join(unknown)}")
         self.tasks[task].set_defaults(**recipe)
-        self.tasks[task].parse_args(argv, namespace)
+        for name, value in vars(self.tasks[task].parse_args(argv)).items():
+            setattr(namespace, name, value)
 
 
 def add_commands(verbs: Any) -> None:
