@@ -1,11 +1,15 @@
 """How long the exact allocation solvers take.
 
     OMP_NUM_THREADS=1 python benchmarks/allocation.py [--json FILE] [--milp-variables 8192]
+    OMP_NUM_THREADS=1 python benchmarks/allocation.py --recipe training_scripts/recipes/evaluation/table_e.json
 
-Prints a markdown table: milliseconds per program (N rows, one per block of a video, J levels), microseconds per row,
-and how many times faster than `scipy.optimize.milp` the others were in the same run. Every program is solved by all
-solvers, and the objectives are compared. `falling` tables look like perceptual loss over token count (convex with
-noise), `non-convex` ones are random falling steps.
+The first command prints a markdown table: milliseconds per program (N rows, one per block of a video, J levels),
+microseconds per row, and how many times faster than `scipy.optimize.milp` the others were in the same run. Every program is
+solved by all solvers, and the objectives are compared. `falling` tables look like perceptual loss over token count (convex
+with noise), `non-convex` ones are random falling steps.
+
+The second command prints the paper's Table E: milliseconds per clip of the strategy `ipal`, the solver alone, without the
+scorer's passes (which `adaptok evaluate reconstruction` times), next to the paper's numbers.
 """
 
 import argparse
@@ -18,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import scipy
 
-from adaptok_hf.allocation import solve_program
+from adaptok_hf.allocation import ipal, solve_program
 
 SOLVERS = ("milp", "dynamic", "certified")
 
@@ -75,6 +79,27 @@ def table_row(case: dict) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+def time_ipal(recipe: dict, latents_per_block: int, step: int, repeats: int) -> None:
+    """Print the table of a recipe: clips of `num_blocks` at half of all tokens, then clips of 4 blocks at `clip_budgets`.
+
+    The paper prints average budgets up to 1024, more than a block has: they are taken as tokens of a clip.
+    """
+    cases = [("blocks", blocks, blocks * latents_per_block // 2, blocks) for blocks in recipe["num_blocks"]]
+    cases += [("clip_budget", 4, budget, budget) for budget in recipe["clip_budgets"]]
+    rng, batch = np.random.default_rng(0), recipe["allocation_batch"][0]
+    print("| blocks | tokens per clip | ms per clip (solver) | ms per clip, paper |\n|---|---|---|---|")
+    for key, blocks, budget, value in cases:
+        scores = score_table("falling", batch * blocks, latents_per_block // step, rng).reshape(batch, blocks, -1)
+        times = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            ipal(scores, step=step, budget=budget / blocks, rounding="floor")
+            times.append(1e3 * (time.perf_counter() - start) / batch)
+        printed = next((line["milliseconds_per_clip"] for line in recipe["paper"] if line.get(key) == value), "")
+        print(f"| {blocks} | {budget} | {statistics.median(times):.3f} | {printed} |", flush=True)
+    print(f"\n{batch} clips share a budget; {latents_per_block // step} levels a block.")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time the exact allocation solvers.")
     parser.add_argument("--rows", type=int, nargs="+", default=[8, 64, 128, 512])
@@ -85,8 +110,13 @@ def main() -> None:
         "--milp-variables", type=int, default=8192, help="leave milp out above this many rows x levels (default 8192)"
     )
     parser.add_argument("--json", type=Path, help="write the numbers to this file too")
+    parser.add_argument("--recipe", type=Path, help="time the strategy ipal as in this file instead")
+    parser.add_argument("--repeats", type=int, default=20, help="runs of each case of a recipe (default 20)")
     arguments = parser.parse_args()
 
+    if arguments.recipe:
+        time_ipal(json.loads(arguments.recipe.read_text()), latents_per_block=512, step=8, repeats=arguments.repeats)
+        return
     print(f"numpy {np.__version__}, scipy {scipy.__version__}, Python {platform.python_version()}; median times\n")
     names = [f"{solver} {unit}" for solver in SOLVERS for unit in ("ms", "us/row")]
     header = ["scores", "rows N", "levels J", *names, "dynamic vs milp", "certified vs milp"]

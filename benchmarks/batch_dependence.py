@@ -1,9 +1,9 @@
-"""Does what a clip gets depend on the clips beside it? (claim of the paper's Table C, which varies the batch)
+"""Whether the tokens of a clip depend on the clips that it shares a budget with (the paper's Table C varies the batch).
 
     python benchmarks/batch_dependence.py DATA/wild/val
 
-The first clips of some videos are each tokenized among changing neighbours, which share one budget (the paper's
-strategies need a batch), and alone. Printed are, over the neighbourhoods of a clip, the largest less the smallest
+The first clips of some videos are each tokenized among changing neighbors, which share one budget (the paper's
+strategies need a batch), and alone. Printed are, over the neighborhoods of a clip, the largest less the smallest
 number of its tokens per block and PSNR in dB, as means and maxima over clips.
 """
 
@@ -15,13 +15,14 @@ import torch
 
 from adaptok_hf import AdapTokPipeline, allocate
 from adaptok_hf.data import VideoFolderClips
+from adaptok_hf.metrics import VideoPSNR
 
 BATCH_STRATEGIES = ("bithr", "bidelta", "ipal", "joint")
 
 
 @torch.no_grad()
 def price_of(pipeline: AdapTokPipeline, clips: np.ndarray, budget: float) -> float:
-    """The price of a token at which these clips take as many on average, found by halving."""
+    """Return the price of a token at which these clips take `budget` tokens per block on average, by bisection."""
     videos = torch.from_numpy(clips).permute(0, 1, 4, 2, 3).float() / 255
     encoded = pipeline.tokenizer.encode(videos)
     scores = pipeline.scorer(encoded.latents, encoded.quantized).scores.numpy()
@@ -39,7 +40,7 @@ def main() -> None:
     parser.add_argument("--model", help="pipeline folder (default: the checkpoint in the package)")
     parser.add_argument("--budget", default="25%", help="tokens per block, or a percentage")
     parser.add_argument("--clips", type=int, default=8, help="clips that are looked at")
-    parser.add_argument("--neighbourhoods", type=int, default=4, help="of each clip, of 7 others")
+    parser.add_argument("--neighborhoods", type=int, default=4, help="of each clip, of 7 others")
     arguments = parser.parse_args()
     pipeline = AdapTokPipeline.from_pretrained(arguments.model)
     pipeline.set_progress_bar_config(disable=True)
@@ -52,8 +53,7 @@ def main() -> None:
     draws = np.random.default_rng(0)
     others = {
         target: [
-            draws.choice(np.delete(np.arange(len(clips)), target), 7, replace=False)
-            for _ in range(arguments.neighbourhoods)
+            draws.choice(np.delete(np.arange(len(clips)), target), 7, replace=False) for _ in range(arguments.neighborhoods)
         ]
         for target in targets
     }
@@ -67,8 +67,8 @@ def main() -> None:
         spreads = []
         for target in targets:
             seen = []
-            for neighbours in others[target]:
-                batch = np.concatenate(clips[[target, *neighbours]])
+            for neighbors in others[target]:
+                batch = np.concatenate(clips[[target, *neighbors]])
                 if strategy in BATCH_STRATEGIES:
                     tokens = pipeline.tokenize(batch, budget=arguments.budget, allocation=strategy)
                 elif strategy == "quality":
@@ -76,8 +76,8 @@ def main() -> None:
                 else:
                     tokens = pipeline.tokenize(clips[target], budget=arguments.budget)
                 frames = pipeline.detokenize(tokens)[: config.num_frames]
-                error = np.square(frames.astype(float) - clips[target]).mean() / 255**2
-                seen.append((tokens.token_counts[0].float().mean().item(), -10 * np.log10(error)))
+                pair = [torch.from_numpy(video).permute(0, 3, 1, 2)[None] / 255 for video in (frames, clips[target])]
+                seen.append((tokens.token_counts[0].float().mean().item(), VideoPSNR().measure(*pair).item()))
             spreads.append(np.ptp(np.array(seen), axis=0))
         mean, largest = np.mean(spreads, 0), np.max(spreads, 0)
         print(f"| {strategy} | {mean[0]:.2f} | {largest[0]:.2f} | {mean[1]:.3f} | {largest[1]:.3f} |", flush=True)

@@ -1,70 +1,117 @@
 """`adaptok evaluate ...` and `adaptok metrics ...`."""
 
 import argparse
+import dataclasses
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
-_STRATEGIES = ("fixed", "bithr", "bidelta", "ipal", "joint", "quality", "threshold", "measured")
+
+class _Recipe(argparse.Action):
+    """`--recipe FILE ARGUMENTS`: a file names the task and its options; the arguments after it override them.
+
+    Args:
+        tasks: name -> parser.
+    """
+
+    def __init__(self, *args, tasks: dict[str, argparse.ArgumentParser], **kwargs):
+        super().__init__(*args, nargs=argparse.REMAINDER, **kwargs)
+        self.tasks = tasks
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        if not values:
+            raise argparse.ArgumentError(self, "expected a file")
+        path, *argv = values
+        try:
+            recipe = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise argparse.ArgumentError(self, f"{path}: {error}") from error
+        task = recipe.pop("task", None)
+        recipe.pop("title", None)
+        if task not in self.tasks:
+            raise argparse.ArgumentError(self, f"{path}: the task must be one of {', '.join(self.tasks)}, got {task!r}")
+        options = vars(self.tasks[task].parse_args(argv))
+        if unknown := sorted(recipe.keys() - options.keys()):
+            raise argparse.ArgumentError(self, f"{path}: {task} has no options {', '.join(unknown)}")
+        self.tasks[task].set_defaults(**recipe)
+        for name, value in vars(self.tasks[task].parse_args(argv)).items():
+            setattr(namespace, name, value)
 
 
 def add_commands(verbs: Any) -> None:
-    """Registers both commands with the parser of `adaptok`."""
-    verb = verbs.add_parser("evaluate", help="measure a model over videos: numbers with intervals, tables, plots")
-    tasks = verb.add_subparsers(title="tasks", required=True, metavar="TASK")
+    """Register both commands with the parser of `adaptok`."""
+    _add_evaluate(
+        verbs.add_parser(
+            "evaluate",
+            help="measure a model over videos: numbers with intervals, tables, plots",
+            usage="%(prog)s TASK DATA -o FOLDER [options]\n       %(prog)s --recipe FILE DATA -o FOLDER [options]",
+        )
+    )
+    _add_metrics(verbs.add_parser("metrics", help="network weights of metrics; videos of other systems"))
 
-    task = tasks.add_parser("reconstruction", help="budgets x strategies: PSNR, SSIM, LPIPS, FVD, bits")
-    _add_data(task, window="all")
-    task.add_argument("--model", action="append", metavar="FOLDER", help="pipeline folder or Hub id; may be repeated")
-    task.add_argument(
+
+def _add_evaluate(verb: argparse.ArgumentParser) -> None:
+    parsers = verb.add_subparsers(title="tasks", metavar="TASK", prog=verb.prog)
+    verb.set_defaults(run=lambda _: verb.error("give a task or --recipe FILE"))
+    parser = parsers.add_parser("reconstruction", help="budgets x strategies: PSNR, SSIM, LPIPS, FVD, bits")
+    tasks = {"reconstruction": parser}
+    _add_data(parser, window="all")
+    parser.add_argument(
         "--budgets", nargs="+", default=["6.25%", "12.5%", "25%", "50%", "100%"], metavar="B",
         help="average tokens per block, or percentages such as 25%% (default: 6.25%% 12.5%% 25%% 50%% 100%%)",
     )  # fmt: skip
-    task.add_argument(
-        "--strategies", nargs="+", default=["fixed", "joint"], metavar="S",
-        help=f"of {', '.join(_STRATEGIES)} (default: fixed joint)",
-    )  # fmt: skip
-    task.add_argument(
+    parser.add_argument(
+        "--strategies", nargs="+", default=["fixed", "joint"], metavar="S", help="of allocation (default: fixed joint)"
+    )
+    parser.add_argument(
         "--allocation-batch", type=int, nargs="+", default=[64], metavar="N",
-        help="videos whose clips share a budget in bithr, bidelta, ipal, joint, measured (default: 64)",
+        help="videos whose clips share a budget, in strategies that share it (default: 64)",
     )  # fmt: skip
-    task.add_argument("--ipal-budgets", choices=["equal", "published"], default="equal", help="per block position")
-    task.add_argument("--fvd-budgets", nargs="+", metavar="B", help="measure FVD at these budgets only")
-    task.add_argument(
+    parser.add_argument("--ipal-budgets", choices=["equal", "published"], default="equal", help="per block position")
+    parser.add_argument("--fvd-budgets", nargs="+", metavar="B", help="measure FVD at these budgets only")
+    parser.add_argument(
         "--scorer-loss", choices=["rmse", "l1", "lpips"], help="compare the scorer with (default: its target)"
     )
-    task.add_argument("--no-plots", action="store_true", help="numbers only")
-    _add_running(task)
-    task.set_defaults(run=_reconstruction)
+    parser.add_argument("--plots", action=argparse.BooleanOptionalAction, default=True, help="draw (default: yes)")
+    _add_running(parser)
+    parser.set_defaults(run=_reconstruction)
 
-    task = tasks.add_parser("generation", help="generated videos of classes against real ones: FVD, tokens per class")
-    _add_data(task, window="random")
-    task.add_argument("--model", metavar="FOLDER", help="pipeline folder or Hub id (default: the shipped checkpoint)")
-    task.add_argument("--videos", type=int, default=256, metavar="N", help="to generate (default: 256)")
-    task.add_argument("--class", dest="classes", action="append", metavar="CLASS", help="name or id (default: all)")
-    task.add_argument("--guidance", type=float, metavar="SCALE", help="classifier-free guidance (default: the protocol's)")
-    task.add_argument(
+    parser = parsers.add_parser("generation", help="generated videos of classes against real ones: FVD, tokens per class")
+    tasks["generation"] = parser
+    _add_data(parser, window="random")
+    parser.add_argument("--videos", type=int, metavar="N", help="to generate (default: the protocol's number, or 256)")
+    parser.add_argument("--class", dest="classes", action="append", metavar="CLASS", help="name or id (default: all)")
+    parser.add_argument(
+        "--guidance", type=float, metavar="SCALE", help="classifier-free guidance (default: the protocol's)"
+    )
+    parser.add_argument(
         "--classifier-videos", metavar="DATA",
-        help="labelled real videos, other than data, that a small classifier learns from: adds its accuracy",
+        help="labeled real videos, other than DATA, that a small classifier learns from: adds its accuracy",
     )  # fmt: skip
-    task.add_argument(
+    parser.add_argument(
         "--classifier-features", choices=["pixels", "network"], default="pixels",
         help="what it sees: small pictures (quick), or features of FVD's network (default: pixels)",
     )  # fmt: skip
-    _add_sampling(task)
-    _add_running(task)
-    task.set_defaults(run=_generation)
+    _add_sampling(parser)
+    _add_running(parser, lpips=False)
+    parser.set_defaults(run=_generation)
 
-    task = tasks.add_parser("prediction", help="predicted frames against what came: FVD, PSNR over the frames")
-    _add_data(task, window="first")
-    task.add_argument("--model", metavar="FOLDER", help="pipeline folder or Hub id (default: the shipped checkpoint)")
-    task.add_argument("--condition-frames", type=int, metavar="N", help="given (default: the protocol's, or 5)")
-    _add_sampling(task)
-    _add_running(task)
-    task.set_defaults(run=_prediction)
+    parser = parsers.add_parser("prediction", help="predicted frames against the true ones: FVD, PSNR over the frames")
+    tasks["prediction"] = parser
+    _add_data(parser, window="first")
+    parser.add_argument("--condition-frames", type=int, metavar="N", help="given (default: the protocol's, or 5)")
+    _add_sampling(parser)
+    _add_running(parser)
+    parser.set_defaults(run=_prediction)
+    verb.add_argument(
+        "--recipe", action=_Recipe, tasks=tasks, metavar="FILE",
+        help="a JSON file with a task and its options, such as those in training_scripts/recipes/evaluation; the task's "
+        "arguments follow it and override it",
+    )  # fmt: skip
 
-    verb = verbs.add_parser("metrics", help="network weights of metrics; videos of other systems")
+
+def _add_metrics(verb: argparse.ArgumentParser) -> None:
     tasks = verb.add_subparsers(title="tasks", required=True, metavar="TASK")
     task = tasks.add_parser("fetch", help="get the true weights of I3D and LPIPS, and verify them")
     task.add_argument("--what", nargs="+", metavar="NAME", help="i3d_kinetics400, lpips_vgg, lpips_alex (default: all)")
@@ -75,19 +122,28 @@ def add_commands(verbs: Any) -> None:
     task.add_argument("-o", "--output", metavar="FILE", help="write the result as JSON, too")
     task.add_argument("--window", choices=["first", "all"], default="first", help="clips of a video (default: first)")
     task.add_argument("--frames", type=int, default=16, metavar="N", help="of a clip (default: 16)")
-    task.add_argument("--size", type=int, metavar="PIXELS", help="square that both are made (default: FAKE's short side)")
+    task.add_argument("--size", type=int, metavar="PIXELS", help="resize both to this square (default: FAKE's short side)")
     _add_networks(task)
     task.set_defaults(run=_compare)
 
 
 def _add_data(task: argparse.ArgumentParser, window: str) -> None:
     task.add_argument("data", help="a folder of videos (sub-folders are classes), or a csv manifest with a column 'path'")
-    task.add_argument("-o", "--output", required=True, metavar="FOLDER", help="for results; a killed run goes on there")
+    task.add_argument("-o", "--output", required=True, metavar="FOLDER", help="for results; a killed run resumes there")
+    task.add_argument(
+        "--ucf101-splits", metavar="FOLDER", help="data is UCF-101 as it unpacks: take the train list of these split files"
+    )
+    task.add_argument("--kinetics-csv", metavar="FILE", help="data is a folder of Kinetics: take the videos of this list")
+    task.add_argument("--model", action="append", metavar="FOLDER", help="pipeline folder or Hub id; may be repeated where "
+                      "models are compared (default: the shipped checkpoint)")  # fmt: skip
+    task.add_argument("--model-names", nargs="+", metavar="NAME", help="in the table, in the order of --model")
     task.add_argument("--protocol", metavar="NAME", help="a named protocol (default: one of your own from these options)")
     task.add_argument(
         "--window", choices=["first", "random", "all"], default=window, help=f"clips of a video (default: {window})"
     )
-    task.add_argument("--max-videos", type=int, metavar="N", help="of the data")
+    task.add_argument(
+        "--max-videos", type=int, metavar="N", help="of the data; more than there are repeats them, for random windows"
+    )
 
 
 def _add_sampling(task: argparse.ArgumentParser) -> None:
@@ -97,27 +153,30 @@ def _add_sampling(task: argparse.ArgumentParser) -> None:
     task.add_argument("--max-tokens", type=int, metavar="N", help="the most tokens to write for a clip")
 
 
-def _add_networks(task: argparse.ArgumentParser) -> None:
-    task.add_argument("--lpips", choices=["vgg", "alex", "none"], default="vgg", help="its network (default: vgg)")
-    task.add_argument("--no-fvd", action="store_true", help="leave FVD out (I3D takes seconds per clip on a CPU)")
+def _add_networks(task: argparse.ArgumentParser, lpips: bool = True) -> None:
+    if lpips:
+        task.add_argument("--lpips", choices=["vgg", "alex", "none"], default="vgg", help="its network (default: vgg)")
+    task.add_argument(
+        "--fvd", action=argparse.BooleanOptionalAction, default=True,
+        help="measure FVD; I3D takes seconds per clip on a CPU (default: yes)",
+    )  # fmt: skip
     task.add_argument("--device", help="such as cpu or cuda (default: cuda if there is one)")
 
 
-def _add_running(task: argparse.ArgumentParser) -> None:
-    _add_networks(task)
+def _add_running(task: argparse.ArgumentParser, lpips: bool = True) -> None:
+    _add_networks(task, lpips)
     task.add_argument("--batch-size", type=int, default=8, metavar="N", help="clips at once (default: 8)")
     task.add_argument("--seed", type=int, default=0)
+    task.set_defaults(paper=())  # only recipes have the paper's numbers
 
 
 def _reconstruction(arguments: argparse.Namespace) -> None:
     from ..evaluation import draw_reconstruction, evaluate_reconstruction
 
-    _quiet()
-    names = arguments.model or [None]
-    models = {_label(name, names): _load(name, arguments.device) for name in names}
+    models = _load_models(arguments)
     first = next(iter(models.values()))
     source, protocol = _data(arguments, first, "reconstruction")
-    networks = _networks(arguments)
+    common = _common_options(arguments)
     report = evaluate_reconstruction(
         models,
         source,
@@ -127,70 +186,56 @@ def _reconstruction(arguments: argparse.Namespace) -> None:
         budgets=arguments.budgets,
         batches=arguments.allocation_batch,
         ipal_budgets=arguments.ipal_budgets,
-        networks=networks,
         fvd_budgets=arguments.fvd_budgets,
-        batch_size=arguments.batch_size,
-        seed=arguments.seed,
+        **common,
     )
-    if report is None:
-        return
-    if not arguments.no_plots:
-        loss = arguments.scorer_loss
-        draw_reconstruction(arguments.output, report, first, source, protocol, networks.lpips, loss)
-    _tell(arguments.output)
+    if report is not None and arguments.plots:
+        lpips = common["networks"].lpips
+        draw_reconstruction(arguments.output, report, first, source, protocol, lpips, arguments.scorer_loss)
+    _print_results(report, arguments.output)
 
 
 def _generation(arguments: argparse.Namespace) -> None:
-    import dataclasses
+    from ..evaluation import ClassifierData, evaluate_generation, open_videos
 
-    from ..evaluation import evaluate_generation, open_videos
-
-    _quiet()
-    pipeline = _load(arguments.model, arguments.device)
+    ((name, pipeline),) = _load_models(arguments, one=True).items()
     source, protocol = _data(arguments, pipeline, "generation")
     if arguments.guidance is not None:
         protocol = dataclasses.replace(protocol, guidance_scale=arguments.guidance)
+    classifier = None
+    if arguments.classifier_videos:
+        classifier = ClassifierData(open_videos(arguments.classifier_videos), arguments.classifier_features)
     report = evaluate_generation(
         pipeline,
         source,
         protocol,
         arguments.output,
-        num_videos=arguments.videos,
+        num_videos=(protocol.num_fake or 256) if arguments.videos is None else arguments.videos,
         classes=arguments.classes,
-        networks=_networks(arguments, lpips="none"),
-        classifier_source=open_videos(arguments.classifier_videos) if arguments.classifier_videos else None,
-        classifier_features=arguments.classifier_features,
-        batch_size=arguments.batch_size,
-        seed=arguments.seed,
+        classifier=classifier,
         sampling=_sampling(arguments),
-        model_name=_label(arguments.model, [arguments.model]),
+        model_name=name,
+        **_common_options(arguments),
     )
-    if report is not None:
-        _tell(arguments.output)
+    _print_results(report, arguments.output)
 
 
 def _prediction(arguments: argparse.Namespace) -> None:
-    import dataclasses
-
     from ..evaluation import evaluate_prediction
 
-    _quiet()
-    pipeline = _load(arguments.model, arguments.device)
+    ((name, pipeline),) = _load_models(arguments, one=True).items()
     source, protocol = _data(arguments, pipeline, "prediction")
-    given = arguments.condition_frames or protocol.num_condition_frames or 5
+    num_given = arguments.condition_frames or protocol.num_condition_frames or 5
     report = evaluate_prediction(
         pipeline,
         source,
-        dataclasses.replace(protocol, num_condition_frames=given),
+        dataclasses.replace(protocol, num_condition_frames=num_given),
         arguments.output,
-        networks=_networks(arguments),
-        batch_size=arguments.batch_size,
-        seed=arguments.seed,
         sampling=_sampling(arguments),
-        model_name=_label(arguments.model, [arguments.model]),
+        model_name=name,
+        **_common_options(arguments),
     )
-    if report is not None:
-        _tell(arguments.output)
+    _print_results(report, arguments.output)
 
 
 def _fetch(arguments: argparse.Namespace) -> None:
@@ -200,17 +245,17 @@ def _fetch(arguments: argparse.Namespace) -> None:
     print(f"cache: {cache_folder()}")
     unverified = []
     for record in fetch_network_weights(arguments.what or NETWORKS):
-        told = "downloaded now" if record.downloaded else "was there"
+        origin = "downloaded now" if record.downloaded else "was there"
         checked = "verified" if record.verified else "NOT the weights that this package knows"
-        print(f"{record.name}: {record.path.name}, {told}; from {record.source}; sha256 {record.sha256}: {checked}")
+        print(f"{record.name}: {record.path.name}, {origin}; from {record.source}; sha256 {record.sha256}: {checked}")
         unverified += [] if record.verified else [record.name]
     if unverified:
         raise ValueError(f"the weights of {', '.join(unverified)} could not be verified; delete them and fetch again")
 
 
 def _compare(arguments: argparse.Namespace) -> None:
+    from ..atomic_files import write_json
     from ..evaluation import compare_videos
-    from ..evaluation.part_files import write_json
 
     result = compare_videos(
         arguments.real,
@@ -221,30 +266,45 @@ def _compare(arguments: argparse.Namespace) -> None:
         image_size=arguments.size,
     )
     if arguments.output:
-        write_json(Path(arguments.output), _finite(result))
+        write_json(arguments.output, _finite(result))
     print(json.dumps({key: value for key, value in _finite(result).items() if key != "pairs"}, indent=1, allow_nan=False))
 
 
 def _finite(result: dict) -> dict:
-    """JSON has no infinity: the PSNR of identical clips is null among the pairs."""
+    """Return the result with null for the infinite PSNR of identical clips, which JSON does not have."""
     pairs = [{k: None if v == float("inf") else v for k, v in pair.items()} for pair in result["pairs"]]
     return result | {"pairs": pairs}
 
 
-def _quiet() -> None:
+def _device(arguments: argparse.Namespace) -> str:
+    """Return the device of this process, one of those that `accelerate launch` started."""
+    from ..evaluation.processes import process_state
+
+    device = process_state().device
+    return arguments.device or str(device if device.type == "cuda" else "cpu")
+
+
+def _load_models(arguments: argparse.Namespace, one: bool = False) -> dict[str, Any]:
+    """Return the pipelines by their names in the table; with `one`, raise `ValueError` for several."""
+    paths, names = arguments.model or [None], arguments.model_names
+    if one and len(paths) > 1:
+        raise ValueError(f"expected one --model, got {len(paths)}: {', '.join(paths)}")
+    if arguments.model is None or names is None:
+        names = [_label(path, paths) for path in paths]
+    if len(names) != len(paths):
+        raise ValueError(f"{len(paths)} models were given for the {len(names)} names {', '.join(names)}")
+    device = _device(arguments)
+    return {name: _load(path, device) for name, path in zip(names, paths, strict=True)}
+
+
+def _load(name: str | None, device: str):
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
-    transformers_logging.disable_progress_bar()
-    diffusers_logging.disable_progress_bar()
-
-
-def _load(name: str | None, device: str | None):
-    import torch
-
     from ..pipelines.pipeline_adaptok import SHIPPED_CHECKPOINT, AdapTokPipeline
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    transformers_logging.disable_progress_bar()
+    diffusers_logging.disable_progress_bar()
     name = str(SHIPPED_CHECKPOINT if name is None else name)
     try:
         pipeline = AdapTokPipeline.from_pretrained(name).to(device)
@@ -254,23 +314,23 @@ def _load(name: str | None, device: str | None):
     return pipeline
 
 
-def _label(name: str | None, names: list) -> str:
-    """Names a model in tables and files: the last part of its path, the whole of it where two end alike."""
-    if name is None:
+def _label(path: str | None, paths: list) -> str:
+    """Return a name for a model: the last part of its path, or all of it where two end alike."""
+    if path is None:
         return "shipped"
-    last = Path(name).name or str(name)
-    alike = [other for other in names if other is not None and Path(other).name == Path(name).name]
-    return last if len(alike) == 1 else str(name).strip("/").replace("/", "_")
+    last = Path(path).name or str(path)
+    alike = [other for other in paths if other is not None and Path(other).name == Path(path).name]
+    return last if len(alike) == 1 else str(path).strip("/").replace("/", "_")
 
 
 def _data(arguments: argparse.Namespace, pipeline, task: str):
-    """The videos, and the protocol that they are measured under."""
-    from ..evaluation import draw_videos, open_videos, own_protocol
+    """Return the videos, and the protocol that they are measured under."""
+    from ..evaluation import open_videos, own_protocol, sample_videos
     from ..metrics import PROTOCOLS
     from .reports import check_folder
 
     check_folder(arguments.output)
-    source = open_videos(arguments.data)
+    source = open_videos(arguments.data, arguments.ucf101_splits, arguments.kinetics_csv)
     if arguments.protocol is None:
         data = "/".join(Path(arguments.data).absolute().parts[-2:])
         protocol = own_protocol(pipeline, data, arguments.window, task)
@@ -278,23 +338,30 @@ def _data(arguments: argparse.Namespace, pipeline, task: str):
         raise ValueError(f"unknown protocol {arguments.protocol!r}; known are {', '.join(PROTOCOLS)}")
     else:
         protocol = PROTOCOLS[arguments.protocol]
-    return draw_videos(source, arguments.max_videos, arguments.seed), protocol
+    return sample_videos(source, arguments.max_videos, arguments.seed), protocol
 
 
-def _networks(arguments: argparse.Namespace, lpips: str | None = None):
-    import torch
-
+def _networks(arguments: argparse.Namespace):
     from ..evaluation import load_networks
 
-    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return load_networks(lpips or arguments.lpips, not arguments.no_fvd, device)
+    return load_networks(getattr(arguments, "lpips", "none"), arguments.fvd, _device(arguments))
 
 
-def _sampling(arguments: argparse.Namespace) -> dict:
-    return {name: getattr(arguments, name) for name in ("temperature", "top_k", "top_p", "max_tokens")}
+def _common_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    options = {name: getattr(arguments, name) for name in ("batch_size", "seed", "paper")}
+    return options | {"networks": _networks(arguments)}
 
 
-def _tell(folder: str) -> None:
+def _sampling(arguments: argparse.Namespace):
+    from ..evaluation import SamplingSettings
+
+    return SamplingSettings(arguments.temperature, arguments.top_k, arguments.top_p, arguments.max_tokens)
+
+
+def _print_results(report: dict | None, folder: str) -> None:
+    """Print the table and the files written, in the process that has the report."""
+    if report is None:
+        return
     print((Path(folder) / "results.md").read_text(), end="")
     files = sorted(path.name for path in Path(folder).iterdir() if path.is_file())
     print(f"wrote {folder}/: {', '.join(files)}", file=sys.stderr)

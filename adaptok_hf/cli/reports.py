@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ..figures.contact_sheets import contact_sheet, side_by_side
-from ..figures.token_plot import plot_tokens
+from ..figures.plots import plot_tokens
 from ..video.video_io import write_video
 
 if TYPE_CHECKING:

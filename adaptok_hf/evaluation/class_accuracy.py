@@ -1,28 +1,52 @@
-"""Are generated videos of the class that was asked for? A small classifier of real clips says so, and how far it is to be
-believed: its own accuracy stands beside, on other real clips and on what the tokenizer makes of them."""
+"""Whether generated videos are of the class that was asked for, by a small classifier of real clips.
+
+The classifier's accuracy on other real clips, and on their reconstructions, is reported with it.
+"""
 
 import dataclasses
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from ..data import VideoFiles
 from ..metrics import MetricResult, Protocol
-from .reconstruction_results import metric_entry
-from .summaries import summarize_clips
+from .measuring import Networks
+from .summaries import metric_entry, summarize_clips
 
-# Small pictures hold where colours are, and hardly anything of a generator's blur.
+if TYPE_CHECKING:
+    from ..models.modeling_adaptok_ar import AdapTokARForCausalLM
+
+# Small pictures show where colors are, and hardly anything of a generator's blur.
 PICTURE_SIZE = 8
-# Times the sum of the squared weights, beside the mean cross-entropy.
+# Weight of the sum of squared weights against the mean cross-entropy.
 PENALTY = 0.01
 
 
-def pixel_features(videos: torch.Tensor) -> torch.Tensor:
+@dataclasses.dataclass(frozen=True)
+class ClassifierData:
+    """What a classifier of clips learns from.
+
+    Args:
+        source: labeled real videos, other than those that it is measured on.
+        features: `"pixels"`, small pictures, which distinguish classes that differ in where colors are; or `"network"`, the
+            features of FVD's network, which costs the network's time for every training clip.
+
+    Raises:
+        ValueError: for other features.
     """
-    What a clip looks like and where it moves: the mean of its frames, and the mean absolute change from frame to frame,
-    each as an 8 x 8 picture.
+
+    source: VideoFiles
+    features: Literal["pixels", "network"] = "pixels"
+
+    def __post_init__(self):
+        if self.features not in ("pixels", "network"):
+            raise ValueError(f"classifier features must be 'pixels' or 'network', got {self.features!r}")
+
+
+def pixel_features(videos: torch.Tensor) -> torch.Tensor:
+    """Return the mean of each clip's frames, and its mean absolute change from frame to frame, as 8 x 8 pictures.
 
     Args:
         videos: (clips, frames, 3, height, width) in [0, 1], of at least 2 frames.
@@ -36,8 +60,7 @@ def pixel_features(videos: torch.Tensor) -> torch.Tensor:
 
 
 class ClipClassifier:
-    """
-    Multinomial logistic regression on standardised features: convex, so the same clips give the same classifier.
+    """Multinomial logistic regression on standardized features: convex, so the same clips give the same classifier.
 
     Args:
         features: (clips, D).
@@ -53,14 +76,14 @@ class ClipClassifier:
             raise ValueError(f"a classifier needs clips of 2 classes or more, got {len(labels)} of {len(self.classes)}")
         features = features.double()
         self.mean, deviation = features.mean(0), features.std(0)
-        # What hardly varies in real clips, such as a white border, is not blown up: it would make the most of the faint
+        # Features that hardly vary in real clips, such as a white border, are not scaled up: they would magnify the faint
         # faults of generated ones.
         self.scale = deviation.clamp_min(deviation.square().mean().sqrt()).clamp_min(1e-8)
         self.linear = _fit((features - self.mean) / self.scale, targets, len(self.classes))
 
     @torch.no_grad()
     def predict(self, features: torch.Tensor) -> torch.Tensor:
-        """(clips, D) -> (clips,) labels."""
+        """Return the (clips,) labels of (clips, D) features."""
         return self.classes[self.linear((features.double() - self.mean) / self.scale).argmax(1)]
 
 
@@ -81,9 +104,8 @@ def _fit(features: torch.Tensor, targets: torch.Tensor, num_classes: int) -> tor
     return linear
 
 
-def with_class_ids(source: VideoFiles, ar_model: torch.nn.Module) -> VideoFiles:
-    """
-    The same videos, labelled with the ids that the generator has for the classes' names.
+def with_class_ids(source: VideoFiles, ar_model: "AdapTokARForCausalLM") -> VideoFiles:
+    """Return the same videos, labeled with the ids that the generator has for the classes' names.
 
     Raises:
         ValueError: naming a class that the generator does not know, or videos without a class.
@@ -99,32 +121,47 @@ def with_class_ids(source: VideoFiles, ar_model: torch.nn.Module) -> VideoFiles:
     return VideoFiles([dataclasses.replace(item, label=ids[item.label]) for item in source.items], source.class_names)
 
 
-def check_training_videos(training: VideoFiles, source: VideoFiles, generated: Sequence[int], names: Sequence[str]) -> None:
-    """
+def prepare_classes(
+    classifier: ClassifierData,
+    source: VideoFiles,
+    generated: Sequence[int],
+    ar_model: "AdapTokARForCausalLM",
+    networks: Networks,
+) -> tuple[VideoFiles, VideoFiles]:
+    """Label videos with the generator's class ids, and check that a classifier can learn from them.
+
     Args:
-        training: what the classifier learns from; labels here and below are the generator's ids.
-        source: real videos that it is measured on.
-        generated: labels of the videos to generate.
-        names: of all classes.
+        source: real videos that the classifier is measured on.
+        generated: class ids of the videos to generate.
+
+    Returns:
+        The classifier's videos and `source`, both with the generator's ids.
 
     Raises:
-        ValueError: naming classes to tell that have no training video, or videos that both sets hold.
+        ValueError: for videos without a class, naming classes that the generator does not know or that have no training
+            video, naming videos that are in both sets, or for a network that is missing.
     """
+    if classifier.features == "network" and networks.features is None:
+        raise ValueError("classifier features 'network' need the network of FVD, which is left out here")
+    training, source = (with_class_ids(videos, ar_model) for videos in (classifier.source, source))
     known = {item.label for item in training.items}
     if unknown := sorted(({item.label for item in source.items} | set(generated)) - known):
-        raise ValueError(f"the classifier's videos have none of the classes {', '.join(names[label] for label in unknown)}")
-    theirs = {os.path.realpath(item.video) for item in source.items if isinstance(item.video, str)}
-    shared = [item.key for item in training.items if isinstance(item.video, str) and os.path.realpath(item.video) in theirs]
-    if shared:
+        names = ", ".join(ar_model.config.id2label[label] for label in unknown)
+        raise ValueError(f"the classifier's videos have none of the classes {names}")
+    measured = {os.path.realpath(item.video) for item in source.items if isinstance(item.video, str)}
+    paths = [(item.key, os.path.realpath(item.video)) for item in training.items if isinstance(item.video, str)]
+    if shared := [key for key, path in paths if path in measured]:
         raise ValueError(
             f"the classifier must learn from other videos than those it is measured on; {len(shared)} are in both, such as "
             f"{shared[:3]}"
         )
+    return training, source
 
 
 @dataclasses.dataclass
-class LabelledFeatures:
-    """
+class LabeledFeatures:
+    """Features of clips with their classes.
+
     Args:
         features: (clips, D).
         labels: the class of each clip; of generated ones the class that was asked for.
@@ -137,16 +174,17 @@ class LabelledFeatures:
 
 
 def measure_class_accuracy(
-    training: LabelledFeatures,
-    real: LabelledFeatures,
-    reconstructed: LabelledFeatures,
-    generated: LabelledFeatures,
+    training: LabeledFeatures,
+    real: LabeledFeatures,
+    reconstructed: LabeledFeatures,
+    generated: LabeledFeatures,
     names: Sequence[str],
     protocol: Protocol,
     features_name: str,
     weights_sha256: str | None = None,
 ) -> tuple[dict[str, Any], list[int]]:
-    """
+    """Train a classifier and measure its accuracy.
+
     Args:
         names: of all classes, by label.
         features_name: stands in the metric's name.
@@ -160,7 +198,7 @@ def measure_class_accuracy(
     """
     classifier = ClipClassifier(training.features, torch.tensor(training.labels))
 
-    def accuracy(clips: LabelledFeatures) -> tuple[MetricResult, torch.Tensor]:
+    def accuracy(clips: LabeledFeatures) -> tuple[MetricResult, torch.Tensor]:
         predicted = classifier.predict(clips.features)
         right = (predicted == torch.tensor(clips.labels)).double()
         metric = f"ClassAccuracy ({features_name})"

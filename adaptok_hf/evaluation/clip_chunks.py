@@ -1,4 +1,4 @@
-"""The clips of an evaluation, in chunks that processes share out and that a rerun can skip."""
+"""The clips of an evaluation, in chunks that processes divide among themselves and that a rerun can skip."""
 
 import hashlib
 import json
@@ -11,14 +11,27 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..data import ClipStream, TooManySkippedVideos, VideoFiles, all_windows, first_window, manifest, random_window
-from ..data import video_folder as read_video_folder
+from ..data import (
+    ClipStream,
+    TooManySkippedVideos,
+    VideoFiles,
+    VideoItem,
+    all_windows,
+    first_window,
+    kinetics,
+    manifest,
+    random_window,
+    ucf101,
+    video_folder,
+)
+from ..data.video_folder import VIDEO_SUFFIXES
 from ..metrics import Protocol
 
 
 @dataclass
 class Clips:
-    """
+    """Clips and where they come from.
+
     Args:
         videos: uint8 (clips, frames, 3, size, size).
         keys: the video of each clip.
@@ -39,12 +52,11 @@ class Clips:
 
 @dataclass
 class ClipChunks:
-    """
-    Videos in their order, cut into chunks; chunk i is the same whatever the number of processes.
+    """Videos in their order, cut into chunks; chunk i is the same whatever the number of processes.
 
     Args:
         source: the videos.
-        protocol: says frames, size and windows.
+        protocol: gives frames, size and windows.
         videos_per_chunk: the unit of work.
         seed: of random windows.
     """
@@ -58,11 +70,10 @@ class ClipChunks:
         return -(-len(self.source.items) // self.videos_per_chunk)
 
     def read(self, index: int) -> Clips:
-        """
-        The clips of a chunk; videos that cannot be read or are too short are skipped with a warning.
+        """Return the clips of a chunk; videos that cannot be read or are too short are skipped with a warning.
 
         Raises:
-            ValueError: if too many are.
+            ValueError: if too many are skipped.
         """
         first = index * self.videos_per_chunk
         items = self.source.items[first : first + self.videos_per_chunk]
@@ -91,7 +102,7 @@ class ClipChunks:
 
     @property
     def identity(self) -> dict:
-        """What a result depends on, plain."""
+        """Plain values that identify the videos and how they are cut."""
         files = [(item.key, os.path.getsize(item.video)) for item in self.source.items if isinstance(item.video, str)]
         return {
             "files": hashlib.sha256(json.dumps(files).encode()).hexdigest(),
@@ -101,21 +112,31 @@ class ClipChunks:
         }
 
 
-def open_videos(data: str | Path) -> VideoFiles:
-    """
-    A folder of videos, a single video file, or a csv manifest with a column `path`.
+def open_videos(
+    data: str | Path, ucf101_splits: str | Path | None = None, kinetics_csv: str | Path | None = None
+) -> VideoFiles:
+    """Open a folder of videos, a single video file, or a csv manifest with a column `path`.
+
+    Args:
+        data: the path.
+        ucf101_splits: the folder of UCF-101's official split files. `data` is then the unpacked UCF-101, of which the train
+            list is taken.
+        kinetics_csv: a list of Kinetics, such as that of validation. `data` is then the folder of its videos.
 
     Raises:
-        FileNotFoundError, ValueError: if it is none of them.
+        FileNotFoundError, ValueError: if `data` is none of them.
     """
-    from ..data import VideoItem
-    from ..data.video_folder import VIDEO_SUFFIXES
-
     path = Path(data)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
+    if ucf101_splits and kinetics_csv:
+        raise ValueError(f"the data are UCF-101 or Kinetics, got {ucf101_splits} and {kinetics_csv}")
+    if ucf101_splits:
+        return ucf101(path, ucf101_splits, split="train")
+    if kinetics_csv:
+        return kinetics(kinetics_csv, path)
     if path.is_dir():
-        return read_video_folder(path)
+        return video_folder(path)
     if path.suffix.lower() == ".csv":
         return manifest(path)
     if path.suffix.lower() in VIDEO_SUFFIXES:
@@ -123,10 +144,14 @@ def open_videos(data: str | Path) -> VideoFiles:
     raise ValueError(f"{path}: expected a folder of videos, a csv manifest, or a video ({', '.join(VIDEO_SUFFIXES)})")
 
 
-def draw_videos(source: VideoFiles, count: int | None, seed: int) -> VideoFiles:
-    """
-    `count` of the videos: the first ones if there are as many, otherwise the whole set as often as it fits and a random
-    rest (which gives more random windows than there are videos). `None` takes all once.
+def sample_videos(source: VideoFiles, count: int | None, seed: int) -> VideoFiles:
+    """Return `count` of the videos.
+
+    These are the first ones if there are enough. Otherwise the whole set is repeated as often as it fits, and a random rest
+    is added, which gives more random windows than there are videos. `None` takes all once.
+
+    Raises:
+        ValueError: for a count below 1.
     """
     items: Sequence = source.items
     if count is not None:

@@ -1,19 +1,21 @@
-"""The pictures of an evaluation of reconstructions: what is drawn, from results and from a few videos."""
+"""The pictures of evaluations: of results, and of a few videos."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from ..data import VideoFiles
+from ..atomic_files import atomic_file, write_json
+from ..data import VideoFiles, VideoItem
 from ..figures import plots
+from ..figures.contact_sheets import contact_sheet
 from ..metrics import Protocol
 from ..video.video_io import read_video
 from .attention_maps import attention_maps
 from .clip_chunks import ClipChunks
-from .part_files import write_json
 from .scene_cuts import find_cuts
 from .scorer_check import score_curves
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _LABELS = {"psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS", "fvd": "FVD"}
+_LOSS_LABELS = {"rmse": "root mean squared error", "l1": "mean absolute error", "lpips": "LPIPS"}
 
 
 def draw_reconstruction(
@@ -34,81 +37,92 @@ def draw_reconstruction(
     lpips: torch.nn.Module | None = None,
     scorer_loss: str | None = None,
 ) -> list[Path]:
-    """
-    All pictures of an evaluation, in its folder: `draw_results`, and `draw_examples` at the middle one of its budgets.
+    """Draw all pictures of an evaluation into its folder: `draw_results`, and `draw_examples` at the middle of its budgets.
 
     Args:
         report: of `evaluate_reconstruction`, with these videos and this protocol.
         pipeline: one of the models.
         lpips, scorer_loss: see `score_curves`.
+
+    Returns:
+        The files written.
     """
     config = pipeline.tokenizer.config
     step = pipeline.scorer.config.score_step if pipeline.scorer is not None else 1
-    drawn = draw_results(Path(folder), report, step, config.latents_per_block)
+    paths = draw_results(Path(folder), report, step, config.latents_per_block)
     budgets = sorted({result["budget"] for result in report["results"] if result["budget"] is not None})
     if budgets:
         budget = budgets[len(budgets) // 2]
-        drawn += draw_examples(Path(folder), pipeline, source, protocol, budget, scorer_loss, lpips)
-    return drawn
+        paths += draw_examples(Path(folder), pipeline, source, protocol, budget, scorer_loss, lpips)
+    return paths
 
 
 def draw_results(folder: Path, report: dict[str, Any], step: int, maximum: int) -> list[Path]:
-    """
-    Rate-distortion curves, gains over `fixed`, and histograms of tokens, for each model.
+    """Draw rate-distortion curves, gains over `fixed`, and histograms of tokens, for each model.
 
     Args:
         report: of `evaluate_reconstruction`.
         step, maximum: the levels of a block.
+
+    Returns:
+        The files written.
     """
-    drawn = []
-    for model in dict.fromkeys(result["model"] for result in report["results"]):
+    paths = []
+    models = list(dict.fromkeys(result["model"] for result in report["results"]))
+    for model in models:
         results = [r for r in report["results"] if r["model"] == model and r["tokens_per_block"] is not None]
-        many = len({result["model"] for result in report["results"]}) > 1
-        suffix = f"_{model}" if many else ""
-        batches = len({result["allocation_batch"] for result in results} - {None}) > 1
+        suffix = f"_{model}" if len(models) > 1 else ""
+        lines = _by_line(results)
         for name, label in _LABELS.items():
-            curves: dict[str, list] = {}
-            for result in results:
-                metric = result["metrics"].get(name)
-                if metric and metric["value"] is not None:
-                    point = (result["tokens_per_block"], metric["value"], metric["low"], metric["high"])
-                    curves.setdefault(_line(result, batches), []).append(point)
+            curves = {line: _points(of_line, name) for line, of_line in lines.items()}
             curves = {line: points for line, points in curves.items() if len(points) > 1}
             if curves:
                 if name == "lpips":
                     label = next(r["metrics"]["lpips"]["metric"] for r in results).removeprefix("Video")
-                drawn.append(plots.plot_rate_distortion(folder / f"rate_{name}{suffix}.png", curves, label, maximum))
-        gains: dict[str, list] = {}
-        for result in results:
-            found = (result.get("difference_from_fixed") or {}).get("psnr")
-            if found and (found["low"], found["high"]) != (0, 0):
-                point = (result["budget"], found["value"], found["low"], found["high"])
-                gains.setdefault(_line(result, batches), []).append(point)
+                paths.append(plots.plot_rate_distortion(folder / f"rate_{name}{suffix}.png", curves, label, maximum))
+        gains = {line: _gains(of_line) for line, of_line in lines.items()}
+        gains = {line: points for line, points in gains.items() if points}
         if gains:
-            path = folder / f"gain_psnr{suffix}.png"
-            drawn.append(plots.plot_differences(path, gains, "PSNR minus fixed's (dB)"))
+            paths.append(plots.plot_differences(folder / f"gain_psnr{suffix}.png", gains, "PSNR minus fixed's (dB)"))
         for budget in sorted({result["budget"] for result in results if step < result["budget"] < maximum}):
-            counts = {}
-            for result in results:
-                if result["budget"] == budget:
-                    counts[_line(result, batches)] = [
-                        count for count, blocks in result["blocks_with_tokens"] for _ in range(blocks)
-                    ]
+            counts = {
+                line: [count for count, blocks in result["blocks_with_tokens"] for _ in range(blocks)]
+                for line, of_line in lines.items()
+                for result in of_line
+                if result["budget"] == budget
+            }
             if len(counts) > 1:
                 path = folder / f"allocation_{budget:g}{suffix}.png"
-                drawn.append(plots.plot_allocation(path, counts, budget, step, maximum))
-    return drawn
+                paths.append(plots.plot_allocation(path, counts, budget, step, maximum))
+    return paths
+
+
+def _by_line(results: list[dict]) -> dict[str, list[dict]]:
+    """Group results by the line of a plot that they are on: strategy, and batch if there are several."""
+    many = len({result["allocation_batch"] for result in results} - {None}) > 1
+    lines: dict[str, list[dict]] = {}
+    for result in results:
+        batch = result["allocation_batch"] if many else None
+        lines.setdefault(result["strategy"] + (f" ({batch})" if batch else ""), []).append(result)
+    return lines
+
+
+def _points(results: list[dict], name: str) -> list[tuple]:
+    """Return (tokens per block, value, low, high) of a metric."""
+    metrics = [(result["tokens_per_block"], result["metrics"].get(name)) for result in results]
+    return [(tokens, m["value"], m["low"], m["high"]) for tokens, m in metrics if m and m["value"] is not None]
+
+
+def _gains(results: list[dict]) -> list[tuple]:
+    """Return (budget, PSNR minus that of `fixed`, low, high) where there is a difference."""
+    differences = [(result["budget"], (result.get("difference_from_fixed") or {}).get("psnr")) for result in results]
+    return [(budget, d["value"], d["low"], d["high"]) for budget, d in differences if d and (d["low"], d["high"]) != (0, 0)]
 
 
 def _loss_of(target: str | None, lpips: torch.nn.Module | None) -> str:
     if target == "perceptual" and lpips is not None:
         return "lpips"
     return "l1" if target == "l1" else "rmse"
-
-
-def _line(result: dict, many_batches: bool) -> str:
-    batch = result["allocation_batch"]
-    return result["strategy"] + (f" ({batch})" if batch and many_batches else "")
 
 
 def draw_examples(
@@ -121,95 +135,116 @@ def draw_examples(
     lpips: torch.nn.Module | None = None,
     num_clips: int = 3,
 ) -> list[Path]:
-    """
-    Scorer curves (with their data and rank correlation in `scorer.json`), attention maps, and tokens over time of the
-    videos with most cuts and most blocks.
+    """Draw attention maps, scorer curves, and tokens over time of the videos with most cuts and most blocks.
+
+    The data of the scorer curves and their rank correlation go into `scorer.json`.
 
     Args:
         budget: average tokens per block, for the tokens over time (strategy `joint`).
         scorer_loss: see `score_curves`; default: the scorer's `target` if it is LPIPS (and `lpips` is given) or L1, else
             `"rmse"`.
         num_clips: for the scorer curves, spread over the videos.
+
+    Returns:
+        The files written.
     """
-    items = source.items
-    spread = [items[int(i)] for i in np.linspace(0, len(items) - 1, min(num_clips, len(items)))]
-    first = [ClipChunks(VideoFiles([item]), protocol, 1).read(0) for item in spread]
-    first = [clips for clips in first if len(clips)]
-    drawn = []
-    config = pipeline.tokenizer.config
+    indices = np.linspace(0, len(source.items) - 1, min(num_clips, len(source.items))).astype(int)
+    clips = [ClipChunks(VideoFiles([source.items[int(index)]]), protocol, 1).read(0) for index in indices]
+    first = {of_video.keys[0]: of_video.videos[0] for of_video in clips if len(of_video)}
+    paths = []
     if first:
-        videos = torch.stack([clips.videos[0] for clips in first])
-        last = config.latents_per_block - 1
-        tokens = sorted({0, 1, last // 4, last})
-        layers = range(config.num_encoder_layers)
-        found = [attention_maps(pipeline.tokenizer, videos[0] / 255, tokens, layer) for layer in layers]
-        layer = max(layers, key=lambda index: found[index].sum())  # in some layers latents hardly look at patches
-        frames = videos[0, :: config.tubelet_size].permute(0, 2, 3, 1).numpy()
-        drawn.append(plots.plot_attention(folder / "attention.png", frames, found[layer], tokens, layer))
+        paths.append(_draw_attention(folder / "attention.png", pipeline, next(iter(first.values()))))
         if pipeline.scorer is not None:
-            scorer_loss = scorer_loss or _loss_of(pipeline.scorer.config.target, lpips)
-            predicted, measured, levels = score_curves(pipeline, videos, scorer_loss, lpips)
-            names = [f"clip {index + 1}" for index in range(len(videos))]
-            path = folder / "scorer.png"
-            drawn.append(plots.plot_score_curves(path, predicted, measured, levels, names, _loss_label(scorer_loss)))
-            write_json(
-                folder / "scorer.json",
-                {
-                    "loss": scorer_loss,
-                    "levels": levels,
-                    "videos": [clips.keys[0] for clips in first],
-                    "predicted": predicted.tolist(),
-                    "measured": measured.tolist(),
-                    "rank_correlation_across_levels": _rank_correlation(predicted, measured),
-                },
-            )
+            loss = scorer_loss or _loss_of(pipeline.scorer.config.target, lpips)
+            paths.append(_draw_scorer(folder, pipeline, first, loss, lpips))
     for index, item in enumerate(_most_interesting(source)):
+        path = folder / f"tokens_over_time_{index + 1}.png"
         try:
-            output = pipeline.tokenize(item.video, budget=budget, allocation="joint" if pipeline.scorer else "fixed")
-            clips = pipeline.video_processor.clips(item.video)
+            _draw_tokens_over_time(path, pipeline, item, budget)
         except (ValueError, OSError) as error:
             logger.warning("not drawn: %s", error)
-            continue
-        frames = clips.frames.flatten(0, 1)[: clips.num_frames].permute(0, 2, 3, 1).numpy()
-        blocks = -(-clips.num_frames // config.tubelet_size)
-        counts = output.token_counts.flatten().tolist()[:blocks]
-        cuts = find_cuts(frames)
-        title = (
-            f"{Path(item.key).stem}: {sum(counts) / blocks:.1f} tokens per block, {len(cuts)} cut{'s' * (len(cuts) != 1)}"
-        )
-        path = folder / f"tokens_over_time_{index + 1}.png"
-        drawn.append(
-            plots.plot_tokens_over_time(
-                path, frames, counts, config.tubelet_size, clips.fps, cuts, config.latents_per_block, title
-            )
-        )
-    return drawn
+        else:
+            paths.append(path)
+    return paths
 
 
-def _most_interesting(source: VideoFiles, count: int = 2, looked_at: int = 64) -> list:
-    """Of the first videos, that with most cuts and then the longest."""
-    found = []
-    for item in source.items[:looked_at]:
+def _draw_attention(path: Path, pipeline: "AdapTokPipeline", video: torch.Tensor) -> Path:
+    config = pipeline.tokenizer.config
+    last = config.latents_per_block - 1
+    tokens = sorted({0, 1, last // 4, last})
+    maps = [attention_maps(pipeline.tokenizer, video / 255, tokens, layer) for layer in range(config.num_encoder_layers)]
+    layer = max(range(len(maps)), key=lambda index: maps[index].sum())  # in some layers latents hardly look at patches
+    frames = video[:: config.tubelet_size].permute(0, 2, 3, 1).numpy()
+    return plots.plot_attention(path, frames, maps[layer], tokens, layer)
+
+
+def _draw_scorer(
+    folder: Path,
+    pipeline: "AdapTokPipeline",
+    videos: dict[str, torch.Tensor],
+    loss: str,
+    lpips: torch.nn.Module | None,
+) -> Path:
+    predicted, measured, levels = score_curves(pipeline, torch.stack(list(videos.values())), loss, lpips)
+    write_json(
+        folder / "scorer.json",
+        {
+            "loss": loss,
+            "levels": levels,
+            "videos": list(videos),
+            "predicted": predicted.tolist(),
+            "measured": measured.tolist(),
+            "rank_correlation_across_levels": _rank_correlation(predicted, measured),
+        },
+    )
+    names = [f"clip {index + 1}" for index in range(len(videos))]
+    return plots.plot_score_curves(folder / "scorer.png", predicted, measured, levels, names, _LOSS_LABELS[loss])
+
+
+def _draw_tokens_over_time(path: Path, pipeline: "AdapTokPipeline", item: VideoItem, budget: float) -> None:
+    config = pipeline.tokenizer.config
+    output = pipeline.tokenize(item.video, budget=budget, allocation="joint" if pipeline.scorer else "fixed")
+    clips = pipeline.video_processor.clips(item.video)
+    frames = clips.frames.flatten(0, 1)[: clips.num_frames].permute(0, 2, 3, 1).numpy()
+    blocks = -(-clips.num_frames // config.tubelet_size)
+    counts = output.token_counts.flatten().tolist()[:blocks]
+    cuts = find_cuts(frames)
+    title = f"{Path(item.key).stem}: {sum(counts) / blocks:.1f} tokens per block, {len(cuts)} cut{'s' * (len(cuts) != 1)}"
+    plots.plot_tokens_over_time(path, frames, counts, config.tubelet_size, clips.fps, cuts, config.latents_per_block, title)
+
+
+def _most_interesting(source: VideoFiles, count: int = 2, num_candidates: int = 64) -> list[VideoItem]:
+    """Return that with most cuts of the first videos, and then the longest."""
+    candidates = []
+    for item in source.items[:num_candidates]:
         try:
             frames = read_video(item.video, max_frames=512).frames
         except (ValueError, OSError):
             continue
-        found.append((len(find_cuts(frames)), len(frames), item))
-    by_cuts = sorted(found, key=lambda entry: (-entry[0], -entry[1]))
-    by_length = sorted(found, key=lambda entry: -entry[1])
+        candidates.append((len(find_cuts(frames)), len(frames), item))
+    by_cuts = sorted(candidates, key=lambda entry: (-entry[0], -entry[1]))
+    by_length = sorted(candidates, key=lambda entry: -entry[1])
     chosen = []
-    for entry in [*by_cuts[:1], *by_length]:
-        if entry[2] not in chosen:
-            chosen.append(entry[2])
+    for *_, item in [*by_cuts[:1], *by_length]:
+        if item not in chosen:
+            chosen.append(item)
     return chosen[:count]
 
 
-def _loss_label(loss: str) -> str:
-    return {"rmse": "root mean squared error", "l1": "mean absolute error", "lpips": "LPIPS"}[loss]
+def draw_samples(path: Path, videos: torch.Tensor, rows: Sequence[dict], num_condition_frames: int = 0) -> None:
+    """Draw a contact sheet of generated videos.
+
+    Args:
+        videos: uint8 (videos, frames, 3, height, width).
+        rows: of the videos and maybe more, with `token_counts`, and `class` or `video`.
+    """
+    captions = [f"{row.get('class', row['video'])}, {sum(row['token_counts'])} tokens" for row in rows[: len(videos)]]
+    with atomic_file(path) as partial:
+        contact_sheet(videos.permute(0, 1, 3, 4, 2).numpy(), captions, num_condition_frames).save(partial)
 
 
 def _rank_correlation(predicted: np.ndarray, measured: np.ndarray) -> float | None:
-    """Spearman's, across the levels of a block, mean over blocks; `None` where it is not defined."""
+    """Return Spearman's rank correlation across the levels of a block, mean over blocks; `None` if it is undefined."""
     from scipy.stats import spearmanr
 
     if predicted.shape[-1] < 3:

@@ -1,4 +1,4 @@
-"""The networks of an evaluation, and the numbers of clips beside their originals."""
+"""The networks of an evaluation, and the metrics of clips against their originals."""
 
 import logging
 from dataclasses import dataclass
@@ -16,36 +16,46 @@ LPIPS_NETS = ("vgg", "alex", "none")
 
 @dataclass
 class Networks:
-    """
+    """The networks that metrics need.
+
     Args:
         lpips: distance of images, or `None`: LPIPS is not measured.
         features: of whole clips, for FVD, or `None`.
-        missing: why a network that was asked for is not there.
+        missing: why a network that was asked for is not available.
     """
 
     lpips: torch.nn.Module | None = None
     features: torch.nn.Module | None = None
     missing: tuple[str, ...] = ()
 
+    @property
+    def lpips_name(self) -> str | None:
+        return _name(self.lpips)
+
     @cached_property
+    def lpips_sha256(self) -> str | None:
+        """Hash of the weights."""
+        return None if self.lpips is None else tensors_sha256(self.lpips.state_dict())
+
+    @property
     def lpips_key(self) -> str | None:
         """Name and hash of the weights."""
-        return _key(self.lpips)
+        return None if self.lpips is None else f"{self.lpips_name}-{self.lpips_sha256[:12]}"
 
     @cached_property
     def features_key(self) -> str | None:
-        return _key(self.features)
+        """Name and hash of the weights."""
+        if self.features is None:
+            return None
+        return f"{_name(self.features)}-{tensors_sha256(self.features.state_dict())[:12]}"
 
 
-def _key(network: torch.nn.Module | None) -> str | None:
-    if network is None:
-        return None
-    return f"{getattr(network, 'net', type(network).__name__)}-{tensors_sha256(network.state_dict())[:12]}"
+def _name(network: torch.nn.Module | None) -> str | None:
+    return None if network is None else getattr(network, "net", type(network).__name__)
 
 
 def load_networks(lpips: str = "vgg", fvd: bool = True, device: str | torch.device = "cpu") -> Networks:
-    """
-    The true networks; one whose weights cannot be had is left out with a warning.
+    """Load the true networks; one whose weights are not available is left out with a warning.
 
     Args:
         lpips: `"vgg"`, `"alex"` or `"none"`.
@@ -55,22 +65,23 @@ def load_networks(lpips: str = "vgg", fvd: bool = True, device: str | torch.devi
     """
     if lpips not in LPIPS_NETS:
         raise ValueError(f"lpips must be one of {', '.join(LPIPS_NETS)}, got {lpips!r}")
-    found, missing = {}, []
+    networks, missing = {}, []
     for name, wanted, load in (
         ("lpips", lpips != "none", lambda: LPIPSNetwork.from_pretrained(lpips)),
         ("features", fvd, I3DNetwork.from_pretrained),
     ):
         if wanted:
             try:
-                found[name] = load().to(device)
+                networks[name] = load().to(device)
             except OSError as error:
                 logger.warning("left out: %s", error)
                 missing.append(f"{'LPIPS' if name == 'lpips' else 'FVD'} was not measured: {error}")
-    return Networks(**found, missing=tuple(missing))
+    return Networks(**networks, missing=tuple(missing))
 
 
 def measure_clips(networks: Networks, videos: torch.Tensor, originals: torch.Tensor) -> list[dict[str, float]]:
-    """
+    """Measure clips against their originals.
+
     Args:
         videos, originals: (clips, frames, 3, height, width) in [0, 1], on the networks' device.
 
@@ -88,8 +99,9 @@ def measure_clips(networks: Networks, videos: torch.Tensor, originals: torch.Ten
 
 @torch.no_grad()
 def clip_features(network: torch.nn.Module, videos: torch.Tensor, feature_size: int | None = None) -> torch.Tensor:
-    """
-    Features of clips, one clip at a time (I3D's activations of a clip are large), on the network's device.
+    """Return features of clips, computed on the network's device.
+
+    Clips are taken one at a time, because I3D's activations of a clip are large.
 
     Args:
         videos: (clips, frames, 3, height, width) in [0, 1].

@@ -1,32 +1,32 @@
-"""Predicted frames against what came: FVD at the protocol's size, and PSNR frame by frame beside a copy of the last one."""
+"""Predicted frames against the true ones: FVD, and PSNR frame by frame, with a copy of the last given frame as baseline."""
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from ..data import VideoFiles
 from ..figures import plots
-from ..metrics import Protocol
+from ..metrics import Protocol, VideoPSNR
 from ..metrics.weight_formats import tensors_sha256
 from .clip_chunks import ClipChunks
 from .encoded_clips import autocast
-from .generation import _draw_sheet, check_clip_size
+from .illustrations import draw_samples
 from .measuring import Networks, clip_features, measure_clips
 from .part_files import PartFiles
-from .processes import process_state
-from .reconstruction_results import metric_entry
-from .summaries import METRIC_NAMES, bootstrap_means, interval, summarize_clips, summarize_features
-from .tables import write_results
+from .processes import process_state, unfinished_parts
+from .sampling import SamplingSettings, check_clip_size
+from .summaries import bootstrap_means, interval, metric_entry, summarize_features, summarize_pairs
+from .tables import make_report, write_results
 
 if TYPE_CHECKING:
     from ..pipelines.pipeline_adaptok import AdapTokPipeline
 
 PREDICTED, COPIED = "predicted", "last given frame"
+NUM_PICTURES = 6
+MAX_PSNR = 100.0  # of equal frames
 
 
 def evaluate_prediction(
@@ -36,31 +36,31 @@ def evaluate_prediction(
     output_dir: str | Path,
     *,
     networks: Networks | None = None,
+    sampling: SamplingSettings | None = None,
     batch_size: int = 16,
     seed: int = 0,
-    sampling: dict[str, Any] | None = None,
     paper: Sequence[dict] = (),
     model_name: str = "shipped",
 ) -> dict[str, Any] | None:
-    """
-    Goes on from the first frames of every clip and writes `results.json`, `.csv`, `.md`, `per_video.csv` and pictures, for
-    the model and for a copy of the last given frame. PSNR, SSIM and LPIPS are over the frames that were NOT given; FVD over
-    whole clips, the given frames as the model decodes them. Processes, interruptions and errors as in
+    """Continue every clip from its first frames and write `results.json`, `.csv`, `.md`, `per_video.csv` and pictures.
+
+    The same is measured for a copy of the last given frame. PSNR, SSIM and LPIPS are over the frames that were NOT given;
+    FVD over whole clips, the given frames as the model decodes them. Processes, interruptions and errors as in
     `evaluate_reconstruction`; `batch_size` is the unit of work.
 
     Args:
         protocol: `num_condition_frames` are given.
-        sampling: `temperature`, `top_k`, `top_p`, `max_tokens` of `pipeline.predict`.
+        sampling: of tokens.
 
     Raises:
         ValueError: for a pipeline without a frame-prediction generator, or a protocol that gives it no frame.
     """
-    networks, state, output = networks or Networks(), process_state(), Path(output_dir)
-    given, sampling = protocol.num_condition_frames, {k: v for k, v in (sampling or {}).items() if v is not None}
+    networks, sampling, state = networks or Networks(), sampling or SamplingSettings(), process_state()
+    num_given = protocol.num_condition_frames
     if pipeline.fp_model is None:
         raise ValueError("this pipeline has no frame-prediction generator (fp_model)")
-    if not 1 <= given < protocol.num_frames:
-        raise ValueError(f"num_condition_frames must lie in 1..{protocol.num_frames - 1}, got {given}")
+    if not 1 <= num_given < protocol.num_frames:
+        raise ValueError(f"num_condition_frames must lie in 1..{protocol.num_frames - 1}, got {num_given}")
     check_clip_size(pipeline, protocol)
     chunks = ClipChunks(source, protocol, batch_size, seed)
     configuration = {
@@ -68,46 +68,33 @@ def evaluate_prediction(
         "protocol": protocol.hash,
         "data": chunks.identity,
         "model": f"{pipeline.model_hash[:12]} {tensors_sha256(pipeline.fp_model.state_dict())[:12]}",
-        "sampling": sampling,
+        "sampling": sampling.chosen,
         "lpips": networks.lpips_key,
         "features": networks.features_key,
     }
-    parts = PartFiles(output / "parts", configuration, state.is_main_process)
+    parts = PartFiles(Path(output_dir) / "parts", configuration, state.is_main_process)
     state.wait_for_everyone()
-    own = range(state.process_index, len(chunks), state.num_processes)
-    for index in tqdm(own, desc="clips", disable=not state.is_main_process):
-        if not parts.exists("clips", f"{index:05d}"):
-            _measure_chunk(pipeline, chunks, index, parts, networks, sampling, seed)
+    for index in unfinished_parts(parts, "clips", len(chunks), state):
+        _measure_chunk(pipeline, chunks, index, parts, networks, sampling, seed)
     state.wait_for_everyone()
     if not state.is_main_process:
         return None
-    files = [parts.read("clips", f"{index:05d}") for index in range(len(chunks))]
-    rows = [row for part, _ in files for row in part]
+
+    rows, tensors = parts.read_all("clips", len(chunks))
     if not rows:
         raise ValueError("no video could be measured: all were too short or could not be read")
-    results, curves = [], {}
-    for system in (PREDICTED, COPIED):
-        of_system = [row for row in rows if row["system"] == system]
-        results.append(_summarize(system, of_system, files, protocol, networks, model_name))
-        curves[system] = _curve(of_system)
-    report = {
-        "task": "prediction",
-        "configuration_hash": parts.hash,
-        "protocols": {protocol.hash: dataclasses.asdict(protocol)},
-        "num_clips": len(rows) // 2,
-        "num_videos": len({row["video"] for row in rows}),
-        "notes": [
-            *networks.missing,
-            f"PSNR, SSIM, LPIPS over the {protocol.num_frames - given} frames after the given {given}",
-        ],
-        "results": results,
-        "psnr_of_frames": {name: curve.tolist() for name, curve in curves.items()},
-        "paper": list(paper),
-    }
-    write_results(output, report, rows)
-    plots.plot_horizon(output / "psnr_over_frames.png", curves, given, "PSNR (dB)")
-    sheet = next(tensors["videos"] for _, tensors in files if "videos" in tensors)
-    _draw_sheet(output / "predicted.png", sheet, [row for row in rows if row["system"] == PREDICTED], given)
+    rows_of = {system: [row for row in rows if row["system"] == system] for system in (PREDICTED, COPIED)}
+    results = [_summarize(system, rows_of[system], tensors, protocol, networks, model_name) for system in rows_of]
+    curves = {system: _psnr_over_frames(rows_of[system]) for system in rows_of}
+    num_later = protocol.num_frames - num_given
+    notes = [*networks.missing, f"PSNR, SSIM, LPIPS over the {num_later} frames after the given {num_given}"]
+    num_videos = len({row["video"] for row in rows})
+    report = make_report("prediction", parts.hash, [protocol], len(rows) // 2, num_videos, notes, results, paper)
+    report["psnr_of_frames"] = {name: curve.tolist() for name, curve in curves.items()}
+    write_results(output_dir, report, rows)
+    plots.plot_horizon(Path(output_dir) / "psnr_over_frames.png", curves, num_given, "PSNR (dB)")
+    videos = next(part["videos"] for part in tensors if "videos" in part)
+    draw_samples(Path(output_dir) / "predicted.png", videos, rows_of[PREDICTED], num_given)
     return report
 
 
@@ -118,58 +105,63 @@ def _measure_chunk(
     index: int,
     parts: PartFiles,
     networks: Networks,
-    sampling: dict[str, Any],
+    sampling: SamplingSettings,
     seed: int,
 ) -> None:
-    from ..pipelines.pipeline_generation import sample_seeds, sampling_arguments
-
-    protocol = chunks.protocol
-    given, clips = protocol.num_condition_frames, chunks.read(index)
+    protocol, clips = chunks.protocol, chunks.read(index)
+    num_given = protocol.num_condition_frames
     rows, tensors = [], {}
     if len(clips):
-        seeds = sample_seeds(len(clips), torch.Generator().manual_seed(seed + index))
-        how = {name: sampling.get(name) for name in ("temperature", "top_k", "top_p")}
-        with autocast(pipeline.device, protocol.precision):
-            condition = pipeline.tokenize_condition(clips.videos, given)
-            settings = sampling_arguments(**how) | {"max_tokens": sampling.get("max_tokens")}
-            sequences = pipeline.fp_model.generate(condition_codes=condition, seeds=seeds, **settings)
-            codes, counts = pipeline.fp_model.unpack_sequences(sequences, condition)
-            predicted = pipeline.decode_clips(codes, counts)
-        frames = torch.arange(protocol.num_frames).clamp(max=given - 1)
-        systems = {PREDICTED: predicted, COPIED: clips.videos[:, frames]}
-        for system, videos in systems.items():
-            fake, real = videos / 255, clips.videos / 255
-            numbers = measure_clips(networks, fake[:, given:], real[:, given:])
-            error = (fake.double() - real.double()).square().mean(dim=(2, 3, 4))
-            per_frame = (-10 * error.clamp_min(1e-10).log10()).tolist()  # equal frames: 100 dB
+        seeds_from = torch.Generator().manual_seed(seed + index)
+        predicted, counts = _predict(pipeline, clips.videos, num_given, sampling, seeds_from, protocol.precision)
+        frames = torch.arange(protocol.num_frames).clamp(max=num_given - 1)
+        real = clips.videos / 255
+        for system, videos in {PREDICTED: predicted, COPIED: clips.videos[:, frames]}.items():
+            fake = videos / 255
+            numbers = measure_clips(networks, fake[:, num_given:], real[:, num_given:])
+            each_frame = [video.flatten(0, 1).unsqueeze(1) for video in (fake, real)]  # a video of one frame each
+            per_frame = VideoPSNR().measure(*each_frame).view(len(clips), -1).clamp(max=MAX_PSNR).tolist()
             for clip, values in enumerate(numbers):
-                chosen = counts[clip].tolist() if system == PREDICTED else [0] * counts.shape[1]
+                token_counts = counts[clip].tolist() if system == PREDICTED else [0] * counts.shape[1]
                 row = {"system": system, "video": clips.keys[clip], "first_frame": clips.starts[clip]}
-                rows.append(row | {"token_counts": chosen, **values, "psnr_of_frames": per_frame[clip]})
+                rows.append(row | {"token_counts": token_counts, **values, "psnr_of_frames": per_frame[clip]})
             if networks.features is not None:
                 tensors[f"features {system}"] = clip_features(networks.features, fake, protocol.feature_size)
         if networks.features is not None:
-            tensors["features real"] = clip_features(networks.features, clips.videos / 255, protocol.feature_size)
+            tensors["features real"] = clip_features(networks.features, real, protocol.feature_size)
         if index == 0:
-            tensors["videos"] = predicted[:6]
+            tensors["videos"] = predicted[:NUM_PICTURES]
     parts.write("clips", f"{index:05d}", rows=rows, tensors=tensors)
 
 
+def _predict(
+    pipeline: "AdapTokPipeline",
+    videos: torch.Tensor,
+    num_given: int,
+    sampling: SamplingSettings,
+    generator: torch.Generator,
+    precision: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return uint8 clips that continue `videos` from their first frames, and their token counts."""
+    from ..pipelines.pipeline_generation import sample_seeds, sampling_arguments
+
+    seeds = sample_seeds(len(videos), generator)
+    settings = sampling_arguments(sampling.temperature, sampling.top_k, sampling.top_p)
+    settings |= {"max_tokens": sampling.max_tokens}
+    with autocast(pipeline.device, precision):
+        condition = pipeline.tokenize_condition(videos, num_given)
+        sequences = pipeline.fp_model.generate(condition_codes=condition, seeds=seeds, **settings)
+        codes, counts = pipeline.fp_model.unpack_sequences(sequences, condition)
+        return pipeline.decode_clips(codes, counts), counts
+
+
 def _summarize(
-    system: str, rows: list[dict], files: list, protocol: Protocol, networks: Networks, model_name: str
+    system: str, rows: list[dict], tensors: list[dict], protocol: Protocol, networks: Networks, model_name: str
 ) -> dict[str, Any]:
-    videos, metrics = [row["video"] for row in rows], {}
-    for name in ("psnr", "ssim", "lpips"):
-        if name in rows[0]:
-            label, sha = METRIC_NAMES[name], None
-            if name == "lpips":
-                label += f" ({getattr(networks.lpips, 'net', type(networks.lpips).__name__)})"
-                sha = tensors_sha256(networks.lpips.state_dict())
-            metrics[name] = summarize_clips(label, [row[name] for row in rows], videos, protocol, sha)
+    metrics = summarize_pairs(rows, networks, protocol)
     if networks.features is not None:
-        sides = []
-        for side in ("real", system):
-            sides.append(torch.cat([t[f"features {side}"] for _, t in files if f"features {side}" in t]))
+        names = ("features real", f"features {system}")
+        sides = [torch.cat([part[name] for part in tensors if name in part]) for name in names]
         fvd = summarize_features(*sides, networks.features, protocol, paired=True)
         metrics |= {} if fvd is None else {"fvd": fvd}
     counts = [count for row in rows for count in row["token_counts"]]
@@ -184,8 +176,8 @@ def _summarize(
     }
 
 
-def _curve(rows: list[dict]) -> np.ndarray:
-    """(frames, 3): mean PSNR of each frame with its interval (the mean thrice for one video)."""
+def _psnr_over_frames(rows: list[dict]) -> np.ndarray:
+    """Return the mean PSNR of each frame with its interval, (frames, 3); three times the mean for one video."""
     values = torch.tensor([row["psnr_of_frames"] for row in rows], dtype=torch.float64)
     videos = [row["video"] for row in rows]
     means = values.mean(0)

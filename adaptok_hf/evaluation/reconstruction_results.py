@@ -1,4 +1,4 @@
-"""From the parts of an evaluation of reconstructions to its report."""
+"""The report of an evaluation of reconstructions, made of its parts."""
 
 import dataclasses
 from collections import Counter
@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from ..metrics import MetricResult, Protocol
-from ..metrics.weight_formats import tensors_sha256
+from ..metrics import Protocol
 from .measuring import Networks
 from .part_files import PartFiles
 from .settings import Setting
-from .summaries import METRIC_NAMES, summarize_clips, summarize_difference, summarize_features
+from .summaries import metric_entry, summarize_difference, summarize_features, summarize_pairs
+from .tables import make_report
 
 
 def summarize_reconstruction(
@@ -23,7 +23,8 @@ def summarize_reconstruction(
     networks: Networks,
     paper: Sequence[dict] = (),
 ) -> tuple[dict[str, Any], list[dict]]:
-    """
+    """Summarize the parts of all models and settings.
+
     Returns:
         The report (see docs/evaluation.md), and a row per clip and setting.
 
@@ -33,9 +34,6 @@ def summarize_reconstruction(
     real = None
     if networks.features is not None:
         real = _read_features(parts, (f"real-{networks.features_key}", "{:05d}"), num_chunks)
-    weights = {"psnr": None, "ssim": None}
-    if networks.lpips is not None:
-        weights["lpips"] = tensors_sha256(networks.lpips.state_dict())
     results, all_rows = [], []
     for model, of_model in settings.items():
         fixed: dict[float, list[dict]] = {}
@@ -46,55 +44,38 @@ def summarize_reconstruction(
             if setting.strategy == "fixed":
                 fixed[setting.budget] = rows
             used = dataclasses.replace(protocol, allocation_batch=setting.batch)
-            videos = [row["video"] for row in rows]
-            metrics = {}
-            for name in ("psnr", "ssim", "lpips"):
-                if name in rows[0]:
-                    label = METRIC_NAMES[name]
-                    if name == "lpips":
-                        label += f" ({getattr(networks.lpips, 'net', type(networks.lpips).__name__)})"
-                    values = [row[name] for row in rows]
-                    metrics[name] = summarize_clips(label, values, videos, used, weights[name])
+            metrics = summarize_pairs(rows, networks, used)
+            compared = [name for name in metrics if setting.strategy != "fixed" and setting.budget in fixed]
             features = _read_features(parts, (model, setting.name, f"{{:05d}}-{networks.features_key}"), num_chunks)
             if real is not None and features is not None:
                 fvd = summarize_features(real, features, networks.features, used, paired=True)
                 metrics |= {"fvd": fvd} if fvd is not None else {}
             result = _describe(parts, model, setting, rows, timing)
             result["metrics"] = {name: metric_entry(metric) for name, metric in metrics.items()}
-            if setting.strategy != "fixed" and setting.budget in fixed:
-                others = fixed[setting.budget]
-                found = {
-                    name: summarize_difference([row[name] for row in rows], [row[name] for row in others], videos)
-                    for name in metrics
-                    if name != "fvd"
-                }
-                result["difference_from_fixed"] = {name: value for name, value in found.items() if value is not None}
+            if compared:
+                result["difference_from_fixed"] = _differences(rows, fixed[setting.budget], compared)
             results.append(result)
             all_rows += [{"model": model, "setting": setting.name, **row} for row in rows]
     batches = {None} | {setting.batch for of_model in settings.values() for setting in of_model}
-    used = [dataclasses.replace(protocol, allocation_batch=batch) for batch in sorted(batches, key=lambda b: b or 0)]
-    report = {
-        "task": "reconstruction",
-        "configuration_hash": parts.hash,
-        "protocols": {p.hash: dataclasses.asdict(p) for p in used},
-        "num_clips": len(all_rows) // max(1, len(results)),
-        "num_videos": len({row["video"] for row in all_rows}),
-        "notes": list(networks.missing),
-        "results": results,
-        "paper": list(paper),
-    }
+    protocols = [dataclasses.replace(protocol, allocation_batch=batch) for batch in sorted(batches, key=lambda b: b or 0)]
+    num_clips, num_videos = len(all_rows) // max(1, len(results)), len({row["video"] for row in all_rows})
+    notes = list(networks.missing)
+    report = make_report("reconstruction", parts.hash, protocols, num_clips, num_videos, notes, results, paper)
     return report, all_rows
 
 
-def metric_entry(result: MetricResult) -> dict[str, Any]:
-    """A result as it stands in a report: the protocol by name and hash, its fields once in `protocols`."""
-    entry = result.to_dict()
-    entry["protocol"] = result.protocol.name
-    return entry
+def _differences(rows: list[dict], others: list[dict], names: Sequence[str]) -> dict[str, dict]:
+    """Return the mean difference of each metric with its interval, where it is defined."""
+    videos, differences = [row["video"] for row in rows], {}
+    for name in names:
+        difference = summarize_difference([row[name] for row in rows], [row[name] for row in others], videos)
+        if difference is not None:
+            differences[name] = difference
+    return differences
 
 
 def _read(parts: PartFiles, model: str, setting: Setting, num_chunks: int) -> tuple[list, dict]:
-    """Rows of all clips, (seconds, clips) of each stage."""
+    """Return the rows of all clips, and (seconds, clips) of each stage."""
     rows, timing = [], {}
     for index in range(num_chunks):
         part, _ = parts.read(model, setting.name, f"{index:05d}")
@@ -106,7 +87,7 @@ def _read(parts: PartFiles, model: str, setting: Setting, num_chunks: int) -> tu
 
 
 def _read_features(parts: PartFiles, name: tuple[str, ...], num_chunks: int) -> torch.Tensor | None:
-    """(clips, D), or `None` where they were not taken."""
+    """Return (clips, D) features, or `None` where they were not computed."""
     files = [tuple(part.format(index) for part in name) for index in range(num_chunks)]
     if not all(parts.exists(*file) for file in files):
         return None

@@ -4,10 +4,9 @@ import numpy as np
 
 
 def find_cuts(frames: np.ndarray, ratio: float = 4.0, least: float = 0.08) -> list[int]:
-    """
-    Frames that differ from the one before far more than their neighbours do.
+    """Find frames that differ from the one before far more than their neighbors do.
 
-    A cut is where the mean absolute difference of two neighbouring frames (in [0, 1], at an eighth of the size, so that
+    A cut is where the mean absolute difference of two neighboring frames (in [0, 1], at an eighth of the size, so that
     motion and noise count little) is at least `least`, and `ratio` times the median of the 8 differences around it. Fades
     and dissolves are not found.
 

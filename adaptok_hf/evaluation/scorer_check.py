@@ -1,4 +1,4 @@
-"""What the scorer predicts beside what is measured, at every level of every block (the paper's Fig. J)."""
+"""Predicted against measured losses, at every level of every block (the paper's Fig. J)."""
 
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,8 @@ LOSSES = ("rmse", "l1", "lpips")
 def score_curves(
     pipeline: "AdapTokPipeline", videos: torch.Tensor, loss: str = "rmse", lpips: torch.nn.Module | None = None
 ) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    """
+    """Return the scorer's predictions and the true losses.
+
     Each block is decoded at every level with half of the tokens in earlier blocks and nothing after it.
 
     Args:
@@ -57,7 +58,7 @@ def score_curves(
 
 
 def _loss(decoded: torch.Tensor, original: torch.Tensor, loss: str, lpips: torch.nn.Module | None) -> torch.Tensor:
-    """(levels,) losses of a block's frames."""
+    """Return (levels,) losses of a block's frames."""
     if loss == "lpips":
         original = original.expand_as(decoded)
         distances = lpips(decoded.clamp(0, 1).flatten(0, 1), original.flatten(0, 1))

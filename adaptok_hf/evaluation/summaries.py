@@ -3,12 +3,38 @@
 import dataclasses
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from ..metrics import FrechetVideoDistance, MetricResult, Protocol, summarize_distance
+from .measuring import Networks
 
-METRIC_NAMES = {"psnr": "VideoPSNR", "ssim": "VideoSSIM", "lpips": "VideoLPIPS"}
+PAIR_METRICS = {"psnr": "VideoPSNR", "ssim": "VideoSSIM", "lpips": "VideoLPIPS"}
+
+
+def summarize_pairs(rows: Sequence[dict], networks: Networks, protocol: Protocol) -> dict[str, MetricResult]:
+    """Summarize the metrics of `measure_clips`.
+
+    Args:
+        rows: one per clip, with `video` and the numbers.
+
+    Returns:
+        `psnr`, `ssim` and `lpips`, those that the rows have.
+    """
+    videos, results = [row["video"] for row in rows], {}
+    for name, label in PAIR_METRICS.items():
+        if rows and name in rows[0]:
+            weights = None
+            if name == "lpips":
+                label, weights = f"{label} ({networks.lpips_name})", networks.lpips_sha256
+            results[name] = summarize_clips(label, [row[name] for row in rows], videos, protocol, weights)
+    return results
+
+
+def metric_entry(result: MetricResult) -> dict[str, Any]:
+    """Return a result as it stands in a report: the protocol by name and hash."""
+    return result.to_dict() | {"protocol": result.protocol.name}
 
 
 def summarize_clips(
@@ -19,9 +45,10 @@ def summarize_clips(
     weights_sha256: str | None = None,
     resamples: int = 1000,
 ) -> MetricResult:
-    """
-    The mean over clips and its 95% bootstrap interval, for which whole videos are drawn with all their clips: clips of one
-    video resemble each other, and an interval that takes them as independent is too narrow.
+    """Return the mean over clips with its 95% bootstrap interval.
+
+    Whole videos are sampled with all their clips: clips of one video resemble each other, and an interval that takes them
+    as independent is too narrow.
 
     Args:
         values: one per clip; may be infinite.
@@ -51,27 +78,26 @@ def summarize_clips(
 
 
 def bootstrap_means(values: torch.Tensor, videos: Sequence[str], resamples: int = 1000, seed: int = 0) -> torch.Tensor:
-    """
-    Means over clips of resampled sets of videos.
+    """Return means over clips of resampled sets of videos.
 
     Args:
         values: (clips,) or (clips, columns) float64.
         videos: the video of each clip.
 
     Returns:
-        (resamples,) or (resamples, columns). The same seed draws the same videos: differences of two calls are paired.
+        (resamples,) or (resamples, columns). The same seed samples the same videos: differences of two calls are paired.
     """
     names = {name: index for index, name in enumerate(sorted(set(videos)))}
     index = torch.tensor([names[video] for video in videos])
     counts = torch.bincount(index, minlength=len(names)).double()
     sums = torch.zeros(len(names), *values.shape[1:], dtype=torch.float64).index_add(0, index, values)
-    drawn = torch.randint(len(names), (resamples, len(names)), generator=torch.Generator().manual_seed(seed))
-    total = counts[drawn].sum(1)
-    return sums[drawn].sum(1) / total.view(-1, *[1] * (values.ndim - 1))
+    sampled = torch.randint(len(names), (resamples, len(names)), generator=torch.Generator().manual_seed(seed))
+    total = counts[sampled].sum(1)
+    return sums[sampled].sum(1) / total.view(-1, *[1] * (values.ndim - 1))
 
 
 def interval(means: torch.Tensor) -> tuple[float, float]:
-    """The 2.5% and 97.5% quantiles of (resamples,) values."""
+    """Return the 2.5% and 97.5% quantiles of (resamples,) values."""
     # between infinite values there is nothing to interpolate
     how = "linear" if means.isfinite().all() else "nearest"
     low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), interpolation=how).tolist()
@@ -79,7 +105,7 @@ def interval(means: torch.Tensor) -> tuple[float, float]:
 
 
 def summarize_difference(values: Sequence[float], others: Sequence[float], videos: Sequence[str]) -> dict | None:
-    """Mean of `values - others`, clip by clip, with its interval; `None` for one video or infinite values."""
+    """Return the mean of `values - others`, clip by clip, with its interval; `None` for one video or infinite values."""
     difference = torch.tensor(values, dtype=torch.float64) - torch.tensor(others, dtype=torch.float64)
     if len(set(videos)) < 2 or not difference.isfinite().all():
         return None
@@ -90,13 +116,16 @@ def summarize_difference(values: Sequence[float], others: Sequence[float], video
 def summarize_features(
     real: torch.Tensor, fake: torch.Tensor, network: torch.nn.Module, protocol: Protocol, paired: bool
 ) -> MetricResult | None:
-    """FVD of (clips, D) features with interval and floor; `None` for fewer than 2 clips on a side. In one process."""
+    """Return FVD of (clips, D) features with interval and floor, or `None` for fewer than 2 clips on a side.
+
+    Call it in one process.
+    """
     if min(len(real), len(fake)) < 2:
         return None
     metric = FrechetVideoDistance(network, ddof=protocol.ddof, keep_features=True, distributed_available_fn=lambda: False)
     metric.update(real, real=True)
     metric.update(fake, real=False)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what they say is in the result's note
+        warnings.simplefilter("ignore")  # the result's note says the same
         result = summarize_distance(metric, protocol, paired=paired)
     return dataclasses.replace(result, metric=f"FrechetVideoDistance ({type(network).__name__})")

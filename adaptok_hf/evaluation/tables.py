@@ -1,31 +1,59 @@
-"""What an evaluation writes: `results.json`, `results.csv`, `results.md`, and rows per clip as csv."""
+"""Reports of evaluations, written as `results.json`, `results.csv`, `results.md`, and rows per clip as csv."""
 
 import csv
+import dataclasses
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .part_files import write_json, write_text
+from ..atomic_files import write_json, write_text
+from ..metrics import Protocol
 
-_ARROWS = {
-    "psnr": "PSNR (dB) ↑",
-    "ssim": "SSIM ↑",
-    "lpips": "LPIPS ↓",
-    "fvd": "FVD ↓",
-    "class_accuracy": "class accuracy ↑",
+# title with its direction, digits after the point
+_METRICS = {
+    "psnr": ("PSNR (dB) ↑", 2),
+    "ssim": ("SSIM ↑", 3),
+    "lpips": ("LPIPS ↓", 3),
+    "fvd": ("FVD ↓", 1),
+    "class_accuracy": ("class accuracy ↑", 3),
 }
 # entries of the paper's lines that are times -> our columns
 _TIMES = {"milliseconds": "ms per clip", "allocation_milliseconds": "ms per clip for scorer and allocation"}
-_DIGITS = {"psnr": 2, "ssim": 3, "lpips": 3, "fvd": 1, "class_accuracy": 3}
 
 
-def write_results(folder: Path, report: dict[str, Any], rows: Sequence[dict] = ()) -> None:
-    """
+def make_report(
+    task: str,
+    configuration_hash: str,
+    protocols: Iterable[Protocol],
+    num_clips: int,
+    num_videos: int,
+    notes: Sequence[str],
+    results: Sequence[dict],
+    paper: Sequence[dict],
+) -> dict[str, Any]:
+    """Return what every evaluation reports, plain values."""
+    return {
+        "task": task,
+        "configuration_hash": configuration_hash,
+        "protocols": {protocol.hash: dataclasses.asdict(protocol) for protocol in protocols},
+        "num_clips": num_clips,
+        "num_videos": num_videos,
+        "notes": list(notes),
+        "results": list(results),
+        "paper": list(paper),
+    }
+
+
+def write_results(folder: str | Path, report: dict[str, Any], rows: Sequence[dict] = ()) -> None:
+    """Write a report and its rows into a folder.
+
     Args:
         report: what an evaluation returns; `results` are its lines.
         rows: one per clip.
     """
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "results.json", report)
     lines = ({key: value for key, value in result.items() if key != "blocks_with_tokens"} for result in report["results"])
@@ -36,7 +64,7 @@ def write_results(folder: Path, report: dict[str, Any], rows: Sequence[dict] = (
 
 
 def flatten(result: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested entries as `outer.inner` columns."""
+    """Return nested entries as `outer.inner` columns."""
     flat = {}
     for name, value in result.items():
         if isinstance(value, dict):
@@ -47,7 +75,7 @@ def flatten(result: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def to_csv(rows: Iterable[dict[str, Any]]) -> str:
-    """Columns are those of all rows, in the order in which they first appear; lists are joined by spaces."""
+    """Return rows as csv: columns in the order in which they first appear, lists joined by spaces."""
     rows = list(rows)
     columns = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
@@ -59,52 +87,59 @@ def to_csv(rows: Iterable[dict[str, Any]]) -> str:
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The table of a report, its protocol below. Where the report has the paper's numbers they stand beside ours."""
-    results, paper = report["results"], report.get("paper") or []
-    metrics = [name for name in _ARROWS if any(name in r["metrics"] for r in results) or any(name in p for p in paper)]
-    floors = any((r["metrics"].get("fvd") or {}).get("floor") is not None for r in results)
-    differences = any(r.get("difference_from_fixed") for r in results)
-    columns = ["model", "strategy", "budget", "tokens per block"]
-    for name in metrics:
-        columns.append(_title(name, results))
-        if any(name in line for line in paper):
-            columns.append(f"{_ARROWS[name].split()[0]}, paper")
-    if floors:
-        columns.append("FVD floor")
-    if differences:
-        columns.append("PSNR minus fixed's")
-    times = {key: name for key, name in _TIMES.items() if any(key in line for line in paper)}
-    for name in times.values():
-        columns += [name, f"{name}, paper"]
-    unused, lines = list(paper), []
+    """Return the table of a report with its protocol below, and the paper's numbers next to ours where it has them."""
+    results, unused = report["results"], list(report.get("paper") or [])
+    columns = _columns(results, unused)
+    lines = []
     for result in results:
         printed = next((line for line in unused if _is_same(line, result)), {})
         unused = [line for line in unused if line is not printed]
-        cells = [result["model"], _strategy(result), _number(result["budget"], 1), _number(result["tokens_per_block"], 1)]
-        for name in metrics:
-            cells.append(_with_interval(result["metrics"].get(name), _DIGITS[name]))
-            if any(name in line for line in paper):
-                cells.append(_number(printed.get(name), 3))
-        if floors:
-            fvd = result["metrics"].get("fvd") or {}
-            floor = _number(fvd.get("floor"), _DIGITS["fvd"])
-            cells.append(f"{floor} (N={fvd['floor_num_videos']})" if floor else "")
-        if differences:
-            cells.append(_with_interval((result.get("difference_from_fixed") or {}).get("psnr"), 2, sign="+"))
-        for key in times:
-            cells += [_number(_milliseconds(result, key), 1), _number(printed.get(key), 1)]
-        lines.append(cells)
-    for line in unused:  # systems that the paper reports and this run did not measure
-        cells = [line.get("model", ""), line.get("strategy", ""), _number(line.get("budget"), 1), ""]
-        for name in metrics:
-            cells += [""] + ([_number(line.get(name), 3)] if any(name in other for other in paper) else [])
-        cells += [""] * (len(columns) - len(cells) - 2 * len(times))
-        for key in times:
-            cells += ["", _number(line.get(key), 1)]
-        lines.append(cells)
+        lines.append([cell(result, printed) for cell in columns.values()])
+    # systems that the paper reports and this run did not measure
+    lines += [[cell({"metrics": {}} | _named(line), line) for cell in columns.values()] for line in unused]
     text = "| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|\n"
     text += "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
     return text + "\n" + _caption(report)
+
+
+def _columns(results: Sequence[dict], paper: Sequence[dict]) -> dict[str, Callable[[dict, dict], str]]:
+    """Return the columns of a table: title -> the cell of a result and the paper's line about it."""
+    columns: dict[str, Callable[[dict, dict], str]] = {
+        "model": lambda result, _: result.get("model", ""),
+        "strategy": lambda result, _: _strategy(result),
+        "budget": lambda result, _: _number(result.get("budget"), 1),
+        "tokens per block": lambda result, _: _number(result.get("tokens_per_block"), 1),
+    }
+    for name, (arrow, digits) in _METRICS.items():
+        printed = any(name in line for line in paper)
+        if printed or any(name in result["metrics"] for result in results):
+            columns[_title(name, results)] = partial(_metric_cell, name, digits)
+        if printed:
+            columns[f"{arrow.split()[0]}, paper"] = lambda _, line, name=name: _number(line.get(name), 3)
+    if any((result["metrics"].get("fvd") or {}).get("floor") is not None for result in results):
+        columns["FVD floor"] = lambda result, _: _floor(result["metrics"].get("fvd") or {})
+    if any(result.get("difference_from_fixed") for result in results):
+        columns["PSNR minus fixed's"] = lambda result, _: _with_interval(
+            (result.get("difference_from_fixed") or {}).get("psnr"), 2, sign="+"
+        )
+    for key, title in _TIMES.items():
+        if any(key in line for line in paper):
+            columns[title] = lambda result, _, key=key: _number(_milliseconds(result, key), 1)
+            columns[f"{title}, paper"] = lambda _, line, key=key: _number(line.get(key), 1)
+    return columns
+
+
+def _metric_cell(name: str, digits: int, result: dict, _: dict) -> str:
+    return _with_interval(result["metrics"].get(name), digits)
+
+
+def _floor(fvd: dict) -> str:
+    floor = _number(fvd.get("floor"), _METRICS["fvd"][1])
+    return f"{floor} (N={fvd['floor_num_videos']})" if floor else ""
+
+
+def _named(line: dict) -> dict:
+    return {key: line[key] for key in ("model", "strategy", "budget") if key in line}
 
 
 def _caption(report: dict[str, Any]) -> str:
@@ -142,21 +177,20 @@ def _milliseconds(result: dict, key: str) -> float | None:
 
 
 def _title(name: str, results: Sequence[dict]) -> str:
-    """LPIPS with its network."""
-    found = next((r["metrics"][name]["metric"] for r in results if name in r["metrics"]), "")
-    return _ARROWS[name].replace("LPIPS", f"LPIPS {found.partition(' ')[2]}".strip())
+    """Return a metric's title, LPIPS with its network."""
+    metric = next((r["metrics"][name]["metric"] for r in results if name in r["metrics"]), "")
+    return _METRICS[name][0].replace("LPIPS", f"LPIPS {metric.partition(' ')[2]}".strip())
 
 
 def _strategy(result: dict) -> str:
     batch = result.get("allocation_batch")
-    return result["strategy"] + (f" ({batch} videos)" if batch else "")
+    return result.get("strategy", "") + (f" ({batch} videos)" if batch else "")
 
 
 def _is_same(line: dict, result: dict) -> bool:
-    """Whether a line of the paper is about this result; it may leave entries out."""
-    keys = ("model", "strategy", "budget", "allocation_batch")
-    given = [key for key in keys if key in line]
-    return bool(given) and all(line[key] == result.get(key) for key in given)
+    """Return whether a line of the paper is about this result; it may leave entries out."""
+    keys = [key for key in ("model", "strategy", "budget", "allocation_batch") if key in line]
+    return bool(keys) and all(line[key] == result.get(key) for key in keys)
 
 
 def _number(value: float | None, digits: int) -> str:

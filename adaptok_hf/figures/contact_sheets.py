@@ -15,7 +15,7 @@ _GAP = 8
 def side_by_side(
     reconstruction: np.ndarray, original: np.ndarray, counts: list[int], maximum: int, frames_per_block: int
 ) -> Iterator[np.ndarray]:
-    """Frames with the original on the left, the reconstruction on the right, and the tokens of each block as bars below.
+    """Yield frames with the original on the left, the reconstruction on the right, and the tokens of each block as bars.
 
     Args:
         reconstruction, original: uint8 (frames, height, width, 3), shown at twice their size if small.
@@ -49,21 +49,21 @@ def side_by_side(
             x = _GAP + position * slot
             right = x + max(slot - 3, slot / 2)
             bar = round(_BAR_HEIGHT * count / maximum)
-            colour = (255, 176, 59) if first + position == current else (86, 118, 168)
+            color = (255, 176, 59) if first + position == current else (86, 118, 168)
             draw.rectangle((x, base - _BAR_HEIGHT, right, base), fill=(34, 38, 46))
             if bar:
-                draw.rectangle((x, base - bar, right, base), fill=colour)
+                draw.rectangle((x, base - bar, right, base), fill=color)
         yield np.asarray(canvas)
 
 
 def contact_sheet(
     videos: np.ndarray, captions: list[str], num_condition_frames: int = 0, columns: int = 8
 ) -> "Image.Image":
-    """A picture with one row per video: `columns` of its frames, evenly spaced, under its caption.
+    """Return a picture with one row per video: `columns` of its frames, evenly spaced, under its caption.
 
     Args:
         videos: uint8 (videos, frames, height, width, 3).
-        num_condition_frames: frames that were given; they get a frame of another colour.
+        num_condition_frames: frames that were given to the model; they get a colored border.
     """
     from PIL import Image, ImageDraw
 

@@ -1,13 +1,13 @@
-"""How all plots look: small, plain, safe for colour-blind readers, and drawn without a display."""
+"""The style of all plots: small, plain, safe for color-blind readers, and drawn without a display."""
 
-import os
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# Okabe and Ito's palette; markers differ too, for print without colours.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+from ..atomic_files import atomic_file
+
+# Okabe and Ito's palette; markers differ too, for print without colors.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 _STYLE = {
@@ -32,8 +32,7 @@ _STYLE = {
 
 @contextmanager
 def figure_file(path: str | Path, width: float, height: float, rows: int = 1, columns: int = 1, **subplots) -> Iterator:
-    """
-    Gives the figure and its axes (rows, columns); the PNG is written on leaving, beside and then renamed.
+    """Yield a figure and its axes (rows, columns); the PNG is written on leaving.
 
     Args:
         width, height: inches.
@@ -41,14 +40,9 @@ def figure_file(path: str | Path, width: float, height: float, rows: int = 1, co
     import matplotlib
     from matplotlib.figure import Figure  # drawn by Agg, without pyplot and its global state
 
-    path = Path(path)
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False, **subplots)
         yield figure, axes
-        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-        try:
+        with atomic_file(path) as partial:
             figure.savefig(partial, format="png")
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)

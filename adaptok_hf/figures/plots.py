@@ -2,15 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from .plot_style import COLOURS, MARKERS, figure_file
+from .plot_style import COLORS, MARKERS, figure_file
 
 
 def plot_rate_distortion(path: str | Path, curves: Mapping[str, Sequence[tuple]], ylabel: str, maximum: int) -> Path:
-    """
-    A metric over tokens, one line per strategy, with bands.
+    """Draw a metric over tokens, one line per strategy, with bands.
 
     Args:
         curves: name -> points (tokens per block, value, low, high); low and high may be `None`.
@@ -23,12 +23,12 @@ def plot_rate_distortion(path: str | Path, curves: Mapping[str, Sequence[tuple]]
             points = sorted(points)
             tokens, values = [point[0] for point in points], [point[1] for point in points]
             ticks |= set(tokens) if index == 0 else set()
-            colour = COLOURS[index % len(COLOURS)]
-            ax.plot(tokens, values, color=colour, marker=MARKERS[index % len(MARKERS)], label=name, alpha=0.9)
+            color = COLORS[index % len(COLORS)]
+            ax.plot(tokens, values, color=color, marker=MARKERS[index % len(MARKERS)], label=name, alpha=0.9)
             band = [point for point in points if point[2] is not None]
             if len(band) > 1:
                 ax.fill_between(
-                    [p[0] for p in band], [p[2] for p in band], [p[3] for p in band], color=colour, alpha=0.05, linewidth=0
+                    [p[0] for p in band], [p[2] for p in band], [p[3] for p in band], color=color, alpha=0.05, linewidth=0
                 )
         ax.set_xscale("log", base=2)
         shown = sorted(ticks) or [1, maximum]
@@ -40,8 +40,7 @@ def plot_rate_distortion(path: str | Path, curves: Mapping[str, Sequence[tuple]]
 
 
 def plot_differences(path: str | Path, rows: Mapping[str, Sequence[tuple]], ylabel: str) -> Path:
-    """
-    What strategies gain over `fixed` on the same clips, with intervals.
+    """Draw what strategies gain over `fixed` on the same clips, with intervals.
 
     Args:
         rows: strategy -> points (budget, difference, low, high).
@@ -55,7 +54,7 @@ def plot_differences(path: str | Path, rows: Mapping[str, Sequence[tuple]], ylab
             values = np.array([point[1] for point in points])
             errors = np.abs(np.array([[p[1] - p[2], p[3] - p[1]] for p in points]).T)
             ax.errorbar(
-                x, values, yerr=errors, fmt=MARKERS[index % len(MARKERS)], color=COLOURS[(index + 1) % len(COLOURS)],
+                x, values, yerr=errors, fmt=MARKERS[index % len(MARKERS)], color=COLORS[(index + 1) % len(COLORS)],
                 label=name, capsize=2, linewidth=1,
             )  # fmt: skip
         ax.axhline(0, color="#444444", linewidth=0.8)
@@ -67,8 +66,7 @@ def plot_differences(path: str | Path, rows: Mapping[str, Sequence[tuple]], ylab
 
 
 def plot_allocation(path: str | Path, counts: Mapping[str, Sequence[int]], budget: float, step: int, maximum: int) -> Path:
-    """
-    How many blocks get how many tokens, a panel for each strategy.
+    """Draw how many blocks get how many tokens, a panel for each strategy.
 
     Args:
         counts: strategy -> tokens of all blocks.
@@ -83,12 +81,12 @@ def plot_allocation(path: str | Path, counts: Mapping[str, Sequence[int]], budge
         for index, (name, values) in enumerate(counts.items()):
             ax = axes.flat[index]
             share = np.histogram(values, bins=edges)[0] / max(1, len(values))
-            ax.bar(edges[:-1] + step / 2, share, width=0.86 * step, color=COLOURS[0])
-            ax.axvline(budget, color=COLOURS[1], linestyle="--", linewidth=1)
+            ax.bar(edges[:-1] + step / 2, share, width=0.86 * step, color=COLORS[0])
+            ax.axvline(budget, color=COLORS[1], linestyle="--", linewidth=1)
             ax.set_title(f"{name}, mean {np.mean(values):.1f}")
             ax.grid(axis="x", visible=False)
             ax.set_xlim(0, maximum + step)
-        # adaptive strategies are what is to be seen: a single full bar would flatten them
+        # a single full bar would flatten the bars of adaptive strategies
         shares = [np.histogram(v, bins=edges)[0].max() / max(1, len(v)) for v in counts.values()]
         spread = [share for share in shares if share < 0.9]
         axes.flat[0].set_ylim(0, min(1.0, 1.15 * max(spread)) if spread else 1.0)
@@ -100,8 +98,7 @@ def plot_allocation(path: str | Path, counts: Mapping[str, Sequence[int]], budge
 def plot_score_curves(
     path: str | Path, predicted: np.ndarray, measured: np.ndarray, levels: Sequence[int], names: Sequence[str], loss: str
 ) -> Path:
-    """
-    The scorer's prediction and the measured loss over tokens (the paper's Fig. J): a row per clip, a column per block.
+    """Draw predicted and measured loss over tokens (the paper's Fig. J): a row per clip, a column per block.
 
     Args:
         predicted, measured: (clips, blocks, levels).
@@ -114,8 +111,8 @@ def plot_score_curves(
         for clip in range(clips):
             for block in range(blocks):
                 ax = axes[clip, block]
-                ax.plot(levels, measured[clip, block], color=COLOURS[0], label="measured")
-                ax.plot(levels, predicted[clip, block], color=COLOURS[1], linestyle="--", label="predicted")
+                ax.plot(levels, measured[clip, block], color=COLORS[0], label="measured")
+                ax.plot(levels, predicted[clip, block], color=COLORS[1], linestyle="--", label="predicted")
                 if clip == 0:
                     ax.set_title(f"block {block + 1}")
             axes[clip, 0].set_ylabel(names[clip])
@@ -136,8 +133,7 @@ def plot_tokens_over_time(
     maximum: int,
     title: str = "",
 ) -> Path:
-    """
-    The tokens of each block over a video, its frames above, scene cuts as lines (the paper's Figs. E and F).
+    """Draw the tokens of each block over a video, its frames above, scene cuts as lines (the paper's Figs. E and F).
 
     Args:
         frames: uint8 (frames, height, width, 3).
@@ -154,10 +150,10 @@ def plot_tokens_over_time(
         strip.imshow(np.concatenate(list(frames[picked]), axis=1), extent=(0, seconds, 0, seconds / shown), aspect="auto")
         strip.set_axis_off()
         strip.set_title(title)
-        ax.bar(starts, token_counts, width=0.92 * widths, align="edge", color=COLOURS[0])
+        ax.bar(starts, token_counts, width=0.92 * widths, align="edge", color=COLORS[0])
         for index, cut in enumerate(cuts):
             label = "scene cut" if index == 0 else None
-            ax.axvline(cut / fps, color=COLOURS[1], linestyle="--", linewidth=1.1, label=label)
+            ax.axvline(cut / fps, color=COLORS[1], linestyle="--", linewidth=1.1, label=label)
         ax.axhline(float(np.mean(token_counts)), color="#444444", linestyle=":", linewidth=1, label="mean")
         ax.set(xlabel="seconds", ylabel="tokens of the block", xlim=(0, seconds), ylim=(0, maximum * 1.03))
         ax.grid(axis="x", visible=False)
@@ -165,25 +161,50 @@ def plot_tokens_over_time(
     return Path(path)
 
 
-def plot_attention(path: str | Path, frames: np.ndarray, maps: np.ndarray, tokens: Sequence[int], layer: int) -> Path:
+def plot_tokens(path: str | Path, report: dict[str, Any], block_times: np.ndarray) -> Path:
+    """Draw the tokens (bars) and the PSNR (line) of each block over the seconds of the video.
+
+    Args:
+        report: of `adaptok reconstruct`.
+        block_times: (blocks,) seconds at which blocks begin.
     """
-    Where latent tokens look (the paper's Fig. I): a row per token, a column per block, over the block's first frame.
+    counts, psnr = report["token_counts"], report["psnr_db_per_block"]
+    ends = np.append(block_times[1:], max(report["seconds_of_video"], block_times[-1] + 1 / report["fps"]))
+    with figure_file(path, 7.0, 2.9) as (_, axes):
+        ax = axes[0, 0]
+        ax.bar(block_times, counts, width=0.92 * (ends - block_times), align="edge", color=COLORS[0])
+        ax.axhline(report["tokens_per_block"], color=COLORS[0], linestyle=":", linewidth=1)
+        ax.set(xlabel="seconds", ylabel="tokens per block", ylim=(0, report["latents_per_block"] * 1.02))
+        ax.grid(axis="x", visible=False)
+        quality = ax.twinx()
+        quality.plot((block_times + ends) / 2, psnr, color=COLORS[1], marker="o", markersize=3)
+        quality.set_ylabel("PSNR (dB)", color=COLORS[1])
+        quality.grid(visible=False)
+        ax.set_title(
+            f"{report['tokens_per_block']:.1f} tokens per block on average, {report['bits_per_second'] / 1000:.1f} kbit/s, "
+            f"PSNR {report['psnr_db']:.2f} dB"
+        )
+    return Path(path)
+
+
+def plot_attention(path: str | Path, frames: np.ndarray, maps: np.ndarray, tokens: Sequence[int], layer: int) -> Path:
+    """Draw attention maps (the paper's Fig. I): a row per token, a column per block, over the block's first frame.
 
     Args:
         frames: uint8 (blocks, height, width, 3).
         maps: (tokens, blocks, grid, grid), attention of each to the patches of its own block.
         tokens: index of each token within its block.
-        layer: in which, for the caption.
+        layer: of the encoder, for the caption.
     """
     blocks, (height, width) = len(frames), frames.shape[1:3]
-    grey = np.repeat(frames.mean(axis=3, keepdims=True) / 255, 3, axis=3)
+    gray = np.repeat(frames.mean(axis=3, keepdims=True) / 255, 3, axis=3)
     with figure_file(path, 1.25 * blocks + 0.5, 1.3 * (len(tokens) + 1), len(tokens) + 1, blocks) as (figure, axes):
         for block in range(blocks):
             axes[0, block].imshow(frames[block])
             axes[0, block].set_title(f"block {block + 1}")
             for row in range(len(tokens)):
                 ax, weights = axes[row + 1, block], maps[row, block]
-                ax.imshow(0.3 + 0.7 * grey[block])
+                ax.imshow(0.3 + 0.7 * gray[block])
                 extent = (-0.5, width - 0.5, height - 0.5, -0.5)
                 ax.imshow(weights, extent=extent, cmap="magma", alpha=0.6, vmin=0, interpolation="bilinear")
                 ax.text(0.04, 0.06, f"{weights.sum():.0%}", color="white", fontsize=7, transform=ax.transAxes)
@@ -194,14 +215,13 @@ def plot_attention(path: str | Path, frames: np.ndarray, maps: np.ndarray, token
             ax.grid(False)
             for spine in ax.spines.values():
                 spine.set_visible(False)
-        told = f"encoder layer {layer + 1}; each map has its own scale; number: attention spent on the block's patches"
-        figure.supxlabel(told, fontsize=7)
+        text = f"encoder layer {layer + 1}; each map has its own scale; number: attention spent on the block's patches"
+        figure.supxlabel(text, fontsize=7)
     return Path(path)
 
 
 def plot_horizon(path: str | Path, curves: Mapping[str, np.ndarray], num_given: int, ylabel: str) -> Path:
-    """
-    A metric over the frames of predictions.
+    """Draw a metric over the frames of predictions.
 
     Args:
         curves: name -> (frames, 3): mean, low, high.
@@ -210,9 +230,9 @@ def plot_horizon(path: str | Path, curves: Mapping[str, np.ndarray], num_given: 
     with figure_file(path, 4.6, 3.0) as (_, axes):
         ax = axes[0, 0]
         for index, (name, values) in enumerate(curves.items()):
-            frames, colour = np.arange(1, len(values) + 1), COLOURS[index]
-            ax.plot(frames, values[:, 0], color=colour, marker=MARKERS[index], label=name)
-            ax.fill_between(frames, values[:, 1], values[:, 2], color=colour, alpha=0.15, linewidth=0)
+            frames, color = np.arange(1, len(values) + 1), COLORS[index]
+            ax.plot(frames, values[:, 0], color=color, marker=MARKERS[index], label=name)
+            ax.fill_between(frames, values[:, 1], values[:, 2], color=color, alpha=0.15, linewidth=0)
         ax.axvspan(0.5, num_given + 0.5, color="#eeeeee", zorder=0)
         ax.text(0.5 + num_given / 2, 0.03, "given", ha="center", transform=ax.get_xaxis_transform(), color="#666666")
         ax.set(xlabel="frame", ylabel=ylabel, xlim=(0.5, len(values) + 0.5))
@@ -221,13 +241,13 @@ def plot_horizon(path: str | Path, curves: Mapping[str, np.ndarray], num_given: 
 
 
 def plot_class_tokens(path: str | Path, tokens: Mapping[str, Sequence[int]]) -> Path:
-    """Tokens of generated videos by class: every video a dot, the mean a line; classes in the order of their means."""
+    """Draw tokens of generated videos by class: every video a dot, the mean a line; classes in the order of their means."""
     order = sorted(tokens, key=lambda name: np.mean(tokens[name]))
     with figure_file(path, 5.2, 0.17 * len(order) + 0.8) as (_, axes):
         ax = axes[0, 0]
         for row, name in enumerate(order):
-            ax.plot(tokens[name], [row] * len(tokens[name]), "o", color=COLOURS[0], alpha=0.4, markersize=3.5, mew=0)
-            ax.plot([np.mean(tokens[name])] * 2, [row - 0.35, row + 0.35], color=COLOURS[1], linewidth=1.8)
+            ax.plot(tokens[name], [row] * len(tokens[name]), "o", color=COLORS[0], alpha=0.4, markersize=3.5, mew=0)
+            ax.plot([np.mean(tokens[name])] * 2, [row - 0.35, row + 0.35], color=COLORS[1], linewidth=1.8)
         ax.set_yticks(range(len(order)), [name.replace("_", " ") for name in order])
         ax.set(xlabel="tokens of a generated video (line: mean of the class)", ylim=(-0.7, len(order) - 0.3))
     return Path(path)

@@ -10,13 +10,13 @@ from PIL import Image
 
 from adaptok_hf import AdapTokPipeline
 from adaptok_hf.allocation import joint
-from adaptok_hf.figures.plot_style import COLOURS, figure_file
+from adaptok_hf.figures.plot_style import COLORS, figure_file
 from adaptok_hf.models.attention_masks import block_rule, kept_rule
 
 HERE = Path(__file__).parent
 EXAMPLE = HERE.parents[1] / "examples" / "surfing.mp4"
 SHARES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
-BLUE, ORANGE = COLOURS[:2]
+BLUE, ORANGE = COLORS[:2]
 
 
 def main() -> None:
@@ -100,7 +100,7 @@ def draw_scores(pipeline: AdapTokPipeline) -> None:
     with figure_file(HERE / "adaptive_scores.png", 6.4, 3.3) as (_, axes):
         axis = axes[0, 0]
         for block, (curve, count) in enumerate(zip(scores[0], counts[0], strict=True)):
-            colour = COLOURS[block % len(COLOURS)]
+            colour = COLORS[block % len(COLORS)]
             axis.plot(tokens, curve, color=colour, label=f"block {block}: {count} tokens")
             axis.plot(count, curve[count // step - 1], "o", color=colour, markersize=9, markeredgecolor="white")
         axis.set_xlabel("tokens kept of the block")

@@ -1,21 +1,25 @@
-import dataclasses
-import importlib.util
 import json
-import sys
+import os
+import socket
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from accelerate import PartialState
+from builders import script_runs
 from builders.evaluations import moving_frames
+from builders.loaded_scripts import ROOT, load_script
 from builders.token_data import make_pipeline
 
 from adaptok_hf import AdapTokARConfig, AdapTokARForCausalLM, write_video
-from adaptok_hf.cli.main import main
+from adaptok_hf.cli.main import build_parser, main
+from adaptok_hf.evaluation import make_settings
 from adaptok_hf.metrics import PROTOCOLS, network_weights
 
-SCRIPTS = Path(__file__).parents[2] / "training_scripts"
-RECIPES = sorted((SCRIPTS / "recipes" / "evaluation").glob("*.json"))
+FOLDER = ROOT / "training_scripts" / "recipes" / "evaluation"
+RECIPES = sorted(FOLDER.glob("*.json"))
 QUIET = ["--lpips", "none", "--no-fvd", "--device", "cpu"]
 
 
@@ -51,7 +55,7 @@ def test_reconstruction(videos, model, tmp_path, capsys):
     assert drawn >= {"rate_psnr.png", "rate_ssim.png", "allocation_4.png", "scorer.png", "attention.png"}
     assert drawn >= {"tokens_over_time_1.png", "tokens_over_time_2.png"}
     assert {"results.json", "results.csv", "results.md", "per_video.csv", "scorer.json"} <= {p.name for p in out.iterdir()}
-    assert not list(out.rglob("*.tmp"))
+    assert not list(out.rglob("*.tmp*"))
 
 
 def test_generation(videos, model, tmp_path, capsys):
@@ -66,7 +70,7 @@ def test_generation(videos, model, tmp_path, capsys):
     assert 1 / 3 <= result["tokens_per_block"] <= 6 and 0 < result["codebook"]["usage"] <= 1
     assert (out / "tokens_per_class.png").exists() and (out / "generated.png").exists()
     before = (out / "per_video.csv").read_text()
-    (out / "parts" / "generated" / "000004.safetensors").unlink()
+    (out / "parts" / "generated" / "00001.safetensors").unlink()
     assert main(argv) == 0
     assert (out / "per_video.csv").read_text() == before
     assert main([*argv, "--seed", "1"]) == 2
@@ -123,56 +127,111 @@ def test_fetch(tmp_path, monkeypatch, capsys):
     assert "unknown network 'vgg'" in capsys.readouterr().err
 
 
-@pytest.fixture
-def evaluate_script(monkeypatch):
-    # behind all others: the library `evaluate` has the script's name
-    monkeypatch.setattr(sys, "path", [*sys.path, str(SCRIPTS)])
-    spec = importlib.util.spec_from_file_location("evaluate_script", SCRIPTS / "evaluate.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "evaluate_script", module)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_there_is_a_recipe_for_every_table():
     names = {path.stem for path in RECIPES}
     assert names >= {"table1", "table2_ucf101", "table2_kinetics600", *(f"table{i}" for i in range(3, 8))}
     assert names >= {"table_c", "table_d", "table_e"}
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_recipes_fit_the_arguments(recipe, evaluate_script, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", str(recipe), "--output_dir", "out"])
-    args = evaluate_script.parse_arguments(evaluate_script.Arguments)
-    values, defaults = json.loads(recipe.read_text()), {f.name for f in dataclasses.fields(args)}
-    assert set(values) <= defaults
-    for line in args.paper:
-        assert line.get("model", args.model_names[0] if args.model_names else "") is not None
+@pytest.mark.parametrize("recipe", [path for path in RECIPES if path.stem != "table_e"], ids=lambda path: path.stem)
+def test_recipes_fit_the_options(recipe):
+    arguments = build_parser().parse_args(["evaluate", "--recipe", str(recipe), "DATA", "-o", "out", "--seed", "3"])
+    values = json.loads(recipe.read_text())
+    assert arguments.run.__name__ == f"_{values.pop('task')}" and arguments.seed == 3
+    values.pop("title")
+    assert {name: getattr(arguments, name) for name in values} == values
+    for line in arguments.paper:
         known = {"model", "strategy", "budget", "allocation_batch", "psnr", "lpips", "fvd", "milliseconds"}
-        assert set(line) <= known | {"allocation_milliseconds", "milliseconds_per_clip", "blocks", "clip_budget"}
-    if args.task == "reconstruction" and args.protocol:
-        from adaptok_hf.evaluation import make_settings
-
-        settings = make_settings(args.strategies, args.budgets, args.allocation_batches, 512, args.ipal_budgets)
-        ours = {(name, s.strategy, s.budget) for name in args.model_names for s in settings}
-        printed = {(p["model"], p["strategy"], float(p["budget"])) for p in args.paper if "strategy" in p}
-        assert printed <= ours, "a number of the paper would stand beside nothing"
-        assert PROTOCOLS[args.protocol].task == args.task
-
-
-def test_script_runs_the_tiny_recipe(evaluate_script, videos, model, tmp_path, monkeypatch, capsys):
-    options = ["--videos", str(videos), "--models", model, "--output_dir", str(tmp_path / "out")]
-    options += ["--budgets", "2", "4", "--batch_size", "2"]
-    recipe = str(SCRIPTS / "recipes" / "evaluation" / "tiny.json")
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", recipe, *options])
-    evaluate_script.main()
-    assert "| tiny | joint (4 videos) | 4 |" in capsys.readouterr().out
-    recipe = str(SCRIPTS / "recipes" / "evaluation" / "table_e.json")
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", recipe, "--output_dir", str(tmp_path / "e"), "--num_blocks", "1"])
-    monkeypatch.setattr(evaluate_script, "time_allocation", _quick(evaluate_script.time_allocation))
-    evaluate_script.main()
-    assert "| 1 |" in capsys.readouterr().out
+        assert set(line) <= known | {"allocation_milliseconds"} and line["model"]
+    if arguments.protocol:
+        assert arguments.run.__name__ == f"_{PROTOCOLS[arguments.protocol].task}"
+    if "strategies" in values and arguments.protocol:
+        batches = arguments.allocation_batch
+        settings = make_settings(arguments.strategies, arguments.budgets, batches, 512, arguments.ipal_budgets)
+        ours = {(name, s.strategy, s.budget) for name in arguments.model_names for s in settings}
+        printed = {(p["model"], p["strategy"], float(p["budget"])) for p in arguments.paper if "strategy" in p}
+        assert printed <= ours, "a number of the paper would stand next to nothing"
 
 
-def _quick(function):
-    return lambda *given, **options: function(*given, **options, repeats=1)
+def recipe_command(videos: Path, model: str, out: Path, *options: str) -> list[str]:
+    argv = ["evaluate", "--recipe", str(FOLDER / "tiny.json"), str(videos), "-o", str(out), "--model", model]
+    return [*argv, "--budgets", "2", "4", "--batch-size", "2", "--device", "cpu", *options]
+
+
+def test_options_override_a_recipe(videos, model, tmp_path, capsys):
+    assert main(recipe_command(videos, model, tmp_path / "out", "--model-names", "mine", "--max-videos", "2")) == 0
+    assert "| mine | joint (4 videos) | 4 |" in capsys.readouterr().out
+    report = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert report["num_videos"] == 2 and {result["budget"] for result in report["results"]} == {2, 4}
+    assert not list((tmp_path / "out").glob("*.png"))  # the recipe's, as the missing LPIPS and FVD are
+
+
+def test_recipes_that_do_not_fit(tmp_path, capsys):
+    recipe = tmp_path / "recipe.json"
+    for text, value in (
+        (None, str(recipe)),
+        ("no json", str(recipe)),
+        (json.dumps({"task": "allocation_time"}), "allocation_time"),
+        (json.dumps({"task": "generation", "strategies": ["fixed"]}), "strategies"),
+    ):
+        if text is not None:
+            recipe.write_text(text)
+        with pytest.raises(SystemExit) as error:
+            main(["evaluate", "--recipe", str(recipe), "DATA", "-o", "out"])
+        assert error.value.code == 2 and value in capsys.readouterr().err.splitlines()[-1]
+    for argv in (["evaluate"], ["evaluate", "--recipe"]):
+        with pytest.raises(SystemExit) as error:
+            main(argv)
+        assert error.value.code == 2 and "--recipe" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_names_for_every_model(videos, model, tmp_path, capsys):
+    argv = ["evaluate", "reconstruction", str(videos), "-o", str(tmp_path / "out"), "--model", model, *QUIET]
+    assert main([*argv, "--model-names", "a", "b"]) == 2 and "a, b" in capsys.readouterr().err
+    argv = ["evaluate", "generation", str(videos), "-o", str(tmp_path / "out"), "--model", model, "--model", "other"]
+    assert main(argv) == 2 and "other" in capsys.readouterr().err
+
+
+def run_one_of_two(rank: int, port: int, argv: list[str]) -> None:
+    torch.set_num_threads(1)  # a thread pool does not survive a fork
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    PartialState._reset_state()  # of the parent
+    assert main(argv) == 0
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_give_what_one_gives(videos, model, tmp_path):
+    argv = ["evaluate", "generation", str(videos), "--model", model, "--videos", "6", "--batch-size", "2", *QUIET[2:]]
+    assert main([*argv, "-o", str(tmp_path / "one")]) == 0
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = (port, [*argv, "-o", str(tmp_path / "two")])
+    torch.multiprocessing.start_processes(run_one_of_two, arguments, nprocs=2, start_method="fork")
+    for name in ("results.json", "per_video.csv"):
+        assert (tmp_path / "one" / name).read_text() == (tmp_path / "two" / name).read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_launchers(videos, model, tmp_path, processes):
+    """As users start it. `accelerate launch` starts one process on a CPU; for two there is torchrun."""
+    assert main(recipe_command(videos, model, tmp_path / "one")) == 0
+    *launcher, _ = script_runs.command("", processes=processes)
+    command = [*launcher, "-m", "adaptok_hf", *recipe_command(videos, model, tmp_path / "two")]
+    done = subprocess.run(command, capture_output=True, text=True, env=script_runs.environment(), timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("| tiny | joint (4 videos) | 4 |") == 1
+    one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
+    assert two["num_processes"] == processes
+    assert [result["metrics"] for result in one["results"]] == [result["metrics"] for result in two["results"]]
+
+
+def test_the_benchmark_reads_the_recipe_of_table_e(capsys):
+    benchmark = load_script("benchmarks/allocation.py")
+    recipe = json.loads((FOLDER / "table_e.json").read_text())
+    benchmark.time_ipal(recipe | {"allocation_batch": [2]}, latents_per_block=512, step=8, repeats=1)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 + 8 + 2 and lines[2].startswith("| 1 | 256 | ") and lines[2].endswith(" | 7.9 |")
+    assert lines[9].startswith("| 4 | 1024 | ") and lines[9].endswith(" | 8.0 |")

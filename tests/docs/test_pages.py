@@ -146,7 +146,7 @@ class Parsed(Exception):
 def check_command(words: list[str], page: str, monkeypatch) -> None:
     program, *rest = words
     if program == "adaptok":
-        build_parser().parse_args(rest)
+        build_parser().parse_args([str(ROOT / word) if (ROOT / word).is_file() else word for word in rest])
     elif program == "accelerate":
         from accelerate.commands.config import load_config_from_file
         from accelerate.commands.launch import launch_command_parser
@@ -180,12 +180,15 @@ def check_pip(words: list[str]) -> None:
 
 def check_script(script: str, options: list[str], page: str, monkeypatch) -> None:
     """Runs a training script until it has read its options. Of other scripts only the file is looked for."""
+    options = [str(ROOT / option) if option.endswith(".json") else option for option in options]
+    if script == "adaptok_hf":  # accelerate launch -m adaptok_hf
+        build_parser().parse_args(options)
+        return
     if not (ROOT / script).exists():
         assert f"Save as `{script}`" in (ROOT / page).read_text(), f"{page} names {script}, which does not exist"
         return
     if not script.startswith("training_scripts/"):
         return
-    options = [str(ROOT / option) if option.endswith(".json") else option for option in options]
 
     def stopping(read):
         def read_and_stop(*arguments, **keywords):

@@ -11,37 +11,37 @@ from builders.metric_networks import PixelFeatures
 
 from adaptok_hf import AdapTokARConfig, AdapTokARForCausalLM, AdapTokPipeline, write_video
 from adaptok_hf.cli.main import main
-from adaptok_hf.evaluation import Networks, evaluate_generation, open_videos, own_protocol
+from adaptok_hf.evaluation import ClassifierData, Networks, evaluate_generation, open_videos, own_protocol
 from adaptok_hf.evaluation.class_accuracy import (
     ClipClassifier,
-    LabelledFeatures,
+    LabeledFeatures,
     measure_class_accuracy,
     pixel_features,
 )
 from adaptok_hf.metrics import Protocol
 
-COLOURS = {"blue_ball": (30, 30, 220), "green_ball": (30, 220, 30), "red_ball": (220, 30, 30)}
+COLORS = {"blue_ball": (30, 30, 220), "green_ball": (30, 220, 30), "red_ball": (220, 30, 30)}
 # not in the folders' order, and spelled another way
 NAMES = {0: "RedBall", 1: "BlueBall", 2: "GreenBall"}
 PROTOCOL = Protocol("own", "test", "first", 12, 16, "generation")
 
 
 def clusters(per_class: int, num_classes: int, seed: int, spread: float = 0.3) -> tuple[torch.Tensor, torch.Tensor]:
-    """(clips, 5) features around one centre per class, and labels."""
-    centres = torch.randn(num_classes, 5, generator=torch.Generator().manual_seed(100)) * 3
+    """(clips, 5) features around one center per class, and labels."""
+    centers = torch.randn(num_classes, 5, generator=torch.Generator().manual_seed(100)) * 3
     labels = torch.arange(num_classes).repeat(per_class)
     noise = torch.randn(len(labels), 5, generator=torch.Generator().manual_seed(seed))
-    return centres[labels] + spread * noise, labels
+    return centers[labels] + spread * noise, labels
 
 
-def labelled(features: torch.Tensor, labels: torch.Tensor) -> LabelledFeatures:
-    return LabelledFeatures(features, labels.tolist(), [f"v{i}" for i in range(len(labels))])
+def labelled(features: torch.Tensor, labels: torch.Tensor) -> LabeledFeatures:
+    return LabeledFeatures(features, labels.tolist(), [f"v{i}" for i in range(len(labels))])
 
 
-def measure(generated: LabelledFeatures, num_classes: int = 4) -> tuple[dict, list[int]]:
+def measure(generated: LabeledFeatures, num_classes: int = 4) -> tuple[dict, list[int]]:
     training, real = labelled(*clusters(8, num_classes, 0)), labelled(*clusters(5, num_classes, 1))
     # a tokenizer that makes all clips alike: one in four is still right
-    blurred = LabelledFeatures(real.features[:1].expand_as(real.features), real.labels, real.videos)
+    blurred = LabeledFeatures(real.features[:1].expand_as(real.features), real.labels, real.videos)
     names = [f"class{i}" for i in range(num_classes)]
     return measure_class_accuracy(training, real, blurred, generated, names, PROTOCOL, "test")
 
@@ -83,9 +83,9 @@ def test_the_fit_is_the_minimum():
         torch.testing.assert_close(error.mean(0), torch.zeros(3, dtype=torch.float64), atol=1e-5, rtol=0)
 
 
-def test_one_class_is_refused():
+def test_one_class_is_not_enough():
     features, labels = clusters(8, 2, seed=0)
-    with pytest.raises(ValueError, match="2 classes or more, got 8 of 1"):
+    with pytest.raises(ValueError, match="8 of 1"):
         ClipClassifier(features[labels == 0], labels[labels == 0])
 
 
@@ -118,7 +118,7 @@ def test_accuracy_of_each_class():
     assert entry["classes"] == {"class0": 1.0, "class1": pytest.approx(2 / 3), "class2": 1.0, "class3": 1.0}
 
 
-def test_pixel_features_show_where_colours_and_changes_are():
+def test_pixel_features_show_where_colors_and_changes_are():
     video = torch.zeros(1, 3, 3, 16, 32)
     video[:, :, 2, :2, :4] = 0.5  # blue stays in the first of 8 x 8 places
     video[:, 1, 0, -2:, -4:] = 0.9  # red flashes in the last one
@@ -128,20 +128,20 @@ def test_pixel_features_show_where_colours_and_changes_are():
     assert pictures.count_nonzero() == 3
 
 
-def frames_of(colour: tuple[int, int, int], seed: int) -> np.ndarray:
+def frames_of(color: tuple[int, int, int], seed: int) -> np.ndarray:
     noise = np.random.default_rng(seed).integers(-20, 20, (12, 16, 16, 3))
-    return (np.array(colour) + noise).clip(0, 255).astype(np.uint8)
+    return (np.array(color) + noise).clip(0, 255).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """`train` and `val`: a folder per colour, 3 and 2 videos in each."""
-    folder = tmp_path_factory.mktemp("colours")
+    """`train` and `val`: a folder per color, 3 and 2 videos in each."""
+    folder = tmp_path_factory.mktemp("colors")
     for split, count, first in (("train", 3, 0), ("val", 2, 10)):
-        for name, colour in COLOURS.items():
+        for name, color in COLORS.items():
             (folder / split / name).mkdir(parents=True)
             for index in range(count):
-                write_video(folder / split / name / f"{split}{index}.mp4", frames_of(colour, first + index), 12)
+                write_video(folder / split / name / f"{split}{index}.mp4", frames_of(color, first + index), 12)
     return folder
 
 
@@ -156,23 +156,23 @@ def generating(tiny_pipeline) -> AdapTokPipeline:
     return pipeline
 
 
-def evaluate(pipeline, val: Path, train: Path | None, output: Path, **options) -> dict:
+def evaluate(pipeline, val: Path, train: Path | None, output: Path, features: str = "pixels", **options) -> dict:
     protocol = own_protocol(pipeline, "test", "first", "generation")
     options = {"num_videos": 6, "batch_size": 4} | options
-    training = None if train is None else open_videos(train)
-    return evaluate_generation(pipeline, open_videos(val), protocol, output, classifier_source=training, **options)
+    classifier = None if train is None else ClassifierData(open_videos(train), features)
+    return evaluate_generation(pipeline, open_videos(val), protocol, output, classifier=classifier, **options)
 
 
 class PerfectGenerator:
-    """Stands in for `generate`: clips of the right colour, or of the colour of the class after it."""
+    """Stands in for `generate`: clips of the right color, or of the color of the class after it."""
 
     def __init__(self, pipeline, shift: int = 0):
         self.pipeline, self.shift, self.calls = pipeline, shift, 0
 
     def __call__(self, labels, **_):
         self.calls += 1
-        colours = [COLOURS[f"{NAMES[(label + self.shift) % 3][:-4].lower()}_ball"] for label in labels]
-        frames = np.stack([frames_of(colour, 20 + label) for colour, label in zip(colours, labels, strict=True)])
+        colors = [COLORS[f"{NAMES[(label + self.shift) % 3][:-4].lower()}_ball"] for label in labels]
+        frames = np.stack([frames_of(color, 20 + label) for color, label in zip(colors, labels, strict=True)])
         return SimpleNamespace(
             frames=torch.from_numpy(frames).permute(0, 1, 4, 2, 3) / 255,
             class_labels=list(labels),
@@ -188,8 +188,8 @@ def test_generated_videos_of_the_right_class_are_found_right(generating, data, t
     networks = Networks(features=PixelFeatures())
     for shift, accuracy in ((0, 1.0), (1, 0.0)):
         monkeypatch.setattr(generating, "generate", PerfectGenerator(generating, shift))
-        options = {"networks": networks, "classifier_features": kind}
-        report = evaluate(generating, data / "val", data / "train", tmp_path / str(shift), **options)
+        output = tmp_path / str(shift)
+        report = evaluate(generating, data / "val", data / "train", output, kind, networks=networks)
         entry = report["results"][0]["metrics"]["class_accuracy"]
         assert entry["value"] == accuracy and entry["real"] == {"value": 1, "low": 1, "high": 1, "num_videos": 6}
         assert entry["classes"] == {name: accuracy for name in NAMES.values()}
@@ -197,8 +197,7 @@ def test_generated_videos_of_the_right_class_are_found_right(generating, data, t
         assert (entry["weights_sha256"] is None) == (kind == "pixels")
         assert "fvd" in report["results"][0]["metrics"]
         rows = list(csv.DictReader(open(tmp_path / str(shift) / "per_video.csv")))
-        told = [NAMES[(int(row["label"]) + shift) % 3] for row in rows]
-        assert [row["classified_as"] for row in rows] == told
+        assert [row["classified_as"] for row in rows] == [NAMES[(int(row["label"]) + shift) % 3] for row in rows]
 
 
 def test_the_real_generator_through_interruptions(generating, data, tmp_path, monkeypatch):
@@ -212,12 +211,12 @@ def test_the_real_generator_through_interruptions(generating, data, tmp_path, mo
     assert "learned from 9 real clips of 3 classes" in (tmp_path / "results.md").read_text()
     # as if the run had been killed: what is left is not made again
     (tmp_path / "parts" / "training" / "00000.safetensors").unlink()
-    (tmp_path / "parts" / "generated" / "000004.safetensors").unlink()
-    kept = tmp_path / "parts" / "generated" / "000000.safetensors"
+    (tmp_path / "parts" / "generated" / "00001.safetensors").unlink()
+    kept = tmp_path / "parts" / "generated" / "00000.safetensors"
     before = kept.stat().st_mtime_ns
     again = evaluate(generating, data / "val", data / "train", tmp_path)
     assert again["results"][0]["metrics"] == report["results"][0]["metrics"] and kept.stat().st_mtime_ns == before
-    with pytest.raises(ValueError, match="another configuration .* differ in classifier"):
+    with pytest.raises(ValueError, match="classifier"):
         evaluate(generating, data / "val", None, tmp_path)
     without = evaluate(generating, data / "val", None, tmp_path / "without")
     assert without["results"][0]["metrics"] == {} and without["results"][0]["tokens_per_block"] > 0
@@ -231,22 +230,22 @@ def test_videos_that_cannot_be_used_are_named(generating, data, tmp_path):
 
     strange = copied("strange", train)
     (strange / "red_ball").rename(strange / "rad_ball")
-    with pytest.raises(ValueError, match="unknown class 'rad_ball'; did you mean 'RedBall'"):
+    with pytest.raises(ValueError, match="rad_ball.*RedBall"):
         evaluate(generating, val, strange, out)
     fewer = copied("fewer", train)
     shutil.rmtree(fewer / "red_ball")
-    with pytest.raises(ValueError, match="none of the classes RedBall$"):
+    with pytest.raises(ValueError, match="RedBall$"):
         evaluate(generating, val, fewer, out)
     bare = copied("bare", val)
     (bare / "red_ball" / "val0.mp4").rename(bare / "alone.mp4")
-    with pytest.raises(ValueError, match=r"1 of 6 have none, such as \['alone.mp4'\]"):
+    with pytest.raises(ValueError, match="1 of 6.*alone.mp4"):
         evaluate(generating, bare, train, out)
-    with pytest.raises(ValueError, match="6 are in both, such as .*blue_ball/val0.mp4"):
+    with pytest.raises(ValueError, match="6.*blue_ball/val0.mp4"):
         evaluate(generating, val, val, out)
-    with pytest.raises(ValueError, match="needs the network of FVD"):
-        evaluate(generating, val, train, out, classifier_features="network")
-    with pytest.raises(ValueError, match="'pixels' or 'network', got 'i3d'"):
-        evaluate(generating, val, train, out, classifier_features="i3d")
+    with pytest.raises(ValueError, match="network"):
+        evaluate(generating, val, train, out, "network")
+    with pytest.raises(ValueError, match="i3d"):
+        evaluate(generating, val, train, out, "i3d")
     # a set without a class that is not asked for will do, if the real videos do not have it either
     only = copied("only", val)
     shutil.rmtree(only / "red_ball")
@@ -276,5 +275,5 @@ def test_other_labels_are_another_configuration(generating, data, tmp_path):
         return tmp_path / name
 
     evaluate(generating, data / "val", listed("right.csv", "blue_ball"), tmp_path / "out", num_videos=2)
-    with pytest.raises(ValueError, match="differ in classifier"):
+    with pytest.raises(ValueError, match="classifier"):
         evaluate(generating, data / "val", listed("wrong.csv", "red_ball"), tmp_path / "out", num_videos=2)

@@ -3,49 +3,30 @@ import json
 import math
 import os
 import socket
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from accelerate import PartialState
-from builders.evaluations import evaluate, moving_frames
+from builders.evaluations import evaluate
 from builders.metric_networks import PixelFeatures
 
-from adaptok_hf import write_video
+from adaptok_hf.allocation import STRATEGIES, joint
 from adaptok_hf.evaluation import (
     Networks,
     Setting,
-    compare_videos,
-    draw_videos,
     evaluate_reconstruction,
     make_settings,
     open_videos,
     own_protocol,
-    summarize_ratings,
-    time_allocation,
-    write_rating_form,
 )
 from adaptok_hf.evaluation.attention_maps import attention_maps
 from adaptok_hf.evaluation.clip_chunks import ClipChunks
 from adaptok_hf.evaluation.reconstruction import clip_batches
-from adaptok_hf.evaluation.scene_cuts import find_cuts
-from adaptok_hf.evaluation.scorer_check import score_curves
-from adaptok_hf.evaluation.summaries import summarize_clips
-from adaptok_hf.evaluation.tables import markdown
 from adaptok_hf.metrics import PROTOCOLS, Protocol
 
-ALL = ["fixed", "bithr", "bidelta", "ipal", "joint", "quality", "threshold"]
-
-
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory) -> Path:
-    """5 videos of 26 frames: two clips of 12 each."""
-    folder = tmp_path_factory.mktemp("videos")
-    for index in range(5):
-        write_video(folder / f"v{index}.mp4", moving_frames(index), 12)
-    return folder
+ALL = list(STRATEGIES)
 
 
 def test_every_strategy_is_measured_at_every_budget(tiny_pipeline, videos, tmp_path):
@@ -79,8 +60,6 @@ def test_rows_agree_with_the_pipeline(tiny_pipeline, videos, tmp_path):
     with torch.no_grad():
         encoded = tiny_pipeline.tokenizer.encode(video)
         scores = tiny_pipeline.scorer(encoded.latents, encoded.quantized).scores.double().numpy()
-        from adaptok_hf.allocation import joint
-
         counts = torch.from_numpy(joint(scores, step=2, budget=4).token_counts)
         decoded = tiny_pipeline.tokenizer.decode(encoded.codes, counts).pixel_values_videos.clamp(0, 1)
     psnr = -10 * (decoded - video).double().square().mean(dim=(1, 2, 3, 4)).log10()
@@ -217,37 +196,6 @@ def test_videos_that_cannot_be_read_are_left_out(tiny_pipeline, videos, tmp_path
         evaluate(tiny_pipeline, folder, tmp_path / "out2", window="first")
 
 
-def test_intervals_know_which_clips_are_of_one_video():
-    protocol = Protocol("own", "test", "all", 12, 16, "reconstruction")
-    values = [1.0] * 10 + [3.0] * 10
-    alone = summarize_clips("m", values, [str(i) for i in range(20)], protocol)
-    grouped = summarize_clips("m", values, ["a"] * 10 + ["b"] * 10, protocol)
-    assert alone.value == grouped.value == 2 and alone.num_videos == 20
-    assert (grouped.low, grouped.high) == (1, 3) and 1.2 < alone.low < alone.high < 2.8
-    one = summarize_clips("m", [1.0, 2.0], ["a", "a"], protocol)
-    assert one.low is None and "no interval" in one.note
-
-
-def test_draw_videos(videos):
-    source = open_videos(videos)
-    assert [item.key for item in draw_videos(source, 2, 0).items] == ["v0.mp4", "v1.mp4"]
-    more = [item.key for item in draw_videos(source, 12, 0).items]
-    assert len(more) == 12 and {more.count(key) for key in set(more)} == {2, 3}
-    assert len(draw_videos(source, None, 0).items) == 5
-    # a video that stands there twice gives two different random windows
-    protocol = Protocol("own", "test", "random", 12, 16, "reconstruction")
-    chunks = ClipChunks(draw_videos(source, 10, 0), protocol, 10)
-    starts = chunks.read(0).starts
-    assert starts[:5] != starts[5:] and starts == chunks.read(0).starts
-    with pytest.raises(ValueError, match="at least 1"):
-        draw_videos(source, 0, 0)
-    with pytest.raises(FileNotFoundError):
-        open_videos(videos / "none")
-    (videos.parent / "notes.txt").write_text("")
-    with pytest.raises(ValueError, match="expected a folder"):
-        open_videos(videos.parent / "notes.txt")
-
-
 def test_settings_have_names_of_their_own():
     settings = make_settings(["fixed", "ipal"], [128, "50%"], [8, 64], 512, "published")
     assert len({setting.name for setting in settings}) == len(settings) == 6
@@ -255,39 +203,6 @@ def test_settings_have_names_of_their_own():
     for wrong in ({"strategy": "fixed"}, {"strategy": "fixed", "budget": 4, "batch": 2}, {"strategy": "ipal", "budget": 4}):
         with pytest.raises(ValueError):
             Setting(**wrong)
-
-
-def test_compare_videos_by_name_and_as_sets(videos, tmp_path):
-    networks = Networks(features=PixelFeatures())
-    for index in range(4):
-        noisy = moving_frames(index).astype(int) + np.random.default_rng(9).integers(-25, 26, (26, 16, 16, 3))
-        write_video(tmp_path / f"v{index}.mp4", np.clip(noisy, 0, 255).astype(np.uint8), 12)
-    result = compare_videos(videos, tmp_path, networks=networks, num_frames=12)
-    assert result["num_pairs"] == 4 and len(result["pairs"]) == 4
-    assert "1 of 5 real videos have no partner of that name" in result["notes"]
-    same = compare_videos(videos, videos, networks=networks, num_frames=12, window="all")
-    assert same["metrics"]["psnr"]["value"] is None and len(same["pairs"]) == 10
-    assert abs(same["metrics"]["fvd"]["value"]) < 1e-6 < result["metrics"]["fvd"]["value"]
-    pair = compare_videos(videos / "v0.mp4", tmp_path / "v1.mp4", num_frames=12)
-    assert pair["metrics"]["psnr"]["low"] is None and 0 < pair["metrics"]["psnr"]["value"] < 30
-    (tmp_path / "other").mkdir()
-    write_video(tmp_path / "other" / "x.mp4", moving_frames(0, count=26), 12)
-    write_video(tmp_path / "other" / "y.mp4", moving_frames(1, count=26), 12)
-    with pytest.raises(ValueError, match="nothing to compare"):
-        compare_videos(videos, tmp_path / "other", num_frames=12)
-    unpaired = compare_videos(videos, tmp_path / "other", num_frames=12, networks=networks)
-    assert unpaired["metrics"].keys() == {"fvd"} and unpaired["num_pairs"] == 0
-    write_video(tmp_path / "other" / "v0.mp4", moving_frames(0, count=13), 12)
-    with pytest.raises(ValueError, match="v0.mp4: 2 clips of 12 frames on the real side, 1 on the other"):
-        compare_videos(videos, tmp_path / "other", num_frames=12, window="all")
-
-
-def test_scene_cuts():
-    first, second = moving_frames(0, 20), 255 - moving_frames(1, 20)
-    second = (second.astype(int) // 3).astype(np.uint8)
-    assert find_cuts(np.concatenate([first, second])) == [20]
-    assert find_cuts(first) == []
-    assert find_cuts(first[:1]) == [] and find_cuts(np.repeat(first[:1], 9, axis=0)) == []
 
 
 def test_attention_maps_are_those_of_eager_attention(tiny_tokenizer, tiny_video):
@@ -309,77 +224,6 @@ def test_attention_maps_are_those_of_eager_attention(tiny_tokenizer, tiny_video)
     np.testing.assert_allclose(attention_maps(tiny_tokenizer, tiny_video[0], tokens), maps, atol=1e-6)
     with pytest.raises(ValueError, match="0 to 5, got 6"):
         attention_maps(tiny_tokenizer, tiny_video[0], [6])
-
-
-def test_score_curves(tiny_pipeline, tiny_video):
-    videos = (tiny_video * 255).round().to(torch.uint8)
-    predicted, measured, levels = score_curves(tiny_pipeline, videos, "l1")
-    assert levels == [2, 4, 6] and predicted.shape == measured.shape == (2, 3, 3)
-    tokenizer = tiny_pipeline.tokenizer
-    with torch.no_grad():
-        encoded = tokenizer.encode(videos / 255)
-        counts = torch.tensor([[3, 4]] * 2)
-        decoded = tokenizer.decode(encoded.codes[:, :2], counts).pixel_values_videos[:, 4:8]
-        scores = tiny_pipeline.scorer(encoded.latents[:, :2], encoded.quantized[:, :2], torch.tensor([[3, 6]] * 2)).scores
-    error = (decoded - videos[:, 4:8] / 255).abs().mean(dim=(1, 2, 3, 4))
-    np.testing.assert_allclose(measured[:, 1, 1], error, atol=1e-6)
-    np.testing.assert_allclose(predicted[:, 1], scores[:, 1], atol=1e-5)
-    with pytest.raises(ValueError, match="loss must be one of"):
-        score_curves(tiny_pipeline, videos, "lpips")
-
-
-def test_the_papers_numbers_stand_beside_ours(tiny_pipeline, videos, tmp_path):
-    paper = [
-        {"model": "tiny", "strategy": "fixed", "budget": 4, "psnr": 25.29, "milliseconds": 50.9},
-        {"model": "Other", "psnr": 11.5},
-    ]
-    report = evaluate(tiny_pipeline, videos, tmp_path, paper=paper)
-    lines = markdown(report).splitlines()
-    header = [cell.strip() for cell in lines[0].split("|")]
-    ours = dict(zip(header, [cell.strip() for cell in lines[2].split("|")], strict=True))
-    other = dict(zip(header, [cell.strip() for cell in lines[3].split("|")], strict=True))
-    assert ours["PSNR, paper"] == "25.290" and ours["ms per clip, paper"] == "50.9" and float(ours["ms per clip"]) > 0
-    assert ours["PSNR (dB) ↑"].startswith(f"{report['results'][0]['metrics']['psnr']['value']:.2f} [")
-    assert (other["model"], other["PSNR, paper"], other["PSNR (dB) ↑"]) == ("Other", "11.500", "")
-    assert "not measured here" in lines[-1]
-
-
-def test_time_of_allocation(tmp_path):
-    paper = [{"blocks": 2, "milliseconds_per_clip": 7.1}]
-    report = time_allocation(tmp_path, [1, 2], [64], 4, latents_per_block=32, step=8, repeats=2, paper=paper)
-    assert [result["paper"] for result in report["results"]] == [None, 7.1, None]
-    assert all(result["milliseconds_per_clip"] > 0 for result in report["results"])
-    assert "7.1" in (tmp_path / "results.md").read_text()
-
-
-def test_rating_form(videos, tmp_path):
-    other = tmp_path / "other"
-    other.mkdir()
-    for index in range(3):
-        (other / f"v{index}.mp4").write_bytes((videos / f"v{index}.mp4").read_bytes())
-    form = write_rating_form(tmp_path / "form", {"A & B": videos, "C": other}, num_videos=2)
-    key = json.loads((tmp_path / "form" / "key.json").read_text())
-    assert len(key) == 4 and {entry["system"] for entry in key.values()} == {"A & B", "C"}
-    text = form.read_text()
-    assert "A &" not in text and text.count("<select") == 4
-    for line in text.splitlines():
-        if 'src="' in line:
-            assert (tmp_path / "form" / line.split('src="')[1].split('"')[0]).exists()
-    filled = tmp_path / "filled.csv"
-    of_c = [item for item, entry in key.items() if entry["system"] == "C"]
-    filled.write_text("rater,item,rating\n" + f"x,{of_c[0]},8\nx,{of_c[1]},\ny,{of_c[0]},6\n")
-    result = summarize_ratings(tmp_path / "form" / "key.json", [filled])
-    assert result == {"C": {"mean": 7, "deviation": pytest.approx(math.sqrt(2)), "ratings": 2, "raters": 2}}
-    for wrong, message in (
-        ("x,v999,3", "unknown item"),
-        (f"x,{of_c[0]},11", "1 to 10"),
-        (f"x,{of_c[0]},good", "1 to 10"),
-        (f"x,{of_c[0]},3\nx,{of_c[0]},4", "has rated"),
-        (f"x,{of_c[0]},", "no ratings"),
-    ):
-        filled.write_text(f"rater,item,rating\n{wrong}\n")
-        with pytest.raises(ValueError, match=message):
-            summarize_ratings(tmp_path / "form" / "key.json", [filled])
 
 
 def run_one_of_two(rank: int, port: str, pipeline, videos: Path, output: Path) -> None:
@@ -412,8 +256,3 @@ def test_two_processes_give_what_one_gives(tiny_pipeline, videos, tmp_path):
             result.pop("milliseconds_per_clip")
     assert reports[0] == reports[1]
     assert (tmp_path / "one" / "per_video.csv").read_text() == (tmp_path / "two" / "per_video.csv").read_text()
-
-
-def test_protocol_without_a_batch_keeps_its_hash():
-    protocol = PROTOCOLS["adaptok_ucf_rfvd"]
-    assert replace(protocol, allocation_batch=64).hash != protocol.hash == "ab88544d3903"
