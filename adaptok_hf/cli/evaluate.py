@@ -242,10 +242,9 @@ def _quiet() -> None:
 def _load(name: str | None, device: str | None):
     import torch
 
-    from ..pipelines.pipeline_adaptok import SHIPPED_CHECKPOINT, AdapTokPipeline
+    from ..pipelines.pipeline_adaptok import AdapTokPipeline
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    name = str(SHIPPED_CHECKPOINT if name is None else name)
     try:
         pipeline = AdapTokPipeline.from_pretrained(name).to(device)
     except Exception as error:  # diffusers, safetensors and torch each raise their own kind

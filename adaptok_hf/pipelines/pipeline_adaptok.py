@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,9 +27,6 @@ from .pipeline_batches import LatentsAgain, plan_batches
 from .pipeline_generation import AdapTokGenerationOutput, GenerationMixin, check_output_type
 from .pipeline_loading import LoadingMixin
 from .pipeline_streaming import StreamingMixin
-
-SHIPPED_CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "small"
-DETAILED_CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "detailed"
 
 # What `allocation` may be: `measured` is `joint` with losses that are measured, so it has no function of a score table.
 _ALLOCATIONS = (*STRATEGIES, "measured")
@@ -104,19 +100,6 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
         self.register_modules(
             video_processor=video_processor, tokenizer=tokenizer, scorer=scorer, ar_model=ar_model, fp_model=fp_model
         )
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path | None = None, **kwargs) -> "AdapTokPipeline":
-        """As [`DiffusionPipeline.from_pretrained`]; without a name, the small checkpoint that ships in the package.
-
-        The name `"detailed"` (unless there is such a folder) is the other one in the package: no generators, and five times
-        the tokens. Weights are loaded as float32 unless `dtype` says otherwise.
-        """
-        kwargs.setdefault("dtype", torch.float32)
-        name = SHIPPED_CHECKPOINT if pretrained_model_name_or_path is None else pretrained_model_name_or_path
-        if name == DETAILED_CHECKPOINT.name and not Path(name).exists():
-            name = DETAILED_CHECKPOINT
-        return super().from_pretrained(name, **kwargs)
 
     def __call__(
         self, video: Any = None, *, class_labels: Any = None, **kwargs
