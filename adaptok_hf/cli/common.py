@@ -54,7 +54,9 @@ def add_sampling_options(verb: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=int, default=0, help="the same seed gives the same videos (default: 0)")
     group.add_argument("--temperature", type=float, help="0 takes the most probable token")
     group.add_argument("--top-k", type=int, metavar="K", help="sample from the K most probable tokens; 0: from all")
-    group.add_argument("--top-p", type=float, metavar="P", help="sample from the fewest tokens with this probability in sum")
+    group.add_argument(
+        "--top-p", type=float, metavar="P", help="sample from the fewest tokens with this probability in sum"
+    )
     group.add_argument("--budget", type=float, help="the most tokens to write, as an average per block")
 
 

@@ -49,8 +49,7 @@ def _add_card(verb: argparse.ArgumentParser) -> None:
     group = verb.add_argument_group("card")
     group.add_argument(
         "--release",
-        help=f"who trained it on what: {', '.join(PACKAGED_CHECKPOINTS)}, original (the authors' weights) or a TOML file of "
-        "that form",
+        help=f"who trained it on what: {', '.join(PACKAGED_CHECKPOINTS)}, original (the authors' weights) or a TOML file",
     )
     group.add_argument("--results", nargs="+", default=[], metavar="FILE", help="results.json of 'adaptok evaluate'")
     group.add_argument("--license", metavar="ID", help="the weights' license by the Hub's name, such as mit")

@@ -49,9 +49,7 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
     folder = check_folder(arguments.output or f"{Path(arguments.video).stem}-adaptok")
     request = allocation_request(arguments)
     pipeline = load_pipeline(arguments.model, arguments.device, arguments.dtype)
-    output = pipeline.reconstruct(
-        arguments.video, resize_mode=arguments.resize, batch_size=arguments.batch_size, **request
-    )
+    output = pipeline.reconstruct(arguments.video, resize_mode=arguments.resize, batch_size=arguments.batch_size, **request)
     request = {"video": Path(arguments.video).name, "model": arguments.model} | request
     report = write_report(folder, output, pipeline, request)
     print(
