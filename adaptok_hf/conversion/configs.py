@@ -146,7 +146,7 @@ def _read_generator_config(arguments: Mapping[str, Any]) -> dict[str, AdapTokARC
 
 def _check_present(arguments: Mapping[str, Any], rows: tuple[tuple[str, Any, Any], ...]) -> None:
     """Raise `ValueError` naming the arguments without default that are missing."""
-    missing = [path for path, _, default in rows if _lookup(arguments, path, default) is ...]
+    missing = dict.fromkeys(path for path, _, default in rows if _lookup(arguments, path, default) is ...)
     if missing:
         raise ValueError(f"the configuration lacks {', '.join(missing)}")
 
