@@ -70,6 +70,7 @@ def layer_of(name: str) -> int | None:
     return layers[0]
 
 
+@cache
 def imports_of(path: Path, module: tuple[str, ...]) -> list[tuple[str, ...]]:
     """Return absolute dotted names of all imports in a file, also those in functions; not those for type checkers."""
     tree = tree_of(path)
@@ -155,24 +156,27 @@ def is_private(name: str) -> bool:
     return name.startswith("_") and not name.endswith("__") and name != "_"
 
 
-def private_definitions(path: Path) -> Iterator[str]:
-    """Yield the underscore names of functions, classes, variables, and attributes of self."""
+@cache
+def private_definitions(path: Path) -> set[str]:
+    """Return the underscore names of functions, classes, variables, and attributes of self."""
+    names = set()
     for node in ast.walk(tree_of(path)):
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and is_private(node.name):
-            yield node.name
-        elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
-            name = ast.unparse(node).removeprefix("self.")
-            if is_private(name) and "." not in name:
-                yield name
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self":
+            names.add(node.attr)
+    return set(filter(is_private, names))
 
 
 def private_uses(path: Path, private_names: set[str]) -> Iterator[str]:
     """Yield underscore names of other modules that a file uses: imports, and attributes of anything but self and cls."""
-    tree, defined_here = tree_of(path), set(private_definitions(path))
-    for node in ast.walk(tree):
+    others = private_names - private_definitions(path)
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.ImportFrom):
             yield from (alias.name for alias in node.names if is_private(alias.name) and alias.name in private_names)
-        elif isinstance(node, ast.Attribute) and node.attr in private_names - defined_here:
+        elif isinstance(node, ast.Attribute) and node.attr in others:
             owner = ast.unparse(node.value)
             if owner not in ("self", "cls", "super()") and owner.partition(".")[0] not in ("np", "torch"):
                 yield node.attr

@@ -134,13 +134,23 @@ def test_ways_to_spend(model, here, options, tokens):
     assert json.loads((here / "out" / "report.json").read_text())["tokens"] == tokens
 
 
-def test_as_a_program(model, here):
-    video = write_mp4(here.parent / "in" / "a.mp4")
+def as_a_program(*arguments: str) -> str:
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, "-m", "adaptok_hf", "reconstruct", str(video), "--model", model, "--budget", "3"]
+    command = [sys.executable, "-m", "adaptok_hf", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "16 frames, 4 blocks: 12 tokens" in done.stdout
+    return done.stdout
+
+
+def test_as_a_program():
+    assert as_a_program("--version") == f"adaptok_hf {__version__}\n"
+
+
+@pytest.mark.slow
+def test_reconstruct_as_a_program(model, here):
+    video = write_mp4(here.parent / "in" / "a.mp4")
+    printed = as_a_program("reconstruct", str(video), "--model", model, "--budget", "3")
+    assert "16 frames, 4 blocks: 12 tokens" in printed
     assert (here / "a-adaptok" / "report.json").exists()
 
 
