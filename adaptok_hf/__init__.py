@@ -1,7 +1,7 @@
 """AdapTok for Hugging Face: an adaptive, temporally causal video tokenizer.
 
-Importing the package registers its models with transformers' Auto classes. Everything is imported at first use:
-importing the package is instant.
+Importing the package registers its models with transformers' Auto classes. Everything else is imported at first use, so
+importing the package takes milliseconds.
 """
 
 import importlib
@@ -24,6 +24,7 @@ _HOMES = {
     "AdapTokARForCausalLM": "models.modeling_adaptok_ar",
     "AdapTokVideoProcessor": "video.video_processing_adaptok",
     "AdapTokPipeline": "pipelines.pipeline_adaptok",
+    "TokenizedVideo": "video.tokenized_video",
     "Video": "video.video_io",
     "read_video": "video.video_io",
     "write_video": "video.video_io",
@@ -32,13 +33,17 @@ _HOMES = {
     "AllocationRequest": "allocation",
     "allocate": "allocation",
     "convert_checkpoint": "conversion.convert",
+    "export_repository": "hub.export",
+    "find_checkpoint": "checkpoints",
 }
 
 __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
     from .allocation import AllocationRequest, allocate
+    from .checkpoints import find_checkpoint
     from .conversion.convert import convert_checkpoint
+    from .hub.export import export_repository
     from .models.block_cache import BlockCache
     from .models.configuration_adaptok import AdapTokConfig
     from .models.configuration_adaptok_ar import AdapTokARConfig

@@ -1,25 +1,15 @@
-"""Registers our classes with transformers' Auto classes, and our pipeline with diffusers, without importing either
-before somebody else does.
+"""Register our classes with transformers' Auto classes and our pipeline with diffusers, once these are imported.
 
-`import adaptok_hf` must be instant, while the module of `AutoModel` takes seconds to import. So registration waits until
-somebody has imported that module. It also waits while a module that ours build on, or one of ours, is still being
-imported, since ours could not be imported then.
+`import adaptok_hf` takes milliseconds, the module of `AutoModel` takes seconds. So registration waits until somebody else
+has imported that module, and until no module of transformers, diffusers or this package is half imported: only then can
+ours be imported.
 """
 
-import importlib.abc
 import sys
+from importlib.abc import MetaPathFinder
+from importlib.machinery import PathFinder
 
 _AUTO = "transformers.models.auto."
-_PIPELINES = "diffusers.pipelines.pipeline_utils"
-# What our modules import from transformers; a module in the middle of its own import does not have its name yet.
-_FOUNDATIONS = {
-    "transformers.configuration_utils": "PreTrainedConfig",
-    "transformers.modeling_utils": "PreTrainedModel",
-    "transformers.modeling_layers": "GradientCheckpointingLayer",
-    "transformers.video_processing_utils": "VideoProcessorMixin",
-    _AUTO + "modeling_auto": "MODEL_MAPPING_NAMES",  # LlamaConfig's docstring decorator looks it up
-    _PIPELINES: "DiffusionPipeline",
-}
 
 
 def _register_configs(auto) -> None:
@@ -50,7 +40,7 @@ def _register_video_processor(auto) -> None:
     auto.AutoVideoProcessor.register(AdapTokConfig, AdapTokVideoProcessor)
 
 
-def _register_pipeline(pipelines) -> None:
+def _register_pipeline(_) -> None:
     import diffusers
 
     from .pipelines.pipeline_adaptok import AdapTokPipeline
@@ -59,55 +49,44 @@ def _register_pipeline(pipelines) -> None:
     diffusers.AdapTokPipeline = AdapTokPipeline
 
 
-_REGISTER = {
-    _AUTO + "configuration_auto": _register_configs,
-    _AUTO + "modeling_auto": _register_models,
-    _AUTO + "video_processing_auto": _register_video_processor,
-    _PIPELINES: _register_pipeline,
-}
-
-
-class _AfterImport(importlib.abc.MetaPathFinder):
-    """Finds the modules it watches as usual, and registers what can be registered after each has been imported."""
+class _Registration(MetaPathFinder):
+    """Runs each function of `waiting` when its module is imported and the outermost import has finished."""
 
     def __init__(self):
-        self.pending = [name for name in _REGISTER if name in sys.modules]
-        self.depth = 0  # how many of our own modules are being imported
+        self.depth = 0  # imports of the watched packages in progress
+        self.waiting = {
+            _AUTO + "configuration_auto": _register_configs,
+            _AUTO + "modeling_auto": _register_models,
+            _AUTO + "video_processing_auto": _register_video_processor,
+            "diffusers.pipelines.pipeline_utils": _register_pipeline,
+        }
 
     def find_spec(self, name, path=None, target=None):
-        is_ours = name.startswith(__package__ + ".")
-        if not is_ours and name not in _REGISTER and name not in _FOUNDATIONS:
+        if not self.waiting or name.partition(".")[0] not in ("transformers", "diffusers", __package__):
             return None
-        found = (finder.find_spec(name, path, target) for finder in sys.meta_path if finder is not self)
-        spec = next((spec for spec in found if spec is not None), None)
-        if spec is None or spec.loader is None:
-            return spec
-        run_module = spec.loader.exec_module
+        spec = PathFinder.find_spec(name, path, target)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
 
-        def run_then_register(module):
-            self.depth += is_ours
-            try:
-                run_module(module)
-            finally:
-                self.depth -= is_ours
-            if name in _REGISTER:
-                self.pending.append(name)
-            self.register()
+            def execute_then_register(module):
+                self.depth += 1
+                try:
+                    execute(module)
+                finally:
+                    self.depth -= 1
+                self.register()
 
-        spec.loader.exec_module = run_then_register
+            spec.loader.exec_module = execute_then_register
         return spec
 
     def register(self) -> None:
-        half_imported = any(
-            name in sys.modules and not hasattr(sys.modules[name], attribute) for name, attribute in _FOUNDATIONS.items()
-        )
-        while self.pending and not self.depth and not half_imported:
-            name = self.pending.pop(0)
-            _REGISTER[name](sys.modules[name])
+        for name in list(self.waiting):
+            if self.depth == 0 and name in sys.modules and name in self.waiting:
+                self.waiting.pop(name)(sys.modules[name])
 
 
 def register_auto_classes() -> None:
-    """Registers now what can be, and the rest when transformers' modules are imported."""
-    hook = _AfterImport()
-    sys.meta_path.insert(0, hook)
-    hook.register()
+    """Register now what is possible, and the rest when transformers' and diffusers' modules are imported."""
+    registration = _Registration()
+    sys.meta_path.insert(0, registration)
+    registration.register()

@@ -16,7 +16,7 @@ from adaptok_hf.hub.export import find_model, read_release
 
 HERE = Path(__file__).parent
 RECIPES = HERE.parent / "training_scripts" / "recipes"
-SHIPPED_PARTS = {"pipeline": None, "tokenizer": "tokenizer", "scorer": "scorer", "ar": "ar_model", "fp": "fp_model"}
+SMALL_PARTS = {"pipeline": None, "tokenizer": "tokenizer", "scorer": "scorer", "ar": "ar_model", "fp": "fp_model"}
 
 
 def original_configs() -> dict:
@@ -33,11 +33,11 @@ def original_configs() -> dict:
 def render_all() -> dict[str, str]:
     """File name -> card."""
     cards = {}
-    for kind, part in SHIPPED_PARTS.items():
-        folder = find_model("shipped", part)
-        release = read_release("shipped", folder)
-        cards[f"shipped_{kind}.md"] = render_card(
-            *read_configs(folder), repository=f"adaptok-small-{kind}", release=release, reports=_reports("shipped")
+    for kind, part in SMALL_PARTS.items():
+        folder = find_model("small", part)
+        release = read_release("small", folder)
+        cards[f"small_{kind}.md"] = render_card(
+            *read_configs(folder), repository=f"adaptok-small-{kind}", release=release, reports=_reports("small")
         )
     folder = find_model("detailed")
     cards["detailed_pipeline.md"] = render_card(

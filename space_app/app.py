@@ -1,6 +1,6 @@
 """Starts the Space: `python space_app/app.py`.
 
-`ADAPTOK_MODEL` names the pipeline, a folder or a Hub id; by default it is the small checkpoint in the package.
+`ADAPTOK_MODEL` names the pipeline: "small" (the default) or "detailed" in the package, a folder, or a Hub id.
 """
 
 import os
@@ -15,12 +15,13 @@ from theme import page_options
 from uploads import MAX_MEGABYTES
 
 from adaptok_hf import AdapTokPipeline
+from adaptok_hf.checkpoints import DEFAULT_CHECKPOINT, PACKAGED_CHECKPOINTS
 
 
 def main() -> None:
-    name = os.environ.get("ADAPTOK_MODEL") or None
+    name = os.environ.get("ADAPTOK_MODEL") or DEFAULT_CHECKPOINT
     pipeline = AdapTokPipeline.from_pretrained(name).to("cuda" if torch.cuda.is_available() else "cpu")
-    shown = "the small checkpoint in the package" if name is None else os.path.basename(os.path.normpath(name))
+    shown = f"{name}, in the package" if name in PACKAGED_CHECKPOINTS else os.path.basename(os.path.normpath(name))
     demo = build_demo(pipeline, shown)
     demo.launch(max_file_size=f"{MAX_MEGABYTES}mb", footer_links=["api"], **page_options())
 

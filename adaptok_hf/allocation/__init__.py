@@ -5,12 +5,12 @@ Every strategy reads `scores`, the predicted or measured loss of each block at e
 position; counts have the same shape without the last axis. `STRATEGIES` says what each strategy needs.
 """
 
-from .allocate import STRATEGIES, AllocationRequest, Strategy, allocate
 from .bisection import BisectionAllocation, bidelta, bithr
 from .budgets import published_budgets
 from .integer_program import ProgramSolution, solve_program
 from .rate_control import RateController
 from .strategies import JointAllocation, fixed, ipal, joint, quality, threshold
+from .strategy_table import STRATEGIES, AllocationRequest, Strategy, allocate
 
 __all__ = [
     "STRATEGIES",

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .common import load_pipeline
+
 
 class _Recipe(argparse.Action):
     """`--recipe FILE ARGUMENTS`: a file names the task and its options; the arguments after it override them.
@@ -294,24 +296,10 @@ def _load_models(arguments: argparse.Namespace, one: bool = False) -> dict[str, 
     if len(names) != len(paths):
         raise ValueError(f"{len(paths)} models were given for the {len(names)} names {', '.join(names)}")
     device = _device(arguments)
-    return {name: _load(path, device) for name, path in zip(names, paths, strict=True)}
-
-
-def _load(name: str | None, device: str):
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    from ..pipelines.pipeline_adaptok import SHIPPED_CHECKPOINT, AdapTokPipeline
-
-    transformers_logging.disable_progress_bar()
-    diffusers_logging.disable_progress_bar()
-    name = str(SHIPPED_CHECKPOINT if name is None else name)
-    try:
-        pipeline = AdapTokPipeline.from_pretrained(name).to(device)
-    except Exception as error:  # diffusers, safetensors and torch each raise their own kind
-        raise ValueError(f"cannot load the model {name}: {' '.join(str(error).split())}") from error
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    models = {name: load_pipeline(path, device) for name, path in zip(names, paths, strict=True)}
+    for pipeline in models.values():
+        pipeline.set_progress_bar_config(disable=True)  # the evaluation has its own
+    return models
 
 
 def _label(path: str | None, paths: list) -> str:

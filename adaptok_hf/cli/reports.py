@@ -1,17 +1,13 @@
-"""What `adaptok reconstruct`, `generate` and `predict` write: videos, pictures that show them, and the numbers."""
+"""Write the results of `adaptok reconstruct`, `generate` and `predict`: videos, pictures that show them, and numbers."""
 
-import json
 import os
-import shutil
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from ..atomic_files import files_together, write_json
 from ..figures.contact_sheets import contact_sheet, side_by_side
 from ..figures.plots import plot_tokens
 from ..video.video_io import write_video
@@ -22,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def check_folder(folder: str | os.PathLike) -> Path:
-    """The output folder as a path.
+    """Return an output folder as a path, before the work for it begins.
 
     Raises:
         NotADirectoryError: if it is a file.
@@ -30,14 +26,14 @@ def check_folder(folder: str | os.PathLike) -> Path:
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is a file; the output goes into a folder")
+        raise NotADirectoryError(f"{folder} is a file, the output goes into a folder")
     if not folder.absolute().parent.is_dir():
         raise FileNotFoundError(f"{folder}: the folder {folder.absolute().parent} does not exist")
     return folder
 
 
 def check_file(file: str | os.PathLike, suffix: str) -> Path:
-    """An output file as a path, before the work for it begins.
+    """Return an output file as a path, before the work for it begins.
 
     Raises:
         ValueError: if its name does not end in `suffix`.
@@ -46,7 +42,7 @@ def check_file(file: str | os.PathLike, suffix: str) -> Path:
     """
     file = Path(file)
     if file.is_dir():
-        raise IsADirectoryError(f"{file} is a folder; the output is a {suffix} file")
+        raise IsADirectoryError(f"{file} is a folder, the output is a {suffix} file")
     if file.suffix.lower() != suffix:
         raise ValueError(f"{file}: the name must end in {suffix}")
     if not file.absolute().parent.is_dir():
@@ -57,12 +53,10 @@ def check_file(file: str | os.PathLike, suffix: str) -> Path:
 def write_report(
     folder: str | os.PathLike, output: "AdapTokPipelineOutput", pipeline: "AdapTokPipeline", request: dict[str, Any]
 ) -> dict[str, Any]:
-    """Writes `reconstruction.mp4`, `side_by_side.mp4`, `tokens.png` and `report.json` into `folder`.
-
-    The files are made in a temporary folder beside and moved when all are complete.
+    """Write `reconstruction.mp4`, `side_by_side.mp4`, `tokens.png` and `report.json` into `folder`, once all are complete.
 
     Args:
-        folder: created if it does not exist; files of these names in it are replaced.
+        folder: created if it does not exist. Files of these names in it are replaced.
         output: what `pipeline.reconstruct` returned, with `output_type="np"`.
         request: the arguments of the call, kept in the report.
 
@@ -102,31 +96,17 @@ def write_report(
         "model_hash": tokens.model_hash,
         "device": str(pipeline.device),
     }
-    with _written_together(folder) as partial:
+    with files_together(folder) as partial:
         write_video(partial / "reconstruction.mp4", output.frames, tokens.fps, tokens.timestamps)
         frames = side_by_side(_at_model_size(output), output.original, counts, maximum, frames_per_block)
         write_video(partial / "side_by_side.mp4", frames, tokens.fps, tokens.timestamps)
         plot_tokens(partial / "tokens.png", report, tokens.timestamps[::frames_per_block])
-        (partial / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+        write_json(partial / "report.json", report)
     return report
 
 
-@contextmanager
-def _written_together(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder`, whose files are moved there when all are complete."""
-    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
-    partial.mkdir()
-    try:
-        yield partial
-        folder.mkdir(exist_ok=True)
-        for file in partial.iterdir():
-            os.replace(file, folder / file.name)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
 def _at_model_size(output: "AdapTokPipelineOutput") -> np.ndarray:
-    """The reconstruction at the size of `output.original` (squashed videos were brought back to their proportions)."""
+    """Return the reconstruction at the size of `output.original`; squashed videos got their proportions back."""
     if output.frames.shape == output.original.shape:
         return output.frames
     frames = torch.from_numpy(output.frames).permute(0, 3, 1, 2)
@@ -135,7 +115,7 @@ def _at_model_size(output: "AdapTokPipelineOutput") -> np.ndarray:
 
 
 def measure(output: "AdapTokPipelineOutput", frames_per_block: int) -> dict[str, Any]:
-    """PSNR in dB over the whole video and per block, and the mean SSIM of the frames, at the model's size."""
+    """Return PSNR in dB over the whole video and per block, and the mean SSIM of the frames, at the model's size."""
     from torchmetrics.functional.image import peak_signal_noise_ratio
     from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
@@ -153,14 +133,14 @@ def measure(output: "AdapTokPipelineOutput", frames_per_block: int) -> dict[str,
 
 
 def _finite(decibel: torch.Tensor) -> float:
-    """Identical pictures have infinite PSNR, which JSON cannot hold: 100 dB stands for it."""
+    """Return at most 100 dB: identical pictures have infinite PSNR, which JSON does not have."""
     return round(min(float(decibel), 100.0), 3)
 
 
 def write_generation(
     folder: str | os.PathLike, output: "AdapTokGenerationOutput", request: dict[str, Any]
 ) -> dict[str, Any]:
-    """Writes each generated video as an mp4, `contact_sheet.png` and `report.json` into `folder`.
+    """Write each generated video as an mp4, `contact_sheet.png` and `report.json` into `folder`.
 
     Args:
         folder: as in `write_report`.
@@ -191,12 +171,12 @@ def write_generation(
         "fps": output.fps,
         "videos": videos,
     }
-    with _written_together(folder) as partial:
+    with files_together(folder) as partial:
         for video, frames in zip(videos, output.frames, strict=True):
             write_video(partial / video["file"], frames, output.fps)
         captions = [f"{name}, {video['tokens']} tokens" for name, video in zip(names, videos, strict=True)]
         contact_sheet(output.frames, captions, output.num_condition_frames).save(partial / "contact_sheet.png")
-        (partial / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+        write_json(partial / "report.json", report)
     return report
 
 

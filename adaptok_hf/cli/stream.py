@@ -1,4 +1,4 @@
-"""`adaptok stream`: a file, camera or address, compressed and shown again while it comes in."""
+"""`adaptok stream`: a file, camera or address, compressed and shown while it comes in."""
 
 import argparse
 import itertools
@@ -6,35 +6,32 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .common import add_model_options, add_resize_option, load_pipeline
+
 
 def add_commands(verbs: Any) -> None:
-    """Registers the command with the parser of `adaptok`."""
+    """Register the command with the parser of `adaptok`."""
     verb = verbs.add_parser("stream", help="encode and decode a file, camera or address block by block, as it comes")
     verb.add_argument("video", help="a video file, a camera such as /dev/video0, or an address such as rtsp://...")
     verb.add_argument("-o", "--output", help="mp4 file (default: VIDEO's name with '-stream.mp4', in this folder)")
     group = verb.add_argument_group("allocation", "give one of these; without, all tokens are kept")
     group.add_argument("--price", type=float, help="loss that a token must save to be kept")
-    group.add_argument("--threshold", type=float, help="loss that every block must undercut")
+    group.add_argument("--threshold", type=float, help="loss that every block must stay below")
     group.add_argument("--budget", help="average tokens per block to hold (such as 64), or a percentage (such as 25%%)")
     group.add_argument("--bitrate", type=float, metavar="BITS", help="average bits per second to hold")
     verb.add_argument("--frames", type=int, metavar="N", help="stop after so many frames, rounded up to whole blocks")
-    verb.add_argument("--resize", choices=["crop", "squash"], help="as in reconstruct")
-    verb.add_argument(
-        "--model", metavar="FOLDER", help="pipeline folder or Hub id (default: the checkpoint in the package)"
-    )
-    verb.add_argument("--device", help="such as cpu or cuda (default: cuda if there is one)")
-    verb.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    add_resize_option(verb)
+    add_model_options(verb)
     verb.set_defaults(run=_stream)
 
 
 def _stream(arguments: argparse.Namespace) -> None:
     from ..video.video_io import write_video
-    from .main import _load
 
     if arguments.frames is not None and arguments.frames < 1:
         raise ValueError(f"--frames must be at least 1, got {arguments.frames}")
     output = Path(arguments.output or f"{Path(arguments.video).stem}-stream.mp4")
-    pipeline = _load(arguments)
+    pipeline = load_pipeline(arguments.model, arguments.device, arguments.dtype)
     blocks = pipeline.stream(
         arguments.video,
         price=arguments.price,
@@ -45,23 +42,20 @@ def _stream(arguments: argparse.Namespace) -> None:
     )
     if arguments.frames is not None:
         blocks = itertools.islice(blocks, -(-arguments.frames // pipeline.tokenizer.config.tubelet_size))
-    totals = {"frames": 0, "tokens": 0, "bits": 0.0}
-    latencies = []
+    first = next(blocks)  # has the frame rate
+    facts = []  # of each block: frames, tokens, bits, seconds
 
-    def frames(blocks: Iterator) -> Iterator:
-        for block in blocks:
-            totals["frames"] += block.num_frames
-            totals["tokens"] += block.token_count
-            totals["bits"] += block.bits
-            latencies.append(block.latency)
+    def frames() -> Iterator:
+        for block in itertools.chain([first], blocks):
+            facts.append((block.num_frames, block.token_count, block.bits, block.latency))
             yield from block.frames
 
-    first = next(blocks)  # tells the frame rate
-    write_video(output, frames(itertools.chain([first], blocks)), first.fps)
-    seconds = totals["frames"] / first.fps
+    write_video(output, frames(), first.fps)
+    num_frames, tokens, bits, latency = (sum(column) for column in zip(*facts, strict=True))
+    slowest, seconds = max(fact[3] for fact in facts), num_frames / first.fps
     print(
-        f"{totals['frames']} frames, {len(latencies)} blocks: {totals['tokens'] / len(latencies):.1f} tokens per block, "
-        f"{totals['bits'] / seconds / 1000:.2f} kbit/s; {1000 * sum(latencies) / len(latencies):.0f} ms per block "
-        f"({seconds / sum(latencies):.2f} times real time), {1000 * max(latencies):.0f} ms at most"
+        f"{num_frames} frames, {len(facts)} blocks: {tokens / len(facts):.1f} tokens per block, "
+        f"{bits / seconds / 1000:.2f} kbit/s; {1000 * latency / len(facts):.0f} ms per block "
+        f"({seconds / latency:.2f} times real time), {1000 * slowest:.0f} ms at most"
     )
-    print(f"wrote {output}: {totals['frames']} frames at {first.fps:.2f} fps")
+    print(f"wrote {output}: {num_frames} frames at {first.fps:.2f} fps")

@@ -1,4 +1,4 @@
-"""The original's constructor arguments -> our configurations."""
+"""Turn the original's constructor arguments into our configurations."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,41 +22,42 @@ from .original_names import (
     SUPPORTED,
 )
 
+Config = AdapTokConfig | AdapTokScorerConfig | AdapTokPriorConfig | AdapTokARConfig
 
-def read_configs(
-    arguments: Mapping[str, Any],
-) -> dict[str, AdapTokConfig | AdapTokScorerConfig | AdapTokPriorConfig | AdapTokARConfig]:
-    """The original's constructor arguments -> the configurations of the models that they describe: a generator, or a
-    tokenizer and, if there are any, scorer and prior.
+
+def read_configs(arguments: Mapping[str, Any]) -> dict[str, Config]:
+    """Turn the original's constructor arguments into configurations: of a generator, or of a tokenizer and, if there are
+    any, scorer and prior.
 
     Arguments that we have no use for are ignored.
 
     Raises:
         ValueError: naming the arguments that are missing or not supported.
     """
-    if _is_generator(arguments):
-        return _read_generator_config(arguments)
+    try:
+        return _read_generator_config(arguments) if "cls_token_num" in arguments else _read_tokenizer_configs(arguments)
+    except StrictDataclassError as error:
+        raise ValueError(f"not supported: {' '.join(str(error).split())}") from error
+
+
+def _read_tokenizer_configs(arguments: Mapping[str, Any]) -> dict[str, Config]:
     has_scorer = _lookup(arguments, "scorer_name", None) == "transformer_scorer"
     _check_present(arguments, ARGUMENTS + SUPPORTED + (SCORER_ARGUMENTS if has_scorer else ()))
+    attention = {part: arguments.get(f"{part}_attn_type") for part in ("encoder", "decoder", "scorer")}
+    prior = _lookup(arguments, "prior_model.name", None)
+    geometry = {"bottleneck_token_num": 1024, "frame_num": 16, "temporal_patch_size": 4}
+    tokens, frames, tubelet = (arguments.get(name, default) for name, default in geometry.items())
 
     problems = _unsupported(arguments, SUPPORTED)
     for path, other, default in EQUAL:
         value, expected = _lookup(arguments, path, default), _lookup(arguments, other, default)
         if value != expected:
             problems.append(f"{path}={value!r} (must be {other}={expected!r})")
-    attention = {}
-    for part in ("encoder", "decoder", "scorer"):
-        value = arguments.get(f"{part}_attn_type")
+    for part, value in attention.items():
         if value not in list(ATTENTION_TYPES):
             problems.append(f"{part}_attn_type={value!r} (supported: {', '.join(map(repr, ATTENTION_TYPES))})")
-        else:
-            attention[part] = ATTENTION_TYPES[value]
-    prior = _lookup(arguments, "prior_model.name", None)
     if prior not in [*NONE, *PRIORS]:
         problems.append(f"prior_model.name={prior!r} (supported: 'none', {', '.join(map(repr, PRIORS))})")
-
-    geometry = {"bottleneck_token_num": 1024, "frame_num": 16, "temporal_patch_size": 4}
-    tokens, frames, tubelet = (arguments.get(name, default) for name, default in geometry.items())
     if not all(isinstance(value, int) and value > 0 for value in (tokens, frames, tubelet)):
         problems.append(f"{', '.join(geometry)} = {tokens!r}, {frames!r}, {tubelet!r} (must be positive integers)")
     elif frames % tubelet or tokens % (frames // tubelet):
@@ -65,55 +66,53 @@ def read_configs(
         raise ValueError(f"not supported: {'; '.join(problems)}")
 
     num_blocks = frames // tubelet
-    latents_per_block = tokens // num_blocks
-    mask_type = _lookup(arguments, "mask_generator.mask_type", "none_masking")
-    try:
-        configs = {
-            "tokenizer": AdapTokConfig(
-                latents_per_block=latents_per_block,
-                adaptive=mask_type != "none_masking",
-                encoder_attention_type=attention["encoder"],
-                decoder_attention_type=attention["decoder"],
-                **{ours: _lookup(arguments, path, default) for path, ours, default in ARGUMENTS},
-            )
-        }
-        if has_scorer:
-            configs["scorer"] = AdapTokScorerConfig(
-                latent_size=configs["tokenizer"].hidden_size,
-                num_blocks=num_blocks,
-                latents_per_block=latents_per_block,
-                attention_type=attention["scorer"],
-                **{ours: _lookup(arguments, path, default) for path, ours, default in SCORER_ARGUMENTS},
-            )
-        if prior not in NONE:
-            layers, heads, width = PRIORS[prior]
-            no_dropout = {"embedding_dropout": 0.0, "residual_dropout": 0.0, "attention_dropout": 0.0}
-            configs["prior"] = AdapTokPriorConfig(
-                codebook_dim=configs["tokenizer"].codebook_dim,
-                num_latent_tokens=tokens,
-                hidden_size=width,
-                num_attention_heads=heads,
-                num_hidden_layers=layers,
-                **(no_dropout if _lookup(arguments, "prior_model.no_dropout", False) else {}),
-            )
-    except StrictDataclassError as error:
-        raise ValueError(f"not supported: {' '.join(str(error).split())}") from error
+    tokenizer = AdapTokConfig(
+        latents_per_block=tokens // num_blocks,
+        adaptive=_lookup(arguments, "mask_generator.mask_type", "none_masking") != "none_masking",
+        encoder_attention_type=ATTENTION_TYPES[attention["encoder"]],
+        decoder_attention_type=ATTENTION_TYPES[attention["decoder"]],
+        **_renamed(arguments, ARGUMENTS),
+    )
+    configs: dict[str, Config] = {"tokenizer": tokenizer}
+    if has_scorer:
+        configs["scorer"] = AdapTokScorerConfig(
+            latent_size=tokenizer.hidden_size,
+            num_blocks=num_blocks,
+            latents_per_block=tokenizer.latents_per_block,
+            attention_type=ATTENTION_TYPES[attention["scorer"]],
+            **_renamed(arguments, SCORER_ARGUMENTS),
+        )
+    if prior not in NONE:
+        configs["prior"] = _prior_config(arguments, PRIORS[prior], tokenizer.codebook_dim, tokens)
     return configs
 
 
+def _prior_config(
+    arguments: Mapping[str, Any], sizes: tuple[int, int, int], codebook_dim: int, tokens: int
+) -> AdapTokPriorConfig:
+    layers, heads, width = sizes
+    dropouts = ("embedding_dropout", "residual_dropout", "attention_dropout")
+    return AdapTokPriorConfig(
+        codebook_dim=codebook_dim,
+        num_latent_tokens=tokens,
+        hidden_size=width,
+        num_attention_heads=heads,
+        num_hidden_layers=layers,
+        **(dict.fromkeys(dropouts, 0.0) if _lookup(arguments, "prior_model.no_dropout", False) else {}),
+    )
+
+
 def _read_generator_config(arguments: Mapping[str, Any]) -> dict[str, AdapTokARConfig]:
-    geometry = ("cls_token_num", "max_seq_len", "tot_blocks")
-    _check_present(arguments, GENERATOR_ARGUMENTS + GENERATOR_SUPPORTED + tuple((name, name, ...) for name in geometry))
+    required = ("cls_token_num", "max_seq_len", "tot_blocks", "dim")
+    _check_present(arguments, GENERATOR_ARGUMENTS + GENERATOR_SUPPORTED + tuple((name, name, ...) for name in required))
     problems = _unsupported(arguments, GENERATOR_SUPPORTED)
-    prompt, tokens, blocks = (arguments[name] for name in geometry)
+    sizes = {name: arguments[name] for name in required} | {"multiple_of": arguments.get("multiple_of", 256)}
+    prompt, tokens, blocks, width, multiple = sizes.values()
     start = arguments.get("start_ar_block_idx", 0)
-    multiple = arguments.get("multiple_of", 256)
     frame_prediction = arguments.get("frame_prediction", False)
-    if not all(isinstance(value, int) and value > 0 for value in (prompt, tokens, blocks, multiple)):
-        problems.append(
-            f"{', '.join(geometry)}, multiple_of = {prompt!r}, {tokens!r}, {blocks!r}, {multiple!r} (must be positive "
-            "integers)"
-        )
+    if not all(isinstance(value, int) and value > 0 for value in sizes.values()):
+        stated = ", ".join(f"{name}={value!r}" for name, value in sizes.items())
+        problems.append(f"{stated} (must be positive integers)")
     elif tokens % blocks:
         problems.append(f"max_seq_len={tokens} (must be a multiple of tot_blocks={blocks})")
     if not frame_prediction and (prompt, start) != (1, 0):
@@ -123,7 +122,6 @@ def _read_generator_config(arguments: Mapping[str, Any]) -> dict[str, AdapTokARC
     if problems:
         raise ValueError(f"not supported: {'; '.join(problems)}")
 
-    given = {ours: _lookup(arguments, path, default) for path, ours, default in GENERATOR_ARGUMENTS}
     if frame_prediction:
         # Without a number of its own, the condition has as many codes as the blocks that are generated.
         codes = prompt - 1 if arguments.get("custom_cls_token_num", False) else tokens
@@ -133,41 +131,39 @@ def _read_generator_config(arguments: Mapping[str, Any]) -> dict[str, AdapTokARC
         condition = {"num_classes": classes, "class_dropout": arguments.get("class_dropout_prob", 0.1)}
         if classes == len(UCF101):
             condition |= {"id2label": dict(enumerate(UCF101)), "label2id": {name: i for i, name in enumerate(UCF101)}}
-    try:
-        config = AdapTokARConfig(
-            num_blocks=start + blocks,
-            latents_per_block=tokens // blocks,
-            start_block=start,
-            position_embedding="absolute",
-            learned_positions=not arguments.get("use_fixed_pe", False),
-            intermediate_size=-(-int(8 * given["hidden_size"] / 3) // multiple) * multiple,
-            **condition,
-            **given,
-        )
-    except (StrictDataclassError, TypeError) as error:
-        raise ValueError(f"not supported: {' '.join(str(error).split())}") from error
+    config = AdapTokARConfig(
+        num_blocks=start + blocks,
+        latents_per_block=tokens // blocks,
+        start_block=start,
+        position_embedding="absolute",
+        learned_positions=not arguments.get("use_fixed_pe", False),
+        intermediate_size=-(-int(8 * width / 3) // multiple) * multiple,
+        **condition,
+        **_renamed(arguments, GENERATOR_ARGUMENTS),
+    )
     return {"fp_model" if frame_prediction else "ar_model": config}
 
 
-def _is_generator(arguments: Mapping[str, Any]) -> bool:
-    return "cls_token_num" in arguments
-
-
 def _check_present(arguments: Mapping[str, Any], rows: tuple[tuple[str, Any, Any], ...]) -> None:
-    """Raises `ValueError` naming the arguments without default that are missing."""
-    missing = [path for path, _, default in rows if _lookup(arguments, path, default) is ...]
+    """Raise `ValueError` naming the arguments without default that are missing."""
+    missing = dict.fromkeys(path for path, _, default in rows if _lookup(arguments, path, default) is ...)
     if missing:
         raise ValueError(f"the configuration lacks {', '.join(missing)}")
 
 
 def _unsupported(arguments: Mapping[str, Any], rows: tuple[tuple[str, tuple, Any], ...]) -> list[str]:
-    """A description of each argument whose value we do not support."""
+    """Describe each argument whose value we do not support."""
     problems = []
     for path, values, default in rows:
         value = _lookup(arguments, path, default)
         if value not in values:
             problems.append(f"{path}={value!r} (supported: {', '.join(map(repr, values))})")
     return problems
+
+
+def _renamed(arguments: Mapping[str, Any], rows: tuple[tuple[str, str, Any], ...]) -> dict[str, Any]:
+    """Return the arguments under our names."""
+    return {ours: _lookup(arguments, path, default) for path, ours, default in rows}
 
 
 def _lookup(arguments: Mapping[str, Any], path: str, default: Any) -> Any:

@@ -1,15 +1,14 @@
-"""Checkpoints of the original AdapTok code -> our folders.
+"""Convert checkpoints of the original AdapTok code to folders of ours.
 
-What the original calls things is data, in `conversion_tables`. One of its files holds tokenizer, scorer and prior
-together; each becomes a folder of its own. A generator has a file of its own, and becomes a folder beside them.
+The original's names are data, in `original_names`. One of its files holds tokenizer, scorer and prior; each becomes a
+folder. A generator is a file of its own, and becomes a folder next to them.
 """
 
 import hashlib
 import json
 import os
 import re
-import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from ..atomic_files import atomic_folder, write_json
 from ..models.configuration_adaptok import AdapTokConfig
 from ..models.layers import SinCosPositions
 from ..models.modeling_adaptok import AdapTokModel
@@ -85,7 +85,7 @@ class ConversionReport:
 def convert_checkpoint(
     source: str | os.PathLike, destination: str | os.PathLike, *, ema: float | None = None
 ) -> ConversionReport:
-    """Converts a checkpoint of the original code.
+    """Convert a checkpoint of the original code.
 
     Of a tokenizer it writes `destination/tokenizer`, and `scorer` and `prior` where the source has them (safetensors, each
     for `from_pretrained`), and what makes `destination` a folder for `AdapTokPipeline.from_pretrained`. The folder appears
@@ -116,44 +116,30 @@ def convert_checkpoint(
     if in_use:
         _check_addition(models, destination)
     states, tables = map_tensors(models, tensors)
-
-    partial = destination.with_name(f"{destination.name}.partial-{os.getpid()}")
-    partial.mkdir(parents=True)
-    try:
-        converted = []
-        for name, model in models.items():
-            model.load_state_dict(states[name], assign=True)
-            model.save_pretrained(partial / name)
-            size = sum(tensor.numel() for tensor in states[name].values())
-            checksum = _sha256(partial / name / "model.safetensors")
-            converted.append(ConvertedModel(name, len(states[name]), size, tables[name], checksum))
-        if "tokenizer" in models:
-            config = models["tokenizer"].config
-            AdapTokVideoProcessor(
-                image_size=config.image_size, num_frames=config.num_frames, tubelet_size=config.tubelet_size
-            ).save_pretrained(partial / "video_processor")
-            # With this file the folder is one that AdapTokPipeline.from_pretrained loads.
-            _write_json(partial / "model_index.json", _pipeline_index(models))
-        if in_use:
-            _add(models, partial, destination)
-        else:
-            if destination.exists():
-                destination.rmdir()
-            partial.rename(destination)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)  # nothing is left of it if all went well
+    for name, model in models.items():
+        model.load_state_dict(states[name], assign=True)
+    if in_use:
+        _add_generator(models, destination)
+    else:
+        with atomic_folder(destination) as partial:
+            _write_models(models, partial)
+    converted = []
+    for name, state in states.items():
+        size = sum(tensor.numel() for tensor in state.values())
+        checksum = _sha256(destination / name / "model.safetensors")
+        converted.append(ConvertedModel(name, len(state), size, tables[name], checksum))
     return ConversionReport(weights_file, _sha256(weights_file), destination, tuple(converted))
 
 
 def _is_converted(folder: Path) -> bool:
-    """Whether a folder that is not empty is a pipeline's, or holds converted generators and nothing else."""
+    """Return whether a folder that is not empty is a pipeline's, or holds converted generators and nothing else."""
     if not folder.is_dir():
         return False
     return (folder / "model_index.json").is_file() or {path.name for path in folder.iterdir()} <= {"ar_model", "fp_model"}
 
 
 def _check_addition(models: Mapping[str, PreTrainedModel], folder: Path) -> None:
-    """Raises `ValueError` unless `models` can become a part of the pipeline in `folder`."""
+    """Raise `ValueError` unless `models` can become a part of the pipeline in `folder`."""
     if "tokenizer" in models:
         raise ValueError(f"{folder} exists already; give a folder that does not exist or is empty")
     for name, model in models.items():
@@ -163,40 +149,42 @@ def _check_addition(models: Mapping[str, PreTrainedModel], folder: Path) -> None
             continue
         tokenizer = AdapTokConfig.from_pretrained(folder / "tokenizer")
         for size in ("codebook_size", "num_blocks", "latents_per_block"):
-            ours, theirs = getattr(model.config, size), getattr(tokenizer, size)
-            if ours != theirs:
-                raise ValueError(f"the generator does not fit the tokenizer in {folder}: {size} is {ours}, there {theirs}")
+            value, expected = getattr(model.config, size), getattr(tokenizer, size)
+            if value != expected:
+                raise ValueError(
+                    f"the generator does not fit the tokenizer in {folder}: {size} is {value}, there {expected}"
+                )
 
 
-def _add(models: Mapping[str, PreTrainedModel], partial: Path, folder: Path) -> None:
-    """Moves what lies in `partial` into the pipeline's folder; its index is written last, and as a whole."""
-    index_file, new_index = folder / "model_index.json", partial / "model_index.json"
+def _write_models(models: Mapping[str, PreTrainedModel], folder: Path) -> None:
+    """Write each model and, with a tokenizer, what `AdapTokPipeline.from_pretrained` needs."""
+    for name, model in models.items():
+        model.save_pretrained(folder / name)
+    if "tokenizer" in models:
+        config = models["tokenizer"].config
+        processor = AdapTokVideoProcessor(config.image_size, config.num_frames, config.tubelet_size)
+        processor.save_pretrained(folder / "video_processor")
+        parts = {name: model for name, model in models.items() if name != "prior"}  # which is for training only
+        index = {"_class_name": "AdapTokPipeline", "_diffusers_version": version("diffusers"), "scorer": [None, None]}
+        write_json(folder / "model_index.json", index | _components({"video_processor": processor, **parts}))
+
+
+def _add_generator(models: Mapping[str, PreTrainedModel], folder: Path) -> None:
+    """Write a generator into a pipeline's folder, and name it in the pipeline's index."""
+    for name, model in models.items():
+        with atomic_folder(folder / name) as partial:
+            model.save_pretrained(partial)
+    index_file = folder / "model_index.json"
     if index_file.is_file():
-        _write_json(new_index, json.loads(index_file.read_text(encoding="utf-8")) | _components(models))
-    for name in models:
-        (partial / name).rename(folder / name)
-    if index_file.is_file():
-        new_index.replace(index_file)
+        write_json(index_file, json.loads(index_file.read_text(encoding="utf-8")) | _components(models))
 
 
-def _pipeline_index(models: Mapping[str, PreTrainedModel]) -> dict[str, Any]:
-    """The `model_index.json` of a pipeline of these components."""
-    index: dict[str, Any] = {"_class_name": "AdapTokPipeline", "_diffusers_version": version("diffusers")}
-    index["video_processor"] = [AdapTokVideoProcessor.__module__, AdapTokVideoProcessor.__name__]
-    parts = {name: model for name, model in models.items() if name != "prior"}  # which is for training only
-    return index | {"scorer": [None, None]} | _components(parts)
+def _components(components: Mapping[str, Any]) -> dict[str, list[str]]:
+    return {name: [type(each).__module__, type(each).__name__] for name, each in components.items()}
 
 
-def _components(models: Mapping[str, PreTrainedModel]) -> dict[str, list[str]]:
-    return {name: [type(model).__module__, type(model).__name__] for name, model in models.items()}
-
-
-def _write_json(file: Path, content: Any) -> None:
-    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def original_names(part: str, name: str) -> tuple[tuple[str, ...], Any]:
-    """Our parameter of `part` (a key of `KEYS`) -> the original's names for it, how to adapt them."""
+def original_names(part: str, name: str) -> tuple[tuple[str, ...], Callable | None]:
+    """Return the original's names for our parameter of `part` (a key of `KEYS`), and how to adapt its tensors."""
     for original, ours, *adapt in KEYS[part]:
         match = re.fullmatch(re.escape(ours).replace(r"\*", r"(?P<layer>\d+)") + r"(?P<end>(\.weight|\.bias)?)", name)
         if match is not None:
@@ -209,7 +197,7 @@ def original_names(part: str, name: str) -> tuple[tuple[str, ...], Any]:
 def map_tensors(
     models: Mapping[str, PreTrainedModel], tensors: Mapping[str, torch.Tensor]
 ) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, int]]:
-    """Tensors of the original -> state dictionaries of `models` (part -> model, which may be on the meta device).
+    """Turn tensors of the original into state dictionaries of `models` (part -> model, which may be on the meta device).
 
     Returns:
         The state dictionary and the number of verified position tables of each part.
@@ -220,52 +208,56 @@ def map_tensors(
     states: dict[str, dict[str, torch.Tensor]] = {}
     tables = dict.fromkeys(models, 0)
     used: set[str] = set()
-    missing: list[str] = []
     problems: list[str] = []
     for part, model in models.items():
         states[part] = {}
         for name, parameter in model.named_parameters():
             originals, adapt = original_names(part, name)
             used.update(originals)
-            absent = [original for original in originals if original not in tensors]
-            if absent:
-                missing += absent
-                continue
-            found = [tensors[original] for original in originals]
-            try:
-                tensor = found[0] if adapt is None else adapt(*found)
-            except (RuntimeError, IndexError):  # shapes that cannot be added or flattened
-                tensor = found[0]
-            if tensor.shape != parameter.shape or not tensor.is_floating_point():
-                shapes = ", ".join(f"{tuple(each.shape)} {each.dtype}" for each in found)
-                problems.append(f"{', '.join(originals)} is {shapes}, which does not fit {tuple(parameter.shape)}")
-            states[part][name] = tensor.detach().contiguous()
+            if all(original in tensors for original in originals):
+                stored = [tensors[original] for original in originals]
+                states[part][name], problem = _adapt(stored, adapt, parameter.shape)
+                problems += [f"{', '.join(originals)} {problem}"] if problem else []
         modules = dict(model.named_modules())
         for original, ours in TABLES[part].items():
-            if not isinstance(modules[ours], SinCosPositions):
-                continue
-            used.add(original)
-            if original not in tensors:
-                missing.append(original)
-                continue
-            stored, shape = tensors[original].float(), modules[ours].weight.shape
-            if stored.numel() != shape.numel():
-                problems.append(f"{original} is {tuple(stored.shape)}, which does not fit {tuple(shape)}")
-            elif not (stored.reshape(shape) - modules[ours].compute()).abs().max() <= TABLE_TOLERANCE:
-                problems.append(f"{original} is not the sine-cosine table that the configuration describes")
-            tables[part] += 1
-    unexpected = sorted(set(tensors) - used)
-    if missing:
+            if isinstance(modules[ours], SinCosPositions):
+                used.add(original)
+                tables[part] += 1
+                problem = _table_problem(tensors[original], modules[ours]) if original in tensors else None
+                problems += [f"{original} {problem}"] if problem else []
+    if missing := used - tensors.keys():
         problems.append(f"missing tensors: {', '.join(sorted(missing))}")
-    if unexpected:
-        problems.append(f"unexpected tensors: {', '.join(unexpected)}")
+    if unexpected := tensors.keys() - used:
+        problems.append(f"unexpected tensors: {', '.join(sorted(unexpected))}")
     if problems:
         raise ValueError(f"the weights do not fit the configuration; {'; '.join(problems)}")
     return states, tables
 
 
+def _adapt(stored: list[torch.Tensor], adapt: Callable | None, shape: torch.Size) -> tuple[torch.Tensor, str | None]:
+    """Return our tensor, and a description of the stored ones if they do not fit its shape."""
+    try:
+        tensor = stored[0] if adapt is None else adapt(*stored)
+    except (RuntimeError, IndexError):  # shapes that cannot be added or flattened
+        tensor = stored[0]
+    if tensor.shape == shape and tensor.is_floating_point():
+        return tensor.detach().contiguous(), None
+    shapes = ", ".join(f"{tuple(each.shape)} {each.dtype}" for each in stored)
+    return tensor, f"is {shapes}, which does not fit {tuple(shape)}"
+
+
+def _table_problem(stored: torch.Tensor, positions: SinCosPositions) -> str | None:
+    """Return a description of a stored position table that is not ours."""
+    shape = positions.weight.shape
+    if stored.numel() != shape.numel():
+        return f"is {tuple(stored.shape)}, which does not fit {tuple(shape)}"
+    if not (stored.float().reshape(shape) - positions.compute()).abs().max() <= TABLE_TOLERANCE:
+        return "is not the sine-cosine table that the configuration describes"
+    return None
+
+
 def _build_models(arguments: Mapping[str, Any]) -> dict[str, PreTrainedModel]:
-    """Models without memory: on the meta device."""
+    """Build models that take no memory: on the meta device."""
     with torch.device("meta"):
         return {part: CLASSES[part](config) for part, config in read_configs(arguments).items()}
 

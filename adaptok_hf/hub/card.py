@@ -1,7 +1,7 @@
 """Model cards: one template, filled from a model's configuration, its release's facts and measured results.
 
 What differs from kind to kind of model is text in `card_texts/kinds`; what differs from release to release (who trained
-it on what, licences, the paper's numbers) in `card_texts/releases`. Numbers come from the reports of `adaptok evaluate`.
+it on what, licenses, the paper's numbers) in `card_texts/releases`. Numbers come from the reports of `adaptok evaluate`.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from ..models.modeling_adaptok_scorer import AdapTokScorerModel
 TEXTS = Path(__file__).parent / "card_texts"
 PAPER = "https://arxiv.org/abs/2505.17011"
 NOT_STATED = "not stated."
-# metric of a report -> its column's head, digits behind the point
+# metric of a report -> its column's head, digits after the point
 METRICS = {
     "fvd": ("FVD", 1),
     "psnr": ("PSNR, dB", 2),
@@ -48,7 +48,7 @@ _MOST_NAMES = 40
 
 
 def read_configs(folder: str | os.PathLike) -> tuple[str, dict[str, PreTrainedConfig]]:
-    """What a folder holds. Its weights are not looked at.
+    """Return the kind and the configurations of what a folder holds, without looking at its weights.
 
     Returns:
         `"pipeline"`, `"tokenizer"`, `"scorer"`, `"ar"` (class-conditional generator) or `"fp"` (frame prediction); and the
@@ -78,75 +78,92 @@ def render_card(
     reports: Sequence[Mapping[str, Any]] = (),
     weights_license: str | None = None,
 ) -> ModelCard:
-    """
+    """Return the model card of a model, a pipeline or a plain Llama.
+
     Args:
         kind, configs: see `read_configs`; `kind` may also be `"llama"`, for a generator's configuration.
         repository: Hub id or folder that the usage lines load.
-        release: facts, as the TOML files in `card_texts/releases` hold them; without, the card says that they are not
-            stated.
+        release: facts, as in the TOML files in `card_texts/releases`; without, the card says that they are not stated.
         reports: as `results.json` of `adaptok evaluate` (docs/evaluation.md), of any task; those that are not about this
-            kind of model are left out. A report with `source` is labelled as somebody else's numbers; `command` may say
+            kind of model are left out. A report with `source` is labeled as somebody else's numbers; `command` may say
             how it was measured. Where there is no report of a task the card says "not measured".
-        weights_license: the Hub's name of the weights' licence, such as `"mit"`; default: the release's, or `"unknown"`.
+        weights_license: the Hub's name of the weights' license, such as `"mit"`; default: the release's, or `"unknown"`.
 
     Raises:
         ValueError: for something that is no such report, and where the metadata would not be complete.
     """
-    release = dict(release or {})
-    texts = tomllib.loads((TEXTS / "kinds" / f"{kind}.toml").read_text(encoding="utf-8"))
-    config = next(iter(configs.values()))
     trained_as = kind if kind != "llama" else next(iter(configs))
-    base_model = release.get("base_model", {}).get(trained_as)
-    names = list((getattr(config, "id2label", None) or {}).values())
-    facts = {
-        "repository": repository,
-        "config": config,
-        "parts": dict.fromkeys(_FOLDERS) | dict(configs),
-        "base_model": base_model,
-        "class_list": ", ".join(map(str, names)) if len(names) <= _MOST_NAMES else f"{len(names)}, see `config.id2label`",
-    }
-    texts, release = _fill(texts, facts), _fill(release, facts)
+    facts = _facts(configs, repository, (release or {}).get("base_model", {}).get(trained_as))
+    texts = _fill(tomllib.loads((TEXTS / "kinds" / f"{kind}.toml").read_text(encoding="utf-8")), facts)
+    release = _for_kind(_fill(release or {}, facts), trained_as)
     tasks = [task for task in texts["tasks"] if task]
-    given = [check_report(report) for report in [*reports, *release.get("reports", ())]]
-    given = [report for report in given if report["task"] in tasks]
-    name = repository.rpartition("/")[2]
+    reports = [check_report(report) for report in [*reports, *release.get("reports", ())]]
+    reports = [report for report in reports if report["task"] in tasks]
+    reported = {report["task"] for report in reports}
     license_id = weights_license or release.get("license") or "unknown"
-    data = ModelCardData(
-        license=license_id,
-        library_name=texts["library_name"],
-        pipeline_tag=texts["pipeline_tag"],
-        tags=[*texts["tags"], "arxiv:2505.17011"],
-        datasets=release.get("datasets_of", {}).get(trained_as) or release.get("datasets"),
-        base_model=base_model,
-        model_name=name,
-        eval_results=[result for report in given for result in _eval_results(report, texts["pipeline_tag"])] or None,
-    )
-    stated = f"{license_id}." if weights_license else NOT_STATED
+    limits = [*texts["limits"], *release.get("biases", ["Biases: those of its training data."])]
     card = ModelCard.from_template(
-        data,
+        _metadata(repository, texts, release, license_id, reports),
         template_path=str(TEXTS / "template.md"),
-        name=f"{texts['title']}: {name}",
+        name=f"{texts['title']}: {repository.rpartition('/')[2]}",
         provenance=release.get("provenance", "Who trained it: not stated."),
-        training=release.get("training_of", {}).get(trained_as) or release.get("training", "Not stated."),
-        limits=[
-            line for line in [*texts["limits"], *release.get("biases", ["Biases: those of its training data."])] if line
-        ],
-        sizes=[row for part, each in configs.items() for row in _sizes(part, each)],
+        training=release.get("training", "Not stated."),
+        limits=[line for line in limits if line],
+        sizes=[[part, _size(config)] for part, config in configs.items()],
         licenses={
             "code": "MIT, see `LICENSE-CODE.txt`." if kind != "llama" else "this repository holds none.",
-            "weights": stated if weights_license else release.get("weights", NOT_STATED),
+            "weights": f"{license_id}." if weights_license else release.get("weights", NOT_STATED),
             "data": release.get("data", NOT_STATED),
         },
-        tables=[_table(report) for report in given],
-        unmeasured=[task.capitalize() for task in tasks if given and task not in {report["task"] for report in given}],
+        tables=[_table(report) for report in reports],
+        unmeasured=[task.capitalize() for task in tasks if reported and task not in reported],
         **{key: texts[key] for key in ("summary", "usage", "usage_notes", "interface", "requires")},
     )
     check_metadata(card)
     return card
 
 
+def _facts(configs: Mapping[str, PreTrainedConfig], repository: str, base_model: str | None) -> dict[str, Any]:
+    """Return what the texts may name."""
+    config = next(iter(configs.values()))
+    names = list((getattr(config, "id2label", None) or {}).values())
+    return {
+        "repository": repository,
+        "config": config,
+        "parts": dict.fromkeys(_FOLDERS) | dict(configs),
+        "base_model": base_model,
+        "class_list": ", ".join(map(str, names)) if len(names) <= _MOST_NAMES else f"{len(names)}, see `config.id2label`",
+    }
+
+
+def _for_kind(release: dict[str, Any], kind: str) -> dict[str, Any]:
+    """Return a release's facts with those about one kind of model in their place."""
+    specific = {name: release.get(f"{name}_of", {}).get(kind) for name in ("datasets", "training")}
+    base_model = {"base_model": release.get("base_model", {}).get(kind)}
+    return release | base_model | {name: value for name, value in specific.items() if value}
+
+
+def _metadata(
+    repository: str,
+    texts: Mapping[str, Any],
+    release: Mapping[str, Any],
+    license_id: str,
+    reports: Sequence[Mapping[str, Any]],
+) -> ModelCardData:
+    return ModelCardData(
+        license=license_id,
+        library_name=texts["library_name"],
+        pipeline_tag=texts["pipeline_tag"],
+        tags=[*texts["tags"], "arxiv:2505.17011"],
+        datasets=release.get("datasets"),
+        base_model=release["base_model"],
+        model_name=repository.rpartition("/")[2],
+        eval_results=[result for report in reports for result in _eval_results(report, texts["pipeline_tag"])] or None,
+    )
+
+
 def read_report(path: str | os.PathLike) -> dict[str, Any]:
-    """A report of `adaptok evaluate`.
+    """Read a report of `adaptok evaluate`.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -156,7 +173,7 @@ def read_report(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def check_report(report: Any, name: str = "a report") -> dict[str, Any]:
-    """The report itself.
+    """Return the report itself.
 
     Raises:
         ValueError: if it is not of the form that docs/evaluation.md describes.
@@ -172,35 +189,35 @@ def check_report(report: Any, name: str = "a report") -> dict[str, Any]:
 
 
 def check_metadata(card: ModelCard) -> dict[str, Any]:
-    """The card's metadata, read again from its text.
+    """Return the card's metadata, read from its text.
 
     Raises:
         ValueError: if it is not YAML, or lacks what the Hub needs to list a model.
     """
     text = str(card)
     try:
-        found = yaml.safe_load(text.split("---", 2)[1])
+        metadata = yaml.safe_load(text.split("---", 2)[1])
     except (IndexError, yaml.YAMLError) as error:
         raise ValueError(f"the card's metadata are not YAML: {error}") from error
-    if missing := [name for name in REQUIRED_METADATA if not found.get(name)]:
+    if missing := [name for name in REQUIRED_METADATA if not metadata.get(name)]:
         raise ValueError(f"the card's metadata lack {', '.join(missing)}")
-    if found["license"] == "other" and not found.get("license_name"):
+    if metadata["license"] == "other" and not metadata.get("license_name"):
         raise ValueError("license 'other' needs a license_name")
-    for entry in found.get("model-index", []):
+    for entry in metadata.get("model-index", []):
         if not entry.get("name") or not entry.get("results"):
             raise ValueError("model-index needs a name and results")
-    return found
+    return metadata
 
 
 def _read_config(folder: Path) -> tuple[str, PreTrainedConfig]:
     file = folder / "config.json"
     if not file.is_file():
         raise FileNotFoundError(f"{folder} holds neither a model (config.json) nor a pipeline (model_index.json)")
-    found = _read_json(file).get("model_type")
-    config_class = next((each for each in _MODELS if each.model_type == found), None)
+    model_type = _read_json(file).get("model_type")
+    config_class = next((each for each in _MODELS if each.model_type == model_type), None)
     if config_class is None:
         accepted = ", ".join(each.model_type for each in _MODELS)
-        raise ValueError(f"{file} is of model_type {found!r}; accepted are {accepted}")
+        raise ValueError(f"{file} is of model_type {model_type!r}; accepted are {accepted}")
     config = config_class.from_pretrained(folder)
     if config_class is AdapTokARConfig:
         return "ar" if config.is_class_conditional else "fp", config
@@ -215,7 +232,7 @@ def _read_json(path: Path) -> Any:
 
 
 def _fill(texts: Any, facts: Mapping[str, Any]) -> Any:
-    """Renders every string in nested lists and tables."""
+    """Render every string in nested lists and tables."""
     if isinstance(texts, str):
         return jinja2.Template(texts, undefined=jinja2.StrictUndefined).render(facts).strip()
     if isinstance(texts, Mapping):
@@ -225,7 +242,7 @@ def _fill(texts: Any, facts: Mapping[str, Any]) -> Any:
     return texts
 
 
-def _sizes(part: str, config: PreTrainedConfig) -> list[list[str]]:
+def _size(config: PreTrainedConfig) -> str:
     with torch.device("meta"):
         parameters = _MODELS[type(config)](config).num_parameters()
     size = f"{parameters / 1e6:.2f}M parameters, width {config.hidden_size}, "
@@ -233,24 +250,24 @@ def _sizes(part: str, config: PreTrainedConfig) -> list[list[str]]:
         size += f"{config.num_encoder_layers} + {config.num_decoder_layers} layers; codebook of {config.codebook_size}"
     else:
         size += f"{config.num_hidden_layers} layers"
-    return [[part, size]]
+    return size
 
 
 def _protocols(report: Mapping[str, Any]) -> dict[str, Protocol]:
-    """The protocols of a report by what its metrics call them."""
+    """Return the protocols of a report by the names that its metrics use."""
     known = {field.name for field in dataclasses.fields(Protocol)}
-    found = {
+    protocols = {
         name: Protocol(**{key: value for key, value in fields.items() if key in known})
         for name, fields in (report.get("protocols") or {}).items()
     }
     if report.get("protocol") in PROTOCOLS:
-        found[report["protocol"]] = PROTOCOLS[report["protocol"]]
-    return found
+        protocols[report["protocol"]] = PROTOCOLS[report["protocol"]]
+    return protocols
 
 
 def _protocol_of(report: Mapping[str, Any], entry: Mapping[str, Any]) -> Protocol | None:
-    found = _protocols(report)
-    return found.get(entry.get("protocol_hash"), found.get(report.get("protocol")))
+    protocols = _protocols(report)
+    return protocols.get(entry.get("protocol_hash"), protocols.get(report.get("protocol")))
 
 
 def _setting(result: Mapping[str, Any]) -> str:
@@ -260,9 +277,9 @@ def _setting(result: Mapping[str, Any]) -> str:
 
 
 def _eval_results(report: Mapping[str, Any], task_type: str) -> list[EvalResult]:
-    """For the metadata: of many strategies only `joint`, which is the default; the card's table has them all."""
+    """Return the metadata's results: of many strategies only `joint`, the default; the card's table has them all."""
     results = report["results"]
-    found = []
+    entries = []
     for result in [result for result in results if result.get("strategy") == "joint"] or results:
         for name, entry in result["metrics"].items():
             if entry.get("value") is None:
@@ -271,7 +288,7 @@ def _eval_results(report: Mapping[str, Any], task_type: str) -> list[EvalResult]
             data = protocol.data if protocol is not None else "not stated"
             about = {"protocol": getattr(protocol, "name", None), "protocol_hash": getattr(protocol, "hash", None)}
             about |= {"num_clips": entry.get("num_videos"), "low": entry.get("low"), "high": entry.get("high")}
-            found.append(
+            entries.append(
                 EvalResult(
                     task_type=task_type,
                     task_name=report["task"],
@@ -289,7 +306,7 @@ def _eval_results(report: Mapping[str, Any], task_type: str) -> list[EvalResult]
                     source_url=PAPER if report.get("source") else None,
                 )
             )
-    return found
+    return entries
 
 
 def _table(report: Mapping[str, Any]) -> dict[str, Any]:

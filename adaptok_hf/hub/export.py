@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import tempfile
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,10 +16,13 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from .. import checkpoints
+from ..atomic_files import atomic_folder, write_json
+from ..checkpoints import PACKAGED_CHECKPOINTS, find_checkpoint
 from ..models.modeling_adaptok import AdapTokModel
 from ..models.modeling_adaptok_ar import AdapTokARForCausalLM
 from ..models.modeling_adaptok_scorer import AdapTokScorerModel
-from ..pipelines.pipeline_adaptok import DETAILED_CHECKPOINT, SHIPPED_CHECKPOINT, AdapTokPipeline
+from ..pipelines.pipeline_adaptok import AdapTokPipeline
 from ..video.video_processing_adaptok import AdapTokVideoProcessor
 from .card import TEXTS, read_configs, render_card
 from .remote_code import COMPONENT_ENTRY, PIPELINE_ENTRY, collect_code, component_code, pipeline_code
@@ -29,7 +33,6 @@ PARTS: dict[str, type[PreTrainedModel]] = {
     "ar_model": AdapTokARForCausalLM,
     "fp_model": AdapTokARForCausalLM,
 }
-_IN_THE_PACKAGE = {"shipped": SHIPPED_CHECKPOINT, "detailed": DETAILED_CHECKPOINT}
 _CLASSES = {"tokenizer": AdapTokModel, "scorer": AdapTokScorerModel, "ar": AdapTokARForCausalLM, "fp": AdapTokARForCausalLM}
 
 
@@ -67,11 +70,10 @@ class ExportReport:
 
 
 def find_model(model: str | os.PathLike, part: str | None = None) -> Path:
-    """The folder of a model.
+    """Return the folder of a model.
 
     Args:
-        model: a folder, a Hub id (it is downloaded, without code), or `"shipped"` or `"detailed"`, the checkpoints in the
-            package.
+        model: a folder, a Hub id (it is downloaded, without code), or a name in `adaptok_hf.checkpoints`.
         part: of a pipeline, one of `PARTS`; by default all of it.
 
     Raises:
@@ -80,7 +82,7 @@ def find_model(model: str | os.PathLike, part: str | None = None) -> Path:
     """
     if part is not None and part not in PARTS:
         raise ValueError(f"part must be one of {', '.join(PARTS)}, got {part!r}")
-    folder = _IN_THE_PACKAGE.get(str(model), Path(model).expanduser())
+    folder = Path(find_checkpoint(model)).expanduser()
     if not folder.is_dir():
         try:
             validate_repo_id(str(model))
@@ -95,19 +97,19 @@ def find_model(model: str | os.PathLike, part: str | None = None) -> Path:
 
 
 def read_release(name: str | os.PathLike | None, folder: str | os.PathLike) -> dict[str, Any] | None:
-    """What a card says of weights, data and training: see `card_texts/releases`.
+    """Return what a card says about weights, data and training: see `card_texts/releases`.
 
     Args:
-        name: `"shipped"`, `"detailed"`, `"original"` (the authors' weights) or a TOML file of that form. Default: the first
-            two for the checkpoints in the package, nothing for others.
+        name: a checkpoint in the package, `"original"` (the authors' weights) or a TOML file of that form. Default: the
+            checkpoint's for a folder in the package, nothing for others.
         folder: of the model.
 
     Raises:
         ValueError: for an unknown name or a file that is not TOML.
     """
     if name is None:
-        own = Path(folder).resolve()
-        name = next((name for name, path in _IN_THE_PACKAGE.items() if own.is_relative_to(path.resolve())), None)
+        shipped = Path(checkpoints.__file__).resolve().parent
+        name = next((name for name in PACKAGED_CHECKPOINTS if Path(folder).resolve().is_relative_to(shipped / name)), None)
         if name is None:
             return None
     known = {path.stem: path for path in sorted((TEXTS / "releases").glob("*.toml"))}
@@ -133,7 +135,7 @@ def export_repository(
     private: bool = False,
     dry_run: bool = False,
 ) -> ExportReport:
-    """Writes a model or a pipeline as a repository that needs nothing of this package, and may upload it.
+    """Write a model or a pipeline as a repository that needs nothing of this package, and upload it if asked to.
 
     The folder appears only when all of it is written. Weights keep their dtype. A pipeline has its code in its root; its
     parts also load alone from there, by `subfolder=`.
@@ -143,10 +145,10 @@ def export_repository(
         destination: a folder that does not exist or is empty.
         plain_llama: of a generator with `position_embedding="rope"`: the same weights as a stock Llama, without code.
         release, reports, weights_license: for the card, see `read_release` and `render_card`.
-        push_to_hub: id of the repository to upload to; it is made if it does not exist. The token is huggingface_hub's:
-            `HF_TOKEN`, or what `hf auth login` has stored.
-        private: makes that repository a private one.
-        dry_run: says what would be written and uploaded; leaves nothing behind, and needs neither network nor token.
+        push_to_hub: id of the repository to upload to; it is created if it does not exist. The token is
+            huggingface_hub's: `HF_TOKEN`, or what `hf auth login` has stored.
+        private: create that repository as a private one.
+        dry_run: report what would be written and uploaded, leave no files, need neither network nor token.
 
     Raises:
         FileNotFoundError: if there is no such model.
@@ -166,42 +168,20 @@ def export_repository(
     if plain_llama:
         _check_llama(folder, kind, configs)
         kind = "llama"
-    facts = read_release(release, folder)
     card = render_card(
         kind,
         configs,
         repository=push_to_hub or destination.name,
-        release=facts,
+        release=read_release(release, folder),
         reports=reports,
         weights_license=weights_license,
     )
-    partial = destination.with_name(f"{destination.name}.partial-{os.getpid()}")
-    partial.mkdir(parents=True)
-    try:
-        if kind == "pipeline":
-            _write_pipeline(folder, partial)
-        elif kind == "llama":
-            _write_llama(folder, partial)
-        else:
-            _write_model(folder, _CLASSES[kind], partial)
-            if kind == "tokenizer":
-                _write_processor(folder, partial)
-        if kind != "llama":  # which holds no code
-            shutil.copyfile(TEXTS / "LICENSE-CODE.txt", partial / "LICENSE-CODE.txt")
+    with tempfile.TemporaryDirectory() if dry_run else atomic_folder(destination) as partial:
+        partial = Path(partial)
+        _write_repository(kind, folder, partial)
         card.save(partial / "README.md")
-        for weights in partial.rglob("*.safetensors"):
-            weights.chmod(0o644)  # safetensors makes files that only their owner can read
-        files = {
-            path.relative_to(partial).as_posix(): path.stat().st_size
-            for path in sorted(partial.rglob("*"))
-            if path.is_file()
-        }
-        if not dry_run:
-            if destination.exists():
-                destination.rmdir()
-            partial.rename(destination)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)  # nothing is left of it if all went well
+        paths = sorted(path for path in partial.rglob("*") if path.is_file())
+        files = {path.relative_to(partial).as_posix(): path.stat().st_size for path in paths}
     url = None
     if push_to_hub is not None and not dry_run:
         url = upload_repository(destination, push_to_hub, private=private)
@@ -209,13 +189,13 @@ def export_repository(
 
 
 def upload_repository(folder: str | os.PathLike, repository: str, *, private: bool = False) -> str:
-    """Uploads a folder in one commit to a model repository, which is made if it does not exist.
+    """Upload a folder in one commit to a model repository, which is created if it does not exist.
 
     Returns:
         The commit's address.
 
     Raises:
-        OSError: if that fails; nothing of the folder is changed.
+        OSError: if that fails; the folder is not changed.
     """
     api = HfApi()
     try:
@@ -247,9 +227,20 @@ def _check_llama(folder: Path, kind: str, configs: dict[str, Any]) -> None:
         )
 
 
-def _write_model(folder: Path, model_class: type[PreTrainedModel], destination: Path) -> None:
-    """Weights, configuration with `auto_map`, generation configuration, and the model's code."""
-    model_class.from_pretrained(folder, dtype="auto").save_pretrained(destination)
+def _write_repository(kind: str, folder: Path, destination: Path) -> None:
+    if kind == "pipeline":
+        _write_pipeline(folder, destination)
+    elif kind == "llama":
+        _write_llama(folder, destination)
+    else:
+        # weights, configuration with `auto_map`, generation configuration, and the model's code
+        _CLASSES[kind].from_pretrained(folder, dtype="auto").save_pretrained(destination)
+        if kind == "tokenizer":
+            _write_processor(folder, destination)
+    if kind != "llama":  # which holds no code
+        shutil.copyfile(TEXTS / "LICENSE-CODE.txt", destination / "LICENSE-CODE.txt")
+    for weights in destination.rglob("*.safetensors"):
+        weights.chmod(0o644)  # safetensors makes files that only their owner can read
 
 
 def _write_llama(folder: Path, destination: Path) -> None:
@@ -262,7 +253,7 @@ def _write_llama(folder: Path, destination: Path) -> None:
 
 
 def _processor_of(folder: Path) -> AdapTokVideoProcessor:
-    """The processor that lies in or beside a tokenizer's folder, or one that fits it."""
+    """Return the processor in or next to a tokenizer's folder, or one that fits it."""
     for place in (folder, folder.with_name("video_processor")):
         if (place / "video_preprocessor_config.json").is_file():
             return AdapTokVideoProcessor.from_pretrained(place)
@@ -275,52 +266,48 @@ def _write_processor(folder: Path, destination: Path) -> None:
     file = destination / "video_preprocessor_config.json"
     entries = json.loads(file.read_text(encoding="utf-8"))
     entries["auto_map"] = {"AutoVideoProcessor": "video_processing_adaptok.AdapTokVideoProcessor"}
-    _write_json(file, entries)
+    write_json(file, entries)
     _write_files(destination, collect_code("video.video_processing_adaptok"))
 
 
 def _write_pipeline(folder: Path, destination: Path) -> None:
-    given = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    names = [name for name in PARTS if (given.get(name) or [None])[0] is not None]
+    source = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    names = [name for name in PARTS if (source.get(name) or [None])[0] is not None]
     parts = {name: PARTS[name].from_pretrained(folder / name, dtype="auto") for name in names}
     processor = _processor_of(folder / "tokenizer")
     AdapTokPipeline(processor, **parts)  # raises ValueError where the parts do not fit together
-    classes = [AdapTokVideoProcessor, *(type(model) for model in parts.values())]
+    components = {"video_processor": processor, **parts}
+    code = component_code([type(component) for component in components.values()])
+    for name, component in components.items():
+        component.save_pretrained(destination / name)
+        for copy in (destination / name).glob("*.py"):  # the root has them
+            copy.unlink()
+        if name in parts and component.can_generate():
+            _repeat_generation_config(destination / name)
+        _write_files(destination / name, code)
+    _write_files(destination, pipeline_code())
     index: dict[str, Any] = {
         "_class_name": [PIPELINE_ENTRY, AdapTokPipeline.__name__],
         "_diffusers_version": version("diffusers"),
-        "video_processor": [COMPONENT_ENTRY, AdapTokVideoProcessor.__name__],
+        **dict.fromkeys(PARTS, [None, None]),
+        **{name: [COMPONENT_ENTRY, type(component).__name__] for name, component in components.items()},
     }
-    processor.save_pretrained(destination / "video_processor")
-    for name in PARTS:
-        index[name] = [COMPONENT_ENTRY, type(parts[name]).__name__] if name in parts else [None, None]
-    for name, model in parts.items():
-        model.save_pretrained(destination / name)
-        for copy in (destination / name).glob("*.py"):  # the root has them
-            copy.unlink()
-        if model.can_generate():
-            _repeat_generation_config(destination / name)
-    for name in ("video_processor", *parts):
-        _write_files(destination / name, component_code(classes))
-    _write_files(destination, pipeline_code())
-    _write_json(destination / "model_index.json", index)
+    write_json(destination / "model_index.json", index)
 
 
 def _repeat_generation_config(folder: Path) -> None:
-    """diffusers does not download a part's `generation_config.json`; where it is missing, transformers takes the same
-    parameters out of `config.json`."""
+    """Copy the entries of `generation_config.json`, which diffusers does not download, into `config.json`.
+
+    Without the former file, transformers reads the same parameters there.
+    """
     entries = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    drawing = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
-    _write_json(folder / "config.json", drawing | entries)
+    sampling = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+    write_json(folder / "config.json", sampling | entries)
 
 
 def _write_files(folder: Path, files: dict[str, str]) -> None:
     for name, content in files.items():
         (folder / name).write_text(content, encoding="utf-8")
-
-
-def _write_json(file: Path, content: Any) -> None:
-    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 __all__ = ["PARTS", "ExportReport", "export_repository", "find_model", "read_release", "upload_repository"]

@@ -4,7 +4,6 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,9 +22,6 @@ from .pipeline_generation import GenerationMixin
 from .pipeline_loading import LoadingMixin
 from .pipeline_output import AdapTokGenerationOutput, AdapTokPipelineOutput, check_output_type, convert_frames
 from .pipeline_streaming import StreamingMixin
-
-SHIPPED_CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "small"
-DETAILED_CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "detailed"
 
 
 class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPipeline):
@@ -59,19 +55,6 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
         self.register_modules(
             video_processor=video_processor, tokenizer=tokenizer, scorer=scorer, ar_model=ar_model, fp_model=fp_model
         )
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path | None = None, **kwargs) -> "AdapTokPipeline":
-        """As [`DiffusionPipeline.from_pretrained`]; without a name, the small checkpoint that ships in the package.
-
-        The name `"detailed"` (unless there is such a folder) is the other one in the package: no generators, and five times
-        the tokens. Weights are loaded as float32 unless `dtype` says otherwise.
-        """
-        kwargs.setdefault("dtype", torch.float32)
-        name = SHIPPED_CHECKPOINT if pretrained_model_name_or_path is None else pretrained_model_name_or_path
-        if name == DETAILED_CHECKPOINT.name and not Path(name).exists():
-            name = DETAILED_CHECKPOINT
-        return super().from_pretrained(name, **kwargs)
 
     def __call__(
         self, video: Any = None, *, class_labels: Any = None, **kwargs

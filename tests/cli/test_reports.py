@@ -41,7 +41,7 @@ def test_psnr_is_that_of_the_error(output):
 
 
 def highlighted(frame: np.ndarray) -> np.ndarray:
-    """Sorted (columns, rows) ranges of pixels in the highlight colour."""
+    """Sorted (columns, rows) ranges of pixels in the highlight color."""
     rows, columns = np.nonzero((frame == HIGHLIGHT).all(-1))
     return np.array([columns.min(), columns.max(), rows.min(), rows.max()])
 

@@ -149,7 +149,7 @@ def test_learned_tables(causal, write_source, tmp_path):
 def test_fixed_queries_and_their_base(causal, write_source, tmp_path):
     arguments, tensors = causal
     arguments |= {"learned_encoder_latent_query_embed": False}
-    with pytest.raises(ValueError, match="encoder_latent_query_embed is not the sine-cosine table"):
+    with pytest.raises(ValueError, match="encoder_latent_query_embed"):
         convert_checkpoint(write_source(arguments, tensors), tmp_path / "out")
     shutil.rmtree(tmp_path / "source")
     tensors["encoder_latent_query_embed"] = tensors["decoder_latent_pe"][0].clone()
@@ -157,7 +157,7 @@ def test_fixed_queries_and_their_base(causal, write_source, tmp_path):
     assert report.models[0].tables == 4
     shutil.rmtree(tmp_path / "source")
     arguments["latent_pe_scale_factor"] = 512
-    with pytest.raises(ValueError, match="decoder_latent_pe is not the sine-cosine table"):
+    with pytest.raises(ValueError, match="decoder_latent_pe"):
         convert_checkpoint(write_source(arguments, tensors), tmp_path / "out2")
 
 
@@ -193,11 +193,11 @@ def test_average(with_average, causal, tmp_path, ema):
 
 
 def test_no_such_average(with_average, tmp_path):
-    with pytest.raises(ValueError, match="no average with decay 0.99; it holds: 0.999"):
+    with pytest.raises(ValueError, match="0.99.*0.999"):
         convert_checkpoint(with_average, tmp_path / "out", ema=0.99)
-    with pytest.raises(ValueError, match="no average with decay 0.99; it holds: none"):
+    with pytest.raises(ValueError, match="0.99.*none"):
         convert_checkpoint(TRAINING_CHECKPOINT, tmp_path / "out", ema=0.99)
-    with pytest.raises(ValueError, match="ema=0.99 was given, but only training checkpoints"):
+    with pytest.raises(ValueError, match="ema=0.99.*.pth"):
         convert_checkpoint(CAUSAL, tmp_path / "out", ema=0.99)
 
 
@@ -257,25 +257,25 @@ def test_every_row_is_used():
 @pytest.mark.parametrize(
     "path, value, message",
     [
-        ("bottleneck.args.norm", "batch", "bottleneck.args.norm='batch' .supported: None, 'none'"),
-        ("bottleneck.args.regularizer.args.l2_normalized", False, "l2_normalized=False .supported: True"),
+        ("bottleneck.args.norm", "batch", "bottleneck.args.norm='batch'.*None, 'none'"),
+        ("bottleneck.args.regularizer.args.l2_normalized", False, "l2_normalized=False.*True"),
         ("bottleneck.args.regularizer.name", "fsq", "regularizer.name='fsq'"),
-        ("decoder_hidden_size", 128, "decoder_hidden_size=128 .must be encoder_hidden_size=64"),
-        ("decoder_num_heads", 8, "decoder_num_heads=8 .must be encoder_num_heads=4"),
-        ("decoder_patch_size", 16, "decoder_patch_size=16 .must be patch_size=8"),
-        ("decoder_temporal_patch_size", 2, "decoder_temporal_patch_size=2 .must be temporal_patch_size=4"),
-        ("encoder_attn_type", "windowed", "encoder_attn_type='windowed' .supported: 'full_causal_type1'"),
+        ("decoder_hidden_size", 128, "decoder_hidden_size=128.*encoder_hidden_size=64"),
+        ("decoder_num_heads", 8, "decoder_num_heads=8.*encoder_num_heads=4"),
+        ("decoder_patch_size", 16, "decoder_patch_size=16.*patch_size=8"),
+        ("decoder_temporal_patch_size", 2, "decoder_temporal_patch_size=2.*temporal_patch_size=4"),
+        ("encoder_attn_type", "windowed", "encoder_attn_type='windowed'.*'full_causal_type1'"),
         ("encoder_attn_type", ["x"], r"encoder_attn_type=\['x'\]"),
         ("scorer_name", "cnn_scorer", "scorer_name='cnn_scorer'"),
-        ("prior_model.name", "gptc-XL", "prior_model.name='gptc-XL' .supported: 'none', 'gptc-L'"),
+        ("prior_model.name", "gptc-XL", "prior_model.name='gptc-XL'.*'none', 'gptc-L'"),
         ("prior_model.name", ["x"], r"prior_model.name=\['x'\]"),
         ("transformer_name", "mamba", "transformer_name='mamba'"),
-        ("bottleneck_token_num", 33, "bottleneck_token_num=33 .must be a multiple"),
-        ("frame_num", "16", "'16', 4 .must be positive integers"),
-        ("input_size", 30, "image_size=30 must be a positive multiple of patch_size=8"),
+        ("bottleneck_token_num", 33, "bottleneck_token_num=33.*16 / 4"),
+        ("frame_num", "16", "frame_num.*'16', 4"),
+        ("input_size", 30, "image_size=30.*patch_size=8"),
         ("input_size", "32", "image_size"),
-        ("cls_token_num", 1, "the configuration lacks vocab_size, dim, n_layer, n_head"),
-        ("model_type", "adaptok", "converted already"),
+        ("cls_token_num", 1, "vocab_size, dim, n_layer, n_head"),
+        ("model_type", "adaptok", "model_type 'adaptok'"),
     ],
 )
 def test_refuses_arguments(causal, write_source, tmp_path, path, value, message):
@@ -298,7 +298,7 @@ def test_refuses_several_at_once_and_missing_arguments(causal, write_source, tmp
         convert_checkpoint(source, tmp_path / "out")
     del arguments["bottleneck"]
     (source / "config.json").write_text(json.dumps(arguments))
-    with pytest.raises(ValueError, match="lacks bottleneck.args.bottleneck_dim, .*codebook_size"):
+    with pytest.raises(ValueError, match="bottleneck.args.bottleneck_dim, .*codebook_size"):
         convert_checkpoint(source, tmp_path / "out")
 
 
@@ -328,7 +328,7 @@ def test_refuses_tensors(causal, write_source, tmp_path):
     assert "final_layer.linear.bias is (7,) torch.float32, which does not fit (768,)" in message
     assert "x_embedder.proj.weight is (64,) torch.float32, which does not fit (64, 768)" in message
     assert "x_embedder.proj.bias is (64,) torch.int64" in message
-    assert "decoder_latent_pe is not the sine-cosine table that the configuration describes" in message
+    assert "decoder_latent_pe" in message
     assert not (tmp_path / "out").exists()
 
 
@@ -336,7 +336,7 @@ def test_refuses_tables_of_another_size_or_nan(causal, write_source, tmp_path):
     arguments, tensors = causal
     tensors["decoder_latent_pe"][0, 0, 0] = float("nan")
     tensors["encoder_patch_pe"] = torch.zeros(1, 3, 64)
-    with pytest.raises(ValueError, match="encoder_patch_pe is .1, 3, 64.*decoder_latent_pe is not"):
+    with pytest.raises(ValueError, match="encoder_patch_pe.*1, 3, 64.*decoder_latent_pe"):
         convert_checkpoint(write_source(arguments, tensors), tmp_path / "out")
 
 
@@ -366,7 +366,7 @@ def test_malicious_pickle_is_not_run(causal, tmp_path, where):
         file.write_bytes(pickle.dumps(evil))
     else:
         torch.save(checkpoint, file)
-    with pytest.raises(ValueError, match="refused: it asks for posix.mkdir|damaged"):
+    with pytest.raises(ValueError, match="posix.mkdir|damaged"):
         convert_checkpoint(file, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pth"]
     with contextlib.suppress(RuntimeError):
@@ -380,30 +380,23 @@ def test_the_exception_for_easydict_is_taken_back(tmp_path):
     assert set(torch.serialization.get_safe_globals()) == before
 
 
-@pytest.mark.parametrize(
-    "content, message",
-    [
-        (b"", "is not a PyTorch checkpoint, or is damaged"),
-        (b"hello world, I am no checkpoint", "is not a PyTorch checkpoint, or is damaged"),
-        (TRAINING_CHECKPOINT.read_bytes()[:100_000], "is not a PyTorch checkpoint, or is damaged"),
-    ],
-)
-def test_damaged_training_checkpoint(tmp_path, content, message):
+@pytest.mark.parametrize("content", [b"", b"hello world, I am no checkpoint", TRAINING_CHECKPOINT.read_bytes()[:100_000]])
+def test_damaged_training_checkpoint(tmp_path, content):
     file = tmp_path / "checkpoint.pth"
     file.write_bytes(content)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match="checkpoint.pth"):
         convert_checkpoint(file, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
     "checkpoint, message",
     [
-        ([1, 2], "has no model.args"),
-        ({"model": {"sd": {}}}, "has no model.args"),
-        ({"model": {"args": {}}}, "has no model.sd"),
-        ({"model": {"args": {}, "sd": {"a": 1}}}, "are not all tensors"),
-        ({"model": {"args": {"cls_token_num": 1}, "sd": {}}}, "the configuration lacks vocab_size, dim, n_layer, n_head"),
-        ({"model": {"name": ["x"], "args": {"cls_token_num": 1}, "sd": {}}}, "the configuration lacks vocab_size"),
+        ([1, 2], "model.args"),
+        ({"model": {"sd": {}}}, "model.args"),
+        ({"model": {"args": {}}}, "model.sd"),
+        ({"model": {"args": {}, "sd": {"a": 1}}}, "checkpoint.pth"),
+        ({"model": {"args": {"cls_token_num": 1}, "sd": {}}}, "vocab_size, dim, n_layer, n_head"),
+        ({"model": {"name": ["x"], "args": {"cls_token_num": 1}, "sd": {}}}, "vocab_size"),
     ],
 )
 def test_other_training_checkpoints(tmp_path, checkpoint, message):
@@ -416,25 +409,25 @@ def test_damaged_folder(causal, write_source, tmp_path):
     source = write_source(*causal)
     weights = (source / "model.safetensors").read_bytes()
     (source / "model.safetensors").write_bytes(weights[:-1000])
-    with pytest.raises(ValueError, match="model.safetensors is not a safetensors file, or is damaged"):
+    with pytest.raises(ValueError, match="model.safetensors"):
         convert_checkpoint(source, tmp_path / "out")
     (source / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="config.json is not JSON"):
+    with pytest.raises(ValueError, match="config.json"):
         convert_checkpoint(source, tmp_path / "out")
     (source / "config.json").write_text("[]")
-    with pytest.raises(ValueError, match="must hold a JSON object, got list"):
+    with pytest.raises(ValueError, match="list"):
         convert_checkpoint(source, tmp_path / "out")
     (source / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="has no model.safetensors"):
+    with pytest.raises(FileNotFoundError, match="model.safetensors"):
         convert_checkpoint(source, tmp_path / "out")
 
 
 def test_no_such_source(tmp_path, monkeypatch):
     for source in (tmp_path / "nowhere", "nowhere.pth", "checkpoints/nowhere.pth", "nowhere"):
-        with pytest.raises(FileNotFoundError, match="nowhere.* does not exist; accepted is a folder"):
+        with pytest.raises(FileNotFoundError, match="nowhere.*model.safetensors.*.pth"):
             convert_checkpoint(source, tmp_path / "out")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(FileNotFoundError, match="^somebody/something is not a path here, and could not be downloaded"):
+    with pytest.raises(FileNotFoundError, match="somebody/something"):
         convert_checkpoint("somebody/something", tmp_path / "out")
 
 
@@ -454,14 +447,14 @@ def test_destination_in_use(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "file").write_text("precious")
     for destination in (tmp_path / "out", tmp_path / "out" / "file"):
-        with pytest.raises(ValueError, match="exists already; give a folder that does not exist or is empty"):
+        with pytest.raises(ValueError, match=str(destination)):
             convert_checkpoint(CAUSAL, destination)
     assert (tmp_path / "out" / "file").read_text() == "precious"
 
 
 def test_nothing_half_written(tmp_path, monkeypatch):
     def fail(*args, **kwargs):
-        assert [path.name.split("-")[0] for path in tmp_path.iterdir()] == ["out.partial"]
+        assert not (tmp_path / "out").exists() and list(tmp_path.glob(".out*/tokenizer/model.safetensors"))
         raise OSError("No space left on device")
 
     monkeypatch.setattr(AdapTokVideoProcessor, "save_pretrained", fail)

@@ -97,7 +97,7 @@ def test_condition_of_no_size_of_its_own(frame_prediction, write_source, tmp_pat
     """Then it has as many codes as the generated blocks."""
     arguments, tensors = frame_prediction
     arguments |= {"custom_cls_token_num": False, "cls_token_num": 1}
-    with pytest.raises(ValueError, match=r"abs_pe is \(1, 83, 64\)"):
+    with pytest.raises(ValueError, match=r"abs_pe.*1, 83, 64"):
         convert_checkpoint(write_source(arguments, tensors), tmp_path / "out")
     tensors["abs_pe"] = torch.randn(1, 48 + 1 + 51 - 1, 64)
     report = convert_checkpoint(write_source(arguments, tensors), tmp_path / "out")
@@ -127,7 +127,7 @@ def test_fixed_positions(class_conditional, write_source, tmp_path):
     """The table is stored; ours is computed, and must be the same."""
     arguments, tensors = class_conditional
     arguments["use_fixed_pe"] = True
-    with pytest.raises(ValueError, match="abs_pe is not the sine-cosine table"):
+    with pytest.raises(ValueError, match="abs_pe"):
         convert_checkpoint(write_source(arguments, tensors), tmp_path / "out")
     tensors["abs_pe"] = latent_positions(68, 64, 10000.0)
     report = convert_checkpoint(write_source(arguments, tensors), tmp_path / "out")
@@ -156,9 +156,9 @@ def test_joins_a_pipeline(tmp_path):
     assert pipeline.scorer is not None
 
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    with pytest.raises(ValueError, match="ar_model exists already; remove it, or give another folder"):
+    with pytest.raises(ValueError, match=str(folder / "ar_model")):
         convert_checkpoint(CLASS_CONDITIONAL, folder)
-    with pytest.raises(ValueError, match="exists already; give a folder that does not exist or is empty"):
+    with pytest.raises(ValueError, match=str(folder)):
         convert_checkpoint(TOKENIZER, folder)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
@@ -171,7 +171,7 @@ def test_both_without_a_tokenizer(tmp_path):
 
 def test_not_into_some_folder(tmp_path):
     (tmp_path / "file").write_text("precious")
-    with pytest.raises(ValueError, match="exists already; give a folder that does not exist or is empty"):
+    with pytest.raises(ValueError, match=str(tmp_path)):
         convert_checkpoint(CLASS_CONDITIONAL, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
@@ -181,14 +181,14 @@ def test_must_fit_the_tokenizer(class_conditional, write_source, tmp_path):
     folder = convert_checkpoint(TOKENIZER, tmp_path / "pipeline").destination
     before = sorted(folder.rglob("*"))
     arguments |= {"tot_blocks": 2}
-    with pytest.raises(ValueError, match="does not fit the tokenizer in .*: num_blocks is 2, there 4") as error:
+    with pytest.raises(ValueError, match="num_blocks.*2.*4") as error:
         convert_checkpoint(write_source(arguments, tensors), folder)
     assert "\n" not in str(error.value)
     arguments |= {"tot_blocks": 4, "max_seq_len": 32}
-    with pytest.raises(ValueError, match="latents_per_block is 8, there 16"):
+    with pytest.raises(ValueError, match="latents_per_block.*8.*16"):
         convert_checkpoint(write_source(arguments, tensors), folder)
     arguments |= {"max_seq_len": 64, "vocab_size": 64}
-    with pytest.raises(ValueError, match="codebook_size is 64, there 128"):
+    with pytest.raises(ValueError, match="codebook_size.*64.*128"):
         convert_checkpoint(write_source(arguments, tensors), folder)
     assert sorted(folder.rglob("*")) == before
 
@@ -212,23 +212,23 @@ def test_nothing_half_written(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"n_kv_head": 2}, "n_kv_head=2 .supported: None"),
+        ({"n_kv_head": 2}, "n_kv_head=2.*None"),
         ({"ffn_dim_multiplier": 1.5}, "ffn_dim_multiplier=1.5"),
-        ({"drop_path_rate": 0.1}, "drop_path_rate=0.1 .supported: 0"),
-        ({"with_block_sep": False}, "with_block_sep=False .supported: True"),
-        ({"model_type": "t2v"}, "model_type='t2v' .supported: 'class_cond'"),
-        ({"max_seq_len": 63}, "max_seq_len=63 .must be a multiple of tot_blocks=4"),
-        ({"tot_blocks": "4"}, "must be positive integers"),
-        ({"cls_token_num": 2}, "cls_token_num=2, start_ar_block_idx=0 .a class-conditional one has 1, 0"),
+        ({"drop_path_rate": 0.1}, "drop_path_rate=0.1.*0"),
+        ({"with_block_sep": False}, "with_block_sep=False.*True"),
+        ({"model_type": "t2v"}, "model_type='t2v'.*'class_cond'"),
+        ({"max_seq_len": 63}, "max_seq_len=63.*tot_blocks=4"),
+        ({"tot_blocks": "4"}, "tot_blocks='4'"),
+        ({"cls_token_num": 2}, "cls_token_num=2, start_ar_block_idx=0.*1, 0"),
         ({"start_ar_block_idx": 1}, "cls_token_num=1, start_ar_block_idx=1"),
-        ({"start_ar_block_idx": "x", "frame_prediction": True}, "start_ar_block_idx='x' .must be an integer"),
-        ({"num_classes": 0}, "exactly one of num_classes and num_condition_codes"),
-        ({"dim": "64"}, "not supported"),
-        ({"n_head": 5}, "not a multiple of the number of attention"),
-        ({"n_layer": ...}, "the configuration lacks n_layer"),
-        ({"n_layer": 3}, "missing tensors: layers.2.attention.wo.weight"),
-        ({"n_layer": 1}, "unexpected tensors: layers.1.attention.wo.weight"),
-        ({"vocab_size": 64}, r"tok_embeddings.weight, cls_embedding.embedding_table.weight is \(129, 64\)"),
+        ({"start_ar_block_idx": "x", "frame_prediction": True}, "start_ar_block_idx='x'"),
+        ({"num_classes": 0}, "num_classes.*num_condition_codes"),
+        ({"dim": "64"}, "dim='64'"),
+        ({"n_head": 5}, "64.*5"),
+        ({"n_layer": ...}, "n_layer"),
+        ({"n_layer": 3}, "missing.*layers.2.attention.wo.weight"),
+        ({"n_layer": 1}, "unexpected.*layers.1.attention.wo.weight"),
+        ({"vocab_size": 64}, r"tok_embeddings.weight, cls_embedding.embedding_table.weight.*129, 64"),
     ],
 )
 def test_refuses_arguments(class_conditional, write_source, tmp_path, changes, message):

@@ -18,9 +18,12 @@ from diffusers.utils.dynamic_modules_utils import get_relative_imports
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
-from adaptok_hf import AdapTokARConfig, AdapTokARForCausalLM, AdapTokPipeline, hub
+from adaptok_hf import AdapTokARConfig, AdapTokARForCausalLM, AdapTokPipeline
+from adaptok_hf.checkpoints import ORIGINAL_CHECKPOINTS, PACKAGED_CHECKPOINTS
 from adaptok_hf.cli.main import main
-from adaptok_hf.hub.export import export_repository
+from adaptok_hf.hub import export
+from adaptok_hf.hub.card import TEXTS
+from adaptok_hf.hub.export import export_repository, find_model, read_release
 from adaptok_hf.hub.remote_code import PIPELINE_ENTRY, collect_code, component_code, pipeline_code
 
 GENERATOR = {
@@ -87,8 +90,8 @@ import re
 import torch
 from pathlib import Path
 from safetensors.torch import load_file, save_file
-given = load_file("given.safetensors")
-found = {}
+inputs = load_file("inputs.safetensors")
+results = {}
 for kind in ("tokenizer", "scorer", "ar_model", "fp_model", "llama", "pipeline"):
     usage = re.search(r"```python\\n(.*?)```", Path(kind, "README.md").read_text(), re.S)[1]  # as a user would paste it
     assert len(usage.strip().splitlines()) <= 8, usage
@@ -96,28 +99,28 @@ for kind in ("tokenizer", "scorer", "ar_model", "fp_model", "llama", "pipeline")
     exec(usage, names)
     with torch.no_grad():
         if kind == "tokenizer":
-            encoded = names["tokenizer"].encode(given["video"])
-            found["codes"] = encoded.codes
+            encoded = names["tokenizer"].encode(inputs["video"])
+            results["codes"] = encoded.codes
         elif kind == "scorer":
-            found["scores"] = names["scorer"](encoded.latents, encoded.quantized).scores
+            results["scores"] = names["scorer"](encoded.latents, encoded.quantized).scores
         elif kind == "pipeline":
             pipeline = names["pipeline"]
             output = pipeline.reconstruct("video.mp4", budget="50%")
-            found |= {"frames": torch.from_numpy(output.frames), "counts": output.token_counts}
-            found["drawn"] = pipeline.ar_model.generate(class_labels=[0, 1], seeds=[3, 4])
+            results |= {"frames": torch.from_numpy(output.frames), "counts": output.token_counts}
+            results["drawn"] = pipeline.ar_model.generate(class_labels=[0, 1], seeds=[3, 4])
             assert pipeline.ar_model.generation_config.temperature == 0.7
             assert type(pipeline).__module__ == "diffusers_modules.local.pipeline_adaptok"
             assert isinstance(pipeline.tokenizer, sys.modules["diffusers_modules.local.modeling_adaptok"].AdapTokModel)
         else:
-            found[kind] = names["model"].eval()(given["ids"]).logits
+            results[kind] = names["model"].eval()(inputs["ids"]).logits
 from transformers import AutoModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 part = AutoModel.from_pretrained("pipeline", subfolder="tokenizer", trust_remote_code=True)
-found["codes of the part"] = part.encode(given["video"]).codes
+results["codes of the part"] = part.encode(inputs["video"]).codes
 name = "video_processing_adaptok.AdapTokVideoProcessor"
 processor = get_class_from_dynamic_module(name, "tokenizer").from_pretrained("tokenizer")
-found["clips"] = processor.clips("video.mp4").frames
-save_file({name: tensor.contiguous() for name, tensor in found.items()}, "found.safetensors")
+results["clips"] = processor.clips("video.mp4").frames
+save_file({name: tensor.contiguous() for name, tensor in results.items()}, "results.safetensors")
 """
 
 
@@ -125,28 +128,28 @@ def test_repositories_load_without_the_package(exported, saved):
     """Usage lines of each card, and the same numbers as with the package."""
     write_mp4(exported / "video.mp4", frames=make_frames(14, 24, 32))
     generator = torch.Generator().manual_seed(0)
-    given = {
+    inputs = {
         "video": torch.rand(2, 12, 3, 16, 16, generator=generator),
         "ids": torch.randint(50, (1, 9), generator=generator),
     }
-    save_file(given, exported / "given.safetensors")
+    save_file(inputs, exported / "inputs.safetensors")
     run_without_the_package(LOAD_ALL, cwd=exported)
-    found = load_file(exported / "found.safetensors")
+    results = load_file(exported / "results.safetensors")
 
     pipeline = AdapTokPipeline.from_pretrained(saved)
     with torch.no_grad():
-        encoded = pipeline.tokenizer.encode(given["video"])
-        assert torch.equal(found["codes"], encoded.codes) and torch.equal(found["codes of the part"], encoded.codes)
-        torch.testing.assert_close(found["scores"], pipeline.scorer(encoded.latents, encoded.quantized).scores)
+        encoded = pipeline.tokenizer.encode(inputs["video"])
+        assert torch.equal(results["codes"], encoded.codes) and torch.equal(results["codes of the part"], encoded.codes)
+        torch.testing.assert_close(results["scores"], pipeline.scorer(encoded.latents, encoded.quantized).scores)
         for name in ("ar_model", "fp_model"):
-            torch.testing.assert_close(found[name], getattr(pipeline, name).eval()(given["ids"]).logits)
-        torch.testing.assert_close(found["llama"], found["ar_model"])
+            torch.testing.assert_close(results[name], getattr(pipeline, name).eval()(inputs["ids"]).logits)
+        torch.testing.assert_close(results["llama"], results["ar_model"])
         drawn = pipeline.ar_model.generate(class_labels=[0, 1], seeds=[3, 4])
-    assert torch.equal(found["drawn"], drawn)
+    assert torch.equal(results["drawn"], drawn)
     output = pipeline.reconstruct(exported / "video.mp4", budget="50%")
-    assert torch.equal(found["counts"], output.token_counts)
-    assert (found["frames"].int() - torch.from_numpy(output.frames).int()).abs().max() <= 1
-    assert torch.equal(found["clips"], pipeline.video_processor.clips(exported / "video.mp4").frames)
+    assert torch.equal(results["counts"], output.token_counts)
+    assert (results["frames"].int() - torch.from_numpy(output.frames).int()).abs().max() <= 1
+    assert torch.equal(results["clips"], pipeline.video_processor.clips(exported / "video.mp4").frames)
 
 
 FROM_HUB = """
@@ -172,12 +175,12 @@ def test_pipeline_loads_from_a_hub(exported, tmp_path):
     write_mp4(tmp_path / "video.mp4", frames=make_frames(14, 24, 32))
     with serve_repository("someone/tiny", exported / "pipeline") as (address, fetched):
         online = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
-        told = run_without_the_package(FROM_HUB, cwd=tmp_path, **online)
-        assert told.split("\n")[0] == "0.7 [51]"
+        printed = run_without_the_package(FROM_HUB, cwd=tmp_path, **online)
+        assert printed.split("\n")[0] == "0.7 [51]"
         assert "ar_model/generation_config.json" not in fetched and "adaptok_pipeline.py" in fetched
         fetched.clear()
         environment = (
-            os.environ | online | {"HF_HOME": str(tmp_path / "other"), "PYTHONPATH": str(Path(hub.__file__).parents[1])}
+            os.environ | online | {"HF_HOME": str(tmp_path / "other"), "PYTHONPATH": str(Path(__file__).parents[2])}
         )
         done = subprocess.run(
             [sys.executable, "-c", FROM_HUB_WITH_PACKAGE], cwd=tmp_path, env=environment, capture_output=True, text=True
@@ -198,7 +201,7 @@ def test_package_loads_exported_pipelines_with_its_own_classes(exported, saved):
 
 def test_code_is_flat_and_complete():
     files = pipeline_code()
-    assert {"allocation.py", "allocation_budgets.py", "block_cache.py", "pipeline_streaming.py"} <= files.keys()
+    assert {"allocation.py", "budgets.py", "block_cache.py", "pipeline_streaming.py"} <= files.keys()
     for name, source in files.items():
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.ImportFrom) and node.level:
@@ -215,8 +218,7 @@ def test_entry_names_all_files_to_diffusers(tmp_path):
 
 def test_flattened_code_keeps_its_meaning():
     flat = collect_code("allocation")
-    assert "from .allocation_budgets import published_budgets" in flat["allocation.py"]
-    assert "from .budgets" not in "".join(flat.values())
+    assert "from .budgets import published_budgets" in flat["allocation.py"]
     classes = component_code([AdapTokARForCausalLM, AdapTokARForCausalLM])["adaptok_component.py"]
     assert classes.count("AdapTokARForCausalLM = import_module(") == 1
 
@@ -269,24 +271,40 @@ def test_bad_requests(saved, tmp_path, capsys):
     (tmp_path / "other" / "config.json").write_text('{"model_type": "bert"}')
     out = tmp_path / "out"
     for error, match, model, options in (
-        (FileExistsError, "exists already", saved, {"destination": used}),
-        (ValueError, "part must be one of tokenizer", saved, {"part": "encoder"}),
-        (FileNotFoundError, "has no part scorer", saved / "tokenizer", {"part": "scorer"}),
-        (FileNotFoundError, "no such folder", tmp_path / "nothing", {}),
-        (ValueError, "model_type 'bert'", tmp_path / "other", {}),
-        (FileNotFoundError, "neither a model", used, {}),
-        (ValueError, "only a generator .ar_model, fp_model. can be", saved, {"plain_llama": True}),
+        (FileExistsError, "used", saved, {"destination": used}),
+        (ValueError, "encoder", saved, {"part": "encoder"}),
+        (FileNotFoundError, "scorer", saved / "tokenizer", {"part": "scorer"}),
+        (FileNotFoundError, "nothing", tmp_path / "nothing", {}),
+        (ValueError, "bert", tmp_path / "other", {}),
+        (FileNotFoundError, "config.json", used, {}),
+        (ValueError, "ar_model, fp_model", saved, {"plain_llama": True}),
         (ValueError, "'absolute'", tmp_path / "absolute", {"plain_llama": True}),
-        (ValueError, "unknown release 'mine'", saved, {"release": "mine"}),
-        (ValueError, "give push_to_hub", saved, {"private": True}),
-        (ValueError, "Repo id", saved, {"push_to_hub": "a/b/c"}),
+        (ValueError, "mine", saved, {"release": "mine"}),
+        (ValueError, "push_to_hub", saved, {"private": True}),
+        (ValueError, "a/b/c", saved, {"push_to_hub": "a/b/c"}),
     ):
         with pytest.raises(error, match=match):
             export_repository(model, **{"destination": out} | options)
-        assert not out.exists() and not list(tmp_path.glob("out.partial*"))
+        assert not out.exists() and not list(tmp_path.glob(".out*"))
     assert main(["export", str(saved), str(used)]) == 2
-    assert "exists already" in capsys.readouterr().err
+    assert str(used) in capsys.readouterr().err
     assert [path.name for path in used.iterdir()] == ["file"]
+
+
+def test_models_by_name(saved, tmp_path, monkeypatch):
+    small, detailed = find_model("small"), find_model("detailed")
+    assert (small.parent, small.name, detailed.name) == (detailed.parent, "small", "detailed")
+    assert find_model("small", "scorer") == small / "scorer"
+    assert read_release(None, small / "scorer") == read_release("small", saved) != read_release(None, detailed)
+    assert read_release(None, saved) is None
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(saved, "small")
+    assert find_model("small") == tmp_path / "small"  # a folder of that name comes first
+
+
+def test_releases_name_known_checkpoints():
+    assert set(PACKAGED_CHECKPOINTS) | {"original"} == {path.stem for path in (TEXTS / "releases").glob("*.toml")}
+    assert set(read_release("original", TEXTS)["base_model"].values()) == set(ORIGINAL_CHECKPOINTS)
 
 
 def test_parts_that_do_not_fit_are_refused(saved, tmp_path):
@@ -294,7 +312,7 @@ def test_parts_that_do_not_fit_are_refused(saved, tmp_path):
     AdapTokARForCausalLM(config).save_pretrained(saved / "ar_model")
     with pytest.raises(ValueError, match="codebook_size"):
         export_repository(saved, tmp_path / "out")
-    assert not (tmp_path / "out").exists() and not list(tmp_path.glob("out.partial*"))
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
 
 
 class RecordedApi:
@@ -318,10 +336,10 @@ class RecordedApi:
 
 @pytest.fixture
 def api(monkeypatch):
-    monkeypatch.setattr(hub, "HfApi", RecordedApi)
+    monkeypatch.setattr(export, "HfApi", RecordedApi)
     monkeypatch.setattr(RecordedApi, "calls", [])
     monkeypatch.setattr(RecordedApi, "fails", False)
-    monkeypatch.setattr(hub, "get_token", lambda: "hf_secret")
+    monkeypatch.setattr(export, "get_token", lambda: "hf_secret")
     return RecordedApi
 
 
@@ -332,13 +350,13 @@ def test_push(api, saved, tmp_path, capsys):
     assert created == {"repo_id": "me/scorer", "repo_type": "model", "private": True, "exist_ok": True}
     assert uploaded["repo_id"] == "me/scorer" and uploaded["folder_path"] == (tmp_path / "out").resolve()
     assert {"README.md", "config.json", "model.safetensors", "modeling_adaptok_scorer.py"} <= set(uploaded["files"])
-    told = capsys.readouterr()
-    assert "uploaded to me/scorer: https://hub/commit/1" in told.out and "hf_secret" not in told.out + told.err
+    printed = capsys.readouterr()
+    assert "uploaded to me/scorer: https://hub/commit/1" in printed.out and "hf_secret" not in printed.out + printed.err
     assert '"me/scorer"' in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_push_without_a_token(api, saved, tmp_path, monkeypatch):
-    monkeypatch.setattr(hub, "get_token", lambda: None)
+    monkeypatch.setattr(export, "get_token", lambda: None)
     with pytest.raises(ValueError, match="hf auth login"):
         export_repository(saved, tmp_path / "out", part="scorer", push_to_hub="me/scorer")
     assert api.calls == [] and not (tmp_path / "out").exists()
@@ -346,19 +364,19 @@ def test_push_without_a_token(api, saved, tmp_path, monkeypatch):
 
 def test_failed_push_keeps_the_folder(api, saved, tmp_path, monkeypatch):
     monkeypatch.setattr(RecordedApi, "fails", True)
-    with pytest.raises(OSError, match="the line broke.*hf upload me/scorer"):
+    with pytest.raises(OSError, match="the line broke.*me/scorer"):
         export_repository(saved, tmp_path / "out", part="scorer", push_to_hub="me/scorer")
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
 def test_dry_run(api, saved, tmp_path, monkeypatch):
-    monkeypatch.setattr(hub, "get_token", lambda: None)
+    monkeypatch.setattr(export, "get_token", lambda: None)
     planned = export_repository(saved, tmp_path / "out", push_to_hub="me/tiny", private=True, dry_run=True)
-    assert api.calls == [] and not (tmp_path / "out").exists() and not list(tmp_path.glob("out.partial*"))
+    assert api.calls == [] and not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
     text = str(planned)
     assert "would make the private model repository me/tiny" in text and "would write" in text
     assert "tokenizer/model.safetensors" in text
-    monkeypatch.setattr(hub, "get_token", lambda: "hf_secret")
+    monkeypatch.setattr(export, "get_token", lambda: "hf_secret")
     done = export_repository(saved, tmp_path / "out", push_to_hub="me/tiny", private=True)
     assert done.files == planned.files and str(sum(done.files.values()))[:1] in text
     assert done.files["model_index.json"] == (tmp_path / "out" / "model_index.json").stat().st_size

@@ -1,0 +1,94 @@
+"""`adaptok generate` and `adaptok predict`."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from .common import (
+    add_batch_size_option,
+    add_model_options,
+    add_resize_option,
+    add_sampling_options,
+    load_pipeline,
+    sampling_arguments,
+)
+
+
+def add_commands(verbs: Any) -> None:
+    """Register the commands with the parser of `adaptok`."""
+    verb = verbs.add_parser("generate", help="make videos of a class")
+    verb.add_argument(
+        "--class", dest="class_labels", action="append", required=True, metavar="CLASS", help="name or id; may be repeated"
+    )
+    verb.add_argument("--videos", type=int, default=4, metavar="N", help="videos of each class (default: 4)")
+    verb.add_argument(
+        "--guidance", type=float, default=1.0, metavar="SCALE", help="classifier-free guidance (default: 1, none)"
+    )
+    verb.add_argument("--fps", type=float, default=24.0, help="of the videos written (default: 24)")
+    verb.add_argument("-o", "--output", help="output folder (default: 'generated', in this folder)")
+    add_sampling_options(verb)
+    add_model_options(verb)
+    add_batch_size_option(verb)
+    verb.set_defaults(run=_generate)
+
+    verb = verbs.add_parser("predict", help="continue the first frames of a video")
+    verb.add_argument("video", help="a video file")
+    verb.add_argument("--condition-frames", type=int, default=5, metavar="N", help="frames to start from (default: 5)")
+    verb.add_argument("--rollouts", type=int, default=1, metavar="N", help="clips to predict in a row (default: 1)")
+    verb.add_argument("--videos", type=int, default=1, metavar="N", help="different continuations (default: 1)")
+    verb.add_argument("-o", "--output", help="output folder (default: VIDEO's name with '-predicted', in this folder)")
+    add_sampling_options(verb)
+    add_resize_option(verb)
+    add_model_options(verb)
+    verb.set_defaults(run=_predict)
+
+
+def _generate(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from .reports import check_folder, write_generation
+
+    folder = check_folder(arguments.output or "generated")
+    settings = sampling_arguments(arguments)
+    settings |= {"num_videos_per_class": arguments.videos, "guidance_scale": arguments.guidance}
+    output = load_pipeline(arguments.model, arguments.device, arguments.dtype).generate(
+        arguments.class_labels,
+        generator=torch.Generator().manual_seed(arguments.seed),
+        fps=arguments.fps,
+        batch_size=arguments.batch_size,
+        **settings,
+    )
+    request = {"model": arguments.model, "classes": arguments.class_labels, "seed": arguments.seed} | settings
+    _print_report(folder, write_generation(folder, output, request))
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from .reports import check_folder, write_generation
+
+    folder = check_folder(arguments.output or f"{Path(arguments.video).stem}-predicted")
+    settings = sampling_arguments(arguments) | {
+        "num_condition_frames": arguments.condition_frames,
+        "num_rollouts": arguments.rollouts,
+        "num_videos": arguments.videos,
+    }
+    output = load_pipeline(arguments.model, arguments.device, arguments.dtype).predict(
+        arguments.video,
+        generator=torch.Generator().manual_seed(arguments.seed),
+        resize_mode=arguments.resize,
+        **settings,
+    )
+    request = {"model": arguments.model, "video": Path(arguments.video).name, "seed": arguments.seed} | settings
+    _print_report(folder, write_generation(folder, output, request))
+
+
+def _print_report(folder: Path, report: dict) -> None:
+    tokens = [video["tokens"] for video in report["videos"]]
+    blocks = sum(len(video["token_counts"]) for video in report["videos"])
+    print(
+        f"{len(tokens)} videos of {report['frames']} frames: {min(tokens)} to {max(tokens)} tokens each, "
+        f"{sum(tokens) / blocks:.1f} per block"
+    )
+    names = [video["file"] for video in report["videos"]]
+    print(f"wrote {folder}/: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}, contact_sheet.png, report.json")

@@ -1,0 +1,93 @@
+"""`adaptok reconstruct`, `adaptok tokenize` and `adaptok detokenize`."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from .common import (
+    add_allocation_options,
+    add_batch_size_option,
+    add_model_options,
+    add_resize_option,
+    allocation_request,
+    load_pipeline,
+)
+
+
+def add_commands(verbs: Any) -> None:
+    """Register the commands with the parser of `adaptok`."""
+    verb = verbs.add_parser("reconstruct", help="encode a video on a token budget, decode it, and show what it did")
+    verb.add_argument("video", help="a video file")
+    verb.add_argument("-o", "--output", help="output folder (default: VIDEO's name with '-adaptok', in this folder)")
+    _add_encoding_options(verb)
+    verb.set_defaults(run=_reconstruct)
+
+    verb = verbs.add_parser("tokenize", help="write a video as a tokens file")
+    verb.add_argument("video", help="a video file")
+    verb.add_argument("-o", "--output", help="tokens file (default: VIDEO's name with .safetensors, in this folder)")
+    _add_encoding_options(verb)
+    verb.set_defaults(run=_tokenize)
+
+    verb = verbs.add_parser("detokenize", help="turn a tokens file back into a video")
+    verb.add_argument("tokens", help="a file that 'adaptok tokenize' wrote")
+    verb.add_argument("-o", "--output", help="mp4 file (default: TOKENS' name with .mp4, in this folder)")
+    add_model_options(verb)
+    add_batch_size_option(verb)
+    verb.set_defaults(run=_detokenize)
+
+
+def _add_encoding_options(verb: argparse.ArgumentParser) -> None:
+    add_allocation_options(verb)
+    add_resize_option(verb)
+    add_model_options(verb)
+    add_batch_size_option(verb)
+
+
+def _reconstruct(arguments: argparse.Namespace) -> None:
+    from .reports import check_folder, write_report
+
+    folder = check_folder(arguments.output or f"{Path(arguments.video).stem}-adaptok")
+    request = allocation_request(arguments)
+    pipeline = load_pipeline(arguments.model, arguments.device, arguments.dtype)
+    output = pipeline.reconstruct(arguments.video, resize_mode=arguments.resize, batch_size=arguments.batch_size, **request)
+    request = {"video": Path(arguments.video).name, "model": arguments.model} | request
+    report = write_report(folder, output, pipeline, request)
+    print(
+        f"{report['frames']} frames, {report['blocks']} blocks: {report['tokens']} tokens "
+        f"({report['tokens_per_block']:.1f} per block, {report['bits_per_second'] / 1000:.1f} kbit/s), "
+        f"PSNR {report['psnr_db']:.2f} dB, SSIM {report['ssim']:.3f}"
+    )
+    source, size = report["source_size"], report["output_size"]
+    if size != source:
+        print(f"the input is {source[1]}x{source[0]}; the output is {size[1]}x{size[0]} ({report['resize_mode']})")
+    print(f"wrote {folder}/: reconstruction.mp4, side_by_side.mp4, tokens.png, report.json")
+
+
+def _tokenize(arguments: argparse.Namespace) -> None:
+    from .reports import check_file
+
+    output = check_file(arguments.output or f"{Path(arguments.video).stem}.safetensors", ".safetensors")
+    tokens = load_pipeline(arguments.model, arguments.device, arguments.dtype).tokenize(
+        arguments.video,
+        resize_mode=arguments.resize,
+        batch_size=arguments.batch_size,
+        **allocation_request(arguments),
+    )
+    tokens.save(output)
+    print(
+        f"wrote {output}: {tokens.num_frames} frames, {tokens.num_tokens} tokens, "
+        f"{tokens.bits_per_second / 1000:.1f} kbit/s"
+    )
+
+
+def _detokenize(arguments: argparse.Namespace) -> None:
+    from ..video.tokenized_video import TokenizedVideo
+    from ..video.video_io import write_video
+    from .reports import check_file
+
+    output = check_file(arguments.output or f"{Path(arguments.tokens).stem}.mp4", ".mp4")
+    tokens = TokenizedVideo.load(arguments.tokens)
+    pipeline = load_pipeline(arguments.model, arguments.device, arguments.dtype)
+    frames = pipeline.detokenize(tokens, batch_size=arguments.batch_size)
+    write_video(output, frames, tokens.fps, tokens.timestamps)
+    print(f"wrote {output}: {len(frames)} frames at {tokens.fps:.2f} fps")
