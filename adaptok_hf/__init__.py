@@ -26,7 +26,7 @@ _HOMES = {
     "AdapTokPipeline": "pipelines.pipeline_adaptok",
     "Video": "video.video_io",
     "read_video": "video.video_io",
-    "write_video": "video.video_io",
+    "write_video": "video.video_writing",
     "allocate": "allocation",
     "convert_checkpoint": "conversion.convert",
 }
@@ -46,8 +46,9 @@ if TYPE_CHECKING:
     from .models.modeling_adaptok_prior import AdapTokPriorModel
     from .models.modeling_adaptok_scorer import AdapTokScorerModel
     from .pipelines.pipeline_adaptok import AdapTokPipeline
-    from .video.video_io import Video, read_video, write_video
+    from .video.video_io import Video, read_video
     from .video.video_processing_adaptok import AdapTokVideoProcessor
+    from .video.video_writing import write_video
 
 
 def __getattr__(name: str):

@@ -28,7 +28,7 @@ def add_commands(verbs: Any) -> None:
 
 
 def _stream(arguments: argparse.Namespace) -> None:
-    from ..video.video_io import write_video
+    from ..video.video_writing import write_video
     from .main import _load
 
     if arguments.frames is not None and arguments.frames < 1:

@@ -90,7 +90,7 @@ def read_clips(
     kept: dict[int, tuple[np.ndarray, float]] = {}
     count = 0
     with closing(iter_video(video)) as decoded:
-        for index, (frame, seconds) in enumerate(decoded):
+        for index, (frame, seconds, _) in enumerate(decoded):
             count = index + 1
             if any(index in window for window in takewhile(lambda w: w.start <= index, pending)):  # noqa: B023
                 kept[index] = (transform(frame) if transform else frame, seconds)

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
+from ..video.frames import center_crop, resize_short_side
 from .clip_reader import Clip, EndedEarly, probe_video, read_clips
-from .transforms import centre_crop, random_crop, random_flip, resize_short_side
+from .transforms import random_crop, random_flip
 from .video_item import TarMember, VideoItem, VideoSource
 from .windows import ChooseWindows
 
@@ -45,7 +46,7 @@ class ClipStream(IterableDataset):
         choose_windows: which frames make clips, a function of `windows.py` such as
             `partial(random_window, clip_length=16)`.
         image_size (`int`): frames are resized to this short side, then cropped to a square.
-        crop_at_random (`bool`): instead of the centre.
+        crop_at_random (`bool`): instead of the center.
         flip_at_random (`bool`): mirror half of the clips.
         shuffle (`bool`): otherwise the order is that of the source.
         seed (`int`): not negative.
@@ -213,7 +214,7 @@ class ClipStream(IterableDataset):
         if self.crop_at_random:
             frames = random_crop(frames, self.image_size, rng)
         else:
-            frames = centre_crop(frames, self.image_size)
+            frames = center_crop(frames, self.image_size)
         if self.flip_at_random:
             frames = random_flip(frames, rng)
         return torch.from_numpy(np.ascontiguousarray(frames.transpose(0, 3, 1, 2)))

@@ -9,8 +9,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from .video_folder import VIDEO_SUFFIXES
-from .video_item import NO_LABEL, VideoItem
+from .video_item import NO_LABEL, VIDEO_SUFFIXES, VideoItem
 
 logger = logging.getLogger(__name__)
 

@@ -5,8 +5,7 @@ import tarfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from .video_folder import VIDEO_SUFFIXES
-from .video_item import NO_LABEL, TarMember, VideoItem
+from .video_item import NO_LABEL, VIDEO_SUFFIXES, TarMember, VideoItem
 
 
 class TarShards:

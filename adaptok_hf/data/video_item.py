@@ -6,6 +6,8 @@ from typing import Protocol
 
 NO_LABEL = -1
 
+VIDEO_SUFFIXES = (".mp4", ".mov", ".webm", ".mkv", ".avi", ".gif", ".webp")
+
 
 @dataclass(frozen=True)
 class TarMember:

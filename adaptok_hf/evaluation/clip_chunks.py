@@ -109,7 +109,7 @@ def open_videos(data: str | Path) -> VideoFiles:
         FileNotFoundError, ValueError: if it is none of them.
     """
     from ..data import VideoItem
-    from ..data.video_folder import VIDEO_SUFFIXES
+    from ..data.video_item import VIDEO_SUFFIXES
 
     path = Path(data)
     if not path.exists():

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .video_io import DEFAULT_FPS, check_fps, iter_container, iter_timed_frames
+from .video_io import DEFAULT_FPS, check_fps, iter_container, iter_video
 from .video_processing_adaptok import AdapTokVideoProcessor
 
 ACCEPTED = (
@@ -61,7 +61,7 @@ def _open(video: Any, processor: AdapTokVideoProcessor, fps: float | None) -> It
     if hasattr(video, "demux"):
         return iter_container(video, video.name or "<container>")
     if isinstance(video, str | bytes) or hasattr(video, "read") or hasattr(video, "__fspath__"):
-        return iter_timed_frames(video)
+        return iter_video(video)
     if hasattr(video, "timestamps"):
         return ((frame, float(time), video.fps) for frame, time in zip(video.frames, video.timestamps, strict=True))
     if not isinstance(video, Iterable) or isinstance(video, dict | set):

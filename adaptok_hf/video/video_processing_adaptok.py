@@ -9,6 +9,7 @@ import torch
 from transformers import BatchFeature, ImageProcessingMixin
 from transformers.video_processing_utils import VideoProcessorMixin
 
+from .frames import center_crop, interpolate, resize, resize_short_side, to_uint8
 from .video_io import DEFAULT_FPS, Video, check_fps, pil_to_rgb, read_video
 
 RESIZE_MODES = ("crop", "squash")
@@ -20,8 +21,6 @@ ACCEPTED = (
 
 # Frames converted to float at once: bounds the working memory of a long or large video.
 _CHUNK = 16
-# Resizing the short side of a narrower video would make the long one enormous.
-_MAX_ASPECT = 20
 
 
 class AdapTokVideoProcessorKwargs(TypedDict, total=False):
@@ -197,7 +196,7 @@ class AdapTokVideoProcessor(VideoProcessorMixin, ImageProcessingMixin):
             def shrink(frame):
                 nonlocal source_size
                 source_size = frame.shape[:2]
-                return self._resize(frame[None], resize_mode)[0].permute(1, 2, 0).numpy()
+                return self._square(frame, resize_mode)
 
             video = read_video(video, transform=shrink)
         else:
@@ -205,14 +204,14 @@ class AdapTokVideoProcessor(VideoProcessorMixin, ImageProcessingMixin):
             source_size = video.frames.shape[1:3]
         total = len(video)
         num_clips = -(-total // self.num_frames)
-        frames = torch.empty(num_clips * self.num_frames, 3, self.image_size, self.image_size, dtype=torch.uint8)
+        frames = np.empty((num_clips * self.num_frames, 3, self.image_size, self.image_size), dtype=np.uint8)
         for start in range(0, total, _CHUNK):
-            chunk = self._resize(video.frames[start : start + _CHUNK], resize_mode)
-            frames[start : start + len(chunk)] = chunk
+            chunk = self._square(video.frames[start : start + _CHUNK], resize_mode)
+            frames[start : start + len(chunk)] = chunk.transpose(0, 3, 1, 2)
         frames[total:] = frames[total - 1]
         first_frames = torch.arange(0, len(frames), self.tubelet_size)
         return ClipBatch(
-            frames=frames.unflatten(0, (num_clips, self.num_frames)),
+            frames=torch.from_numpy(frames).unflatten(0, (num_clips, self.num_frames)),
             valid_blocks=(first_frames < total).unflatten(0, (num_clips, -1)),
             num_frames=total,
             source_size=source_size,
@@ -255,37 +254,19 @@ class AdapTokVideoProcessor(VideoProcessorMixin, ImageProcessingMixin):
         height, width = output_size or frames.shape[2:]
         video = np.empty((num_frames, height, width, 3), dtype=np.uint8)
         for start in range(0, num_frames, _CHUNK):
-            chunk = frames[start : min(start + _CHUNK, num_frames)].float().clamp(0, 1).mul(255)
+            chunk = frames[start : min(start + _CHUNK, num_frames)].float().clamp(0, 1)
             if chunk.isnan().any():
                 raise ValueError(f"unclip() got NaN values in frames {start} to {start + len(chunk) - 1}")
-            if output_size is not None:
-                chunk = _interpolate(chunk, (height, width))
-            video[start : start + len(chunk)] = chunk.round().byte().permute(0, 2, 3, 1).cpu().numpy()
+            chunk = to_uint8(interpolate(chunk, (height, width)))
+            video[start : start + len(chunk)] = chunk.permute(0, 2, 3, 1).cpu().numpy()
         return video
 
-    def _resize(self, frames: np.ndarray, resize_mode: str) -> torch.Tensor:
-        """uint8 `(T, H, W, 3)` to uint8 `(T, 3, image_size, image_size)`."""
-        size, (height, width) = self.image_size, frames.shape[1:3]
+    def _square(self, frames: np.ndarray, resize_mode: str) -> np.ndarray:
+        """uint8 `(..., height, width, 3)` to `(..., image_size, image_size, 3)`."""
+        size = self.image_size
         if resize_mode == "squash":
-            target = (size, size)
-        else:
-            short = min(height, width)
-            if max(height, width) > _MAX_ASPECT * short:
-                raise ValueError(
-                    f"frames of {height}x{width} are too narrow to crop a square (the long side may be {_MAX_ASPECT} "
-                    'times the short one); use resize_mode="squash"'
-                )
-            target = (round(height * size / short), round(width * size / short))
-        frames = np.require(frames, requirements=["C", "W"])  # torch warns of arrays that cannot be written
-        resized = _interpolate(torch.from_numpy(frames).permute(0, 3, 1, 2), target)
-        top, left = (target[0] - size) // 2, (target[1] - size) // 2
-        return resized[:, :, top : top + size, left : left + size]
-
-
-def _interpolate(frames: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    if tuple(frames.shape[2:]) == tuple(size):
-        return frames
-    return torch.nn.functional.interpolate(frames, size=tuple(size), mode="bilinear", antialias=True)
+            return resize(frames, (size, size))
+        return center_crop(resize_short_side(frames, size), size)
 
 
 def _check_resize_mode(resize_mode: str) -> str:
@@ -366,7 +347,7 @@ def _frames_from_array(video: np.ndarray | torch.Tensor, max_frames: int | None 
                 f"frame {index} has values from {frame.min():.4g} to {frame.max():.4g}; a float video must lie in "
                 "[0, 1] without NaN (divide by 255, or map (x + 1) / 2, or pass uint8)"
             )
-        frames[index] = np.rint(frame.astype(np.float32).clip(0, 1) * 255)
+        frames[index] = to_uint8(torch.from_numpy(frame.copy()))
     return frames
 
 

@@ -237,10 +237,8 @@ def test_squash_restores_the_proportions(processor):
 
 def test_resizing_goes_chunk_by_chunk(processor, monkeypatch):
     sizes = []
-    resize = AdapTokVideoProcessor._resize
-    monkeypatch.setattr(
-        processor, "_resize", lambda frames, mode: sizes.append(len(frames)) or resize(processor, frames, mode)
-    )
+    square = processor._square
+    monkeypatch.setattr(processor, "_square", lambda frames, mode: sizes.append(len(frames)) or square(frames, mode))
     processor.clips(make_video(100))
     assert sum(sizes) == 100 and max(sizes) <= 16
 
