@@ -27,9 +27,8 @@ _HOMES = {
     "TokenizedVideo": "video.tokenized_video",
     "Video": "video.video_io",
     "read_video": "video.video_io",
-    "write_video": "video.video_io",
+    "write_video": "video.video_writing",
     "EncodedVideos": "pipelines.encoded_videos",
-    "TokenizedVideo": "video.tokenized_video",
     "AllocationRequest": "allocation",
     "allocate": "allocation",
     "convert_checkpoint": "conversion.convert",
@@ -56,8 +55,9 @@ if TYPE_CHECKING:
     from .pipelines.encoded_videos import EncodedVideos
     from .pipelines.pipeline_adaptok import AdapTokPipeline
     from .video.tokenized_video import TokenizedVideo
-    from .video.video_io import Video, read_video, write_video
+    from .video.video_io import Video, read_video
     from .video.video_processing_adaptok import AdapTokVideoProcessor
+    from .video.video_writing import write_video
 
 
 def __getattr__(name: str):

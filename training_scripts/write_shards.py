@@ -31,9 +31,10 @@ import numpy as np
 from tqdm import tqdm
 
 from adaptok_hf.data import VideoItem, kinetics, video_folder
-from adaptok_hf.data.transforms import resize_short_side
 from adaptok_hf.training.recipes import parse_arguments
-from adaptok_hf.video.video_io import read_video, write_video
+from adaptok_hf.video.frames import resize_short_side
+from adaptok_hf.video.video_io import read_video
+from adaptok_hf.video.video_writing import write_video
 
 
 @dataclass

@@ -82,7 +82,7 @@ def _tokenize(arguments: argparse.Namespace) -> None:
 
 def _detokenize(arguments: argparse.Namespace) -> None:
     from ..video.tokenized_video import TokenizedVideo
-    from ..video.video_io import write_video
+    from ..video.video_writing import write_video
     from .reports import check_file
 
     output = check_file(arguments.output or f"{Path(arguments.tokens).stem}.mp4", ".mp4")

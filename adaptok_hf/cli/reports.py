@@ -10,7 +10,7 @@ import torch
 from ..atomic_files import files_together, write_json
 from ..figures.contact_sheets import contact_sheet, side_by_side
 from ..figures.plots import plot_tokens
-from ..video.video_io import write_video
+from ..video.video_writing import write_video
 
 if TYPE_CHECKING:
     from ..pipelines.pipeline_adaptok import AdapTokPipeline, AdapTokPipelineOutput

@@ -26,7 +26,7 @@ def add_commands(verbs: Any) -> None:
 
 
 def _stream(arguments: argparse.Namespace) -> None:
-    from ..video.video_io import write_video
+    from ..video.video_writing import write_video
 
     if arguments.frames is not None and arguments.frames < 1:
         raise ValueError(f"--frames must be at least 1, got {arguments.frames}")

@@ -1,4 +1,4 @@
-"""From a video file to clips: decodes no further than the last frame that is wanted, and keeps only frames in use."""
+"""Clips from a video file: decodes no further than the last frame that is needed, and keeps only frames in use."""
 
 import io
 from collections import deque
@@ -14,12 +14,13 @@ from ..video.video_io import CONTAINER_FORMATS, DEFAULT_FPS, VideoSource, iter_v
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """
+    """Consecutive or strided frames of a video.
+
     Args:
-        frames (`np.ndarray`): uint8 `(frames, height, width, 3)`.
-        fps (`float`): frames of the clip per second.
-        timestamps (`np.ndarray`): float64 `(frames,)`, seconds from the first frame of the VIDEO.
-        start (`int`): the first frame's index in the video.
+        frames: uint8 `(frames, height, width, 3)`.
+        fps: frames of the clip per second.
+        timestamps: float64 `(frames,)`, seconds from the first frame of the VIDEO.
+        start: the first frame's index in the video.
     """
 
     frames: np.ndarray
@@ -37,10 +38,10 @@ class EndedEarly(Exception):
 
 
 def probe_video(video: str | bytes) -> tuple[int, float | None]:
-    """The number of frames and the nominal frame rate (None: unknown) of a path or the bytes of a file.
+    """Return the number of frames and the nominal frame rate (None: unknown) of a path or the bytes of a file.
 
-    What the index of an mp4 or mov says, elsewhere the number of compressed packets: cheap, and nearly always the number
-    of frames; the decoder has the last word (`EndedEarly`). Animations, which have neither, are decoded to be counted.
+    The number is that in the index of an mp4 or mov, elsewhere that of compressed packets: cheap, and nearly always right;
+    see `EndedEarly`. Animations, which have neither, are decoded to be counted.
 
     Raises:
         OSError, ValueError: as `read_video`.
@@ -69,28 +70,27 @@ def read_clips(
     nominal_fps: float | None = None,
     transform: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Iterator[Clip]:
-    """
-    Decode windows of a video.
+    """Decode windows of a video.
 
     Args:
         video: anything that `iter_video` takes.
         windows: frame indices of each clip, in order of their start; they may overlap.
-        nominal_fps (*optional*): the video's frame rate, used where the timestamps agree with it (they are often
+        nominal_fps: the video's frame rate, used where the timestamps agree with it (they are often
             rounded); otherwise the rate is that of the timestamps.
-        transform (*optional*): applied to each wanted uint8 `(height, width, 3)` frame as it is decoded.
+        transform: applied to each needed uint8 `(height, width, 3)` frame as it is decoded.
 
     Yields:
         A `Clip` per window, each as soon as its last frame is decoded.
 
     Raises:
         EndedEarly: where the video ends before a window does.
-        OSError, ValueError: as `read_video`. Damage behind the last window goes unnoticed.
+        OSError, ValueError: as `read_video`. Damage after the last window goes unnoticed.
     """
     pending = deque(windows)
     kept: dict[int, tuple[np.ndarray, float]] = {}
     count = 0
     with closing(iter_video(video)) as decoded:
-        for index, (frame, seconds) in enumerate(decoded):
+        for index, (frame, seconds, _) in enumerate(decoded):
             count = index + 1
             if any(index in window for window in takewhile(lambda w: w.start <= index, pending)):  # noqa: B023
                 kept[index] = (transform(frame) if transform else frame, seconds)

@@ -1,4 +1,4 @@
-"""Clips from a source of videos: shared out, shuffled, resumable."""
+"""Clips from a source of videos: sharded, shuffled, resumable."""
 
 import logging
 from collections.abc import Iterator
@@ -10,14 +10,15 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
+from ..video.frames import center_crop, resize_short_side
 from .clip_reader import Clip, EndedEarly, probe_video, read_clips
-from .transforms import centre_crop, random_crop, random_flip, resize_short_side
+from .transforms import random_crop, random_flip
 from .video_item import TarMember, VideoItem, VideoSource
 from .windows import ChooseWindows
 
 logger = logging.getLogger(__name__)
 
-# What the random generators are for; part of their seeds.
+# Uses of the random generators; included in their seeds.
 _SHARD_ORDER, _VIDEO_ORDER, _WINDOWS, _PICTURE = 1, 2, 3, 4
 
 
@@ -26,8 +27,7 @@ class TooManySkippedVideos(Exception):
 
 
 class ClipStream(IterableDataset):
-    """
-    An endless (or, for evaluation, one-epoch) stream of clips.
+    """An endless (or, for evaluation, one-epoch) stream of clips.
 
     * Every process and every worker of its `DataLoader` reads its own share; together they read each video exactly once
       per epoch. Do not hand the loader to `accelerator.prepare`, which would share it out a second time, and make the
@@ -37,24 +37,24 @@ class ClipStream(IterableDataset):
     * Windows, crops and flips depend on `seed`, epoch and the video, not on who reads it. With files (shards of one
       video) the global batches do not depend on the number of processes either, as long as each has as many workers.
     * `state_dict` after an item (through a worker: `torchdata.stateful_dataloader.StatefulDataLoader`, whose state
-      each process saves for itself) and `load_state_dict` into an equal stream continue with the same items.
+      each process saves) and `load_state_dict` into an equal stream continue with the same items.
     * Videos that cannot be read or are too short are skipped, counted and named in warnings; too many are an error.
 
     Args:
-        source: where the videos come from (`video_folder`, `manifest`, `ucf101`, `kinetics`, `TarShards`, `HubVideos`).
-        choose_windows: which frames make clips, a function of `windows.py` such as
+        source: of videos (`video_folder`, `manifest`, `ucf101`, `kinetics`, `TarShards`, `HubVideos`).
+        choose_windows: selects the frames of clips, a function of `windows.py` such as
             `partial(random_window, clip_length=16)`.
-        image_size (`int`): frames are resized to this short side, then cropped to a square.
-        crop_at_random (`bool`): instead of the centre.
-        flip_at_random (`bool`): mirror half of the clips.
-        shuffle (`bool`): otherwise the order is that of the source.
-        seed (`int`): not negative.
-        num_epochs (`int`, *optional*): how many epochs an iteration lasts; by default it does not end. Shares differ in
+        image_size: frames are resized to this short side, then cropped to a square.
+        crop_at_random: instead of the center.
+        flip_at_random: mirror half of the clips.
+        shuffle: otherwise the order is that of the source.
+        seed: not negative.
+        num_epochs: how many epochs an iteration lasts; by default it does not end. Shares differ in
             length: processes that must take the same number of steps need the endless kind.
         max_skipped, max_skipped_share: the stream stops when more than `max_skipped` videos and more than this share of
             the videos that one reader has seen in an epoch were skipped.
-        skipped_list (*optional*): a file to which every reader appends `key<tab>reason` for a video it skips.
-        rank, world_size (*optional*): by default those of `torch.distributed`, or 0 and 1.
+        skipped_list: a file to which every reader appends `key<tab>reason` for a video it skips.
+        rank, world_size: by default those of `torch.distributed`, or 0 and 1.
 
     Yields dicts:
         `pixel_values_videos`: uint8 `(frames, 3, image_size, image_size)`.
@@ -66,7 +66,7 @@ class ClipStream(IterableDataset):
 
     Raises:
         ValueError: for impossible arguments; for a state of another stream or another number of readers.
-        TooManySkippedVideos: see `max_skipped`; also when a reader of an endless stream finds no readable video at all.
+        TooManySkippedVideos: see `max_skipped`; also when a reader of an endless stream has no readable video at all.
     """
 
     def __init__(
@@ -110,15 +110,15 @@ class ClipStream(IterableDataset):
         self._resume = False
 
     def set_epoch(self, epoch: int) -> None:
-        """The next iteration begins with this epoch (from 0). Endless streams count epochs by themselves."""
+        """Begin the next iteration with this epoch (from 0). Endless streams count epochs by themselves."""
         self._first_epoch = epoch
 
     def state_dict(self) -> dict[str, Any]:
-        """Small and plain (JSON can hold it): the position behind the last item that this reader was given."""
+        """Return the position after the last item that this reader yielded; small, and plain enough for JSON."""
         return {**self._identity(), **(self._position or self._start())}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The next iteration continues behind that position. An iteration that is under way is not changed."""
+        """Begin the next iteration at that position. An iteration that is under way is not changed."""
         for name, value in self._identity().items():
             if state.get(name) != value:
                 raise ValueError(
@@ -143,7 +143,7 @@ class ClipStream(IterableDataset):
             at.update(epoch=at["epoch"] + 1, units=0, videos=0, clips=0, seen=0, skipped=0)
 
     def _epoch(self, at: dict[str, int]) -> Iterator[dict[str, Any]]:
-        """The rest of this reader's share of an epoch. `at` is moved along, always before an item is handed out."""
+        """Yield the rest of this reader's share of an epoch. `at` advances before each item is yielded."""
         readers, num_shards = self._num_readers(), self.source.num_shards
         pieces = -(-readers // num_shards)  # with more readers than shards, each shard is shared by so many
         order = self._permutation(num_shards, at["epoch"], _SHARD_ORDER)
@@ -156,7 +156,7 @@ class ClipStream(IterableDataset):
             at.update(units=at["units"] + 1, videos=0)
 
     def _videos(self, shard: int, at: dict[str, int]) -> Iterator[tuple[int, VideoItem]]:
-        """The videos of a shard with their number in it, in the order of this epoch."""
+        """Return the videos of a shard with their number in it, in the order of this epoch."""
         try:
             items = self.source.read_shard(shard)
         except (OSError, ValueError) as error:
@@ -168,7 +168,7 @@ class ClipStream(IterableDataset):
         return enumerate(items)
 
     def _items(self, item: VideoItem, place: tuple[int, int, int], at: dict[str, int]) -> Iterator[dict[str, Any]]:
-        """The clips of a video behind `at`; on return or with the last clip, `at` is behind the video."""
+        """Yield the clips of a video after `at`; on return or with the last clip, `at` is after the video."""
         at["seen"] += at["clips"] == 0
         try:
             for number, total, clip in self._clips(item, place, at["clips"]):
@@ -190,7 +190,7 @@ class ClipStream(IterableDataset):
             self._skip(item.key, error, at)
 
     def _clips(self, item: VideoItem, place: tuple[int, int, int], done: int) -> Iterator[tuple[int, int, Clip]]:
-        """Number, how many there are, and the clip, for the clips of a video from number `done` on."""
+        """Yield number, total and clip for the clips of a video, starting from number `done`."""
         video = item.video.read() if isinstance(item.video, TarMember) else item.video
         num_frames, fps = probe_video(video)
         while True:
@@ -209,11 +209,11 @@ class ClipStream(IterableDataset):
         return resize_short_side(frame, self.image_size)
 
     def _square(self, frames: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
-        """(frames, height, width, 3) -> (frames, 3, image_size, image_size)."""
+        """Crop (frames, height, width, 3) to (frames, 3, image_size, image_size)."""
         if self.crop_at_random:
             frames = random_crop(frames, self.image_size, rng)
         else:
-            frames = centre_crop(frames, self.image_size)
+            frames = center_crop(frames, self.image_size)
         if self.flip_at_random:
             frames = random_flip(frames, rng)
         return torch.from_numpy(np.ascontiguousarray(frames.transpose(0, 3, 1, 2)))
@@ -240,7 +240,7 @@ class ClipStream(IterableDataset):
         return {"first_epoch": epoch, "epoch": epoch, "units": 0, "videos": 0, "clips": 0, "seen": 0, "skipped": 0}
 
     def _identity(self) -> dict[str, Any]:
-        """What must be equal for a position to mean the same."""
+        """Return what must be equal for a position to mean the same."""
         return {
             "seed": self.seed,
             "shuffle": self.shuffle,

@@ -1,6 +1,6 @@
-"""What videos there are: folders, lists and archive layouts.
+"""Lists of video files from folders, csv files and archive layouts.
 
-Each function gives `VideoFiles`, one of the kinds of `VideoSource`. Nothing is decoded here.
+Each function returns `VideoFiles`, one of the kinds of `VideoSource`. Nothing is decoded here.
 """
 
 import csv
@@ -9,15 +9,13 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from .video_folder import VIDEO_SUFFIXES
-from .video_item import NO_LABEL, VideoItem
+from .video_item import NO_LABEL, VIDEO_SUFFIXES, VideoItem
 
 logger = logging.getLogger(__name__)
 
 
 class VideoFiles:
-    """
-    A list of video files, each a shard of one video.
+    """A list of video files, each a shard of one video.
 
     Args:
         items: the videos.
@@ -35,7 +33,7 @@ class VideoFiles:
         return [self.items[shard]]
 
     def only(self, keys: Iterable[str]) -> "VideoFiles":
-        """The videos of a split list (`splits.read_split`), in its order.
+        """Return the videos with these keys, in their order.
 
         Raises:
             ValueError: naming keys that are not in this source.
@@ -48,12 +46,11 @@ class VideoFiles:
 
 
 def video_folder(folder: str | Path, class_names: Sequence[str] | None = None) -> VideoFiles:
-    """
-    All videos below a folder. The label is the first sub-folder; a video that lies in the folder itself has none.
+    """Return all videos below a folder. The label is the first sub-folder; a video that lies in the folder itself has none.
 
     Args:
         folder: searched recursively; the key of a video is its path within the folder.
-        class_names (*optional*): classes in the order of their labels, such as those of the training folder. By default
+        class_names: classes in the order of their labels, such as those of the training folder. By default
             the sub-folders with videos, sorted.
 
     Raises:
@@ -70,12 +67,11 @@ def video_folder(folder: str | Path, class_names: Sequence[str] | None = None) -
 
 
 def manifest(path: str | Path, where: Mapping[str, str] | None = None) -> VideoFiles:
-    """
-    The videos of a csv file with a column `path` (relative to the file) and, optionally, `label` (empty: none).
+    """Return the videos of a csv file with a column `path` (relative to the file) and, optionally, `label` (empty: none).
 
     Args:
         path: the csv file, with a header line.
-        where (*optional*): keep the rows with these values, such as `{"set": "action32", "split": "train"}`.
+        where: keep the rows with these values, such as `{"set": "action32", "split": "train"}`.
 
     The classes are the sorted labels of ALL rows, so that every split of a manifest numbers them alike.
 
@@ -90,8 +86,8 @@ def manifest(path: str | Path, where: Mapping[str, str] | None = None) -> VideoF
         raise ValueError(f"{path}: no column {missing[0]!r}; there are {columns}")
     chosen = [row for row in rows if all(row[name] == value for name, value in where.items())]
     if not chosen:
-        found = {name: sorted({row[name] for row in rows})[:10] for name in where}
-        raise ValueError(f"{path}: no row with {where}; there are {found}")
+        values = {name: sorted({row[name] for row in rows})[:10] for name in where}
+        raise ValueError(f"{path}: no row with {where}; there are {values}")
     names = sorted({row["label"] for row in rows if row.get("label")})
     labels = {name: index for index, name in enumerate(names)}
     items = [
@@ -102,9 +98,10 @@ def manifest(path: str | Path, where: Mapping[str, str] | None = None) -> VideoF
 
 
 def ucf101(folder: str | Path, split_folder: str | Path, split: str = "train", fold: int = 1) -> VideoFiles:
-    """
-    UCF-101 as its archives unpack: `folder/<Class>/v_<Class>_g01_c01.avi` and the official split files
-    `classInd.txt`, `trainlist0<fold>.txt`, `testlist0<fold>.txt` in `split_folder`.
+    """Return a split of UCF-101 as its archives unpack.
+
+    Videos are `folder/<Class>/v_<Class>_g01_c01.avi`; `split_folder` has the official files `classInd.txt`,
+    `trainlist0<fold>.txt` and `testlist0<fold>.txt`.
 
     Raises:
         FileNotFoundError: for a missing list.
@@ -129,14 +126,15 @@ def ucf101(folder: str | Path, split_folder: str | Path, split: str = "train", f
 
 
 def kinetics(csv_path: str | Path, folder: str | Path, class_names: Sequence[str] | None = None) -> VideoFiles:
-    """
-    Kinetics: a csv list (columns `label`, `youtube_id`, `time_start`, `time_end`) and the videos below a folder, in any
-    sub-folders, named `<youtube_id>_<start>_<end>.mp4` (six digits each) or `<youtube_id>.mp4`.
+    """Return the Kinetics videos of a csv list (columns `label`, `youtube_id`, `time_start`, `time_end`).
 
-    Videos that were never downloaded are counted in a warning: part of every list has vanished from the web.
+    The videos are below a folder, in any sub-folders, named `<youtube_id>_<start>_<end>.mp4` (six digits each) or
+    `<youtube_id>.mp4`.
+
+    Videos that were never downloaded are counted in a warning: many have vanished from the web.
 
     Args:
-        class_names (*optional*): classes in the order of their labels; by default the sorted labels of this list. Give
+        class_names: classes in the order of their labels; by default the sorted labels of this list. Give
             those of the training list where a list does not have every class.
 
     Raises:
@@ -168,7 +166,7 @@ def kinetics(csv_path: str | Path, folder: str | Path, class_names: Sequence[str
 
 
 def _video_keys(folder: Path) -> list[str]:
-    """Sorted paths, relative and with forward slashes, of all videos below a folder."""
+    """Return sorted paths, relative and with forward slashes, of all videos below a folder."""
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
     keys = []
@@ -178,9 +176,9 @@ def _video_keys(folder: Path) -> list[str]:
     return sorted(keys)
 
 
-def _check_class_names(found: set[str], given: Sequence[str] | None, where: str) -> list[str]:
-    if given is None:
-        return sorted(found)
-    if unknown := sorted(found - set(given)):
-        raise ValueError(f"{where}: classes {unknown[:3]} are not among the {len(given)} class names given")
-    return list(given)
+def _check_class_names(used: set[str], names: Sequence[str] | None, where: str) -> list[str]:
+    if names is None:
+        return sorted(used)
+    if unknown := sorted(used - set(names)):
+        raise ValueError(f"{where}: classes {unknown[:3]} are not among the {len(names)} class names")
+    return list(names)

@@ -5,13 +5,11 @@ import tarfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from .video_folder import VIDEO_SUFFIXES
-from .video_item import NO_LABEL, TarMember, VideoItem
+from .video_item import NO_LABEL, VIDEO_SUFFIXES, TarMember, VideoItem
 
 
 class TarShards:
-    """
-    Videos in tar files on disk. A sample is a video (`0001.mp4`) and, beside it, `0001.json` with `label` (an integer)
+    """Videos in tar files on disk. A sample is a video (`0001.mp4`) and, next to it, `0001.json` with `label` (an integer)
     and `key`, or `0001.cls` with the label as text; both may be missing.
 
     Only headers and labels are read when a shard is opened; videos are read one by one, in any order. (For tar files on
@@ -28,14 +26,14 @@ class TarShards:
     def __init__(self, paths: Iterable[str | Path]):
         self.paths = [str(path) for path in paths]
         if not self.paths:
-            raise ValueError("no tar shards given")
+            raise ValueError("no tar shards")
         for path in self.paths:
             if not Path(path).is_file():
                 raise FileNotFoundError(f"{path}: no such tar shard")
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> "TarShards":
-        """All `*.tar` of a folder, sorted.
+        """Return all `*.tar` of a folder, sorted.
 
         Raises:
             ValueError: if there is none.
@@ -50,11 +48,11 @@ class TarShards:
         return len(self.paths)
 
     def read_shard(self, shard: int) -> list[VideoItem]:
-        """The shard's videos in the order of the file.
+        """Return the shard's videos in the order of the file.
 
         Raises:
             ValueError: for a file that is not a tar file or whose headers are damaged. Of a file that was cut short, the
-                videos before the cut are given, and the one that was cut fails when it is read.
+                videos before the cut are returned, and the one that was cut fails when it is read.
         """
         path, samples = self.paths[shard], {}
         for name, member in _members(path):
@@ -78,7 +76,7 @@ class TarShards:
 
 
 def _members(path: str) -> list[tuple[str, TarMember]]:
-    """Name and place of each file in a tar file; only headers are read."""
+    """Return name and place of each file in a tar file; only headers are read."""
     members = []
     try:
         with tarfile.open(path, "r:") as tar:
@@ -92,6 +90,6 @@ def _members(path: str) -> list[tuple[str, TarMember]]:
         raise ValueError(f"{path}: not a tar file, or damaged after {len(members)} files ({error})") from error
     with open(path, "rb") as file:
         file.seek(end)
-        if file.read(512).strip(b"\0"):  # a tar file ends in empty blocks: this one goes on, but tarfile cannot read it
+        if file.read(512).strip(b"\0"):  # a tar file ends in empty blocks: this one has more, which tarfile cannot read
             raise ValueError(f"{path}: damaged after {len(members)} files")
     return members

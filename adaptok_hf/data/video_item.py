@@ -1,10 +1,12 @@
-"""What a source of videos gives: videos that are not yet read."""
+"""Videos that are not yet read, and their sources."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 NO_LABEL = -1
+
+VIDEO_SUFFIXES = (".mp4", ".mov", ".webm", ".mkv", ".avi", ".gif", ".webp")
 
 
 @dataclass(frozen=True)
@@ -26,13 +28,12 @@ class TarMember:
 
 @dataclass(frozen=True)
 class VideoItem:
-    """
-    One video, not yet read.
+    """One video, not yet read.
 
     Args:
-        key (`str`): names the video within its source.
+        key: names the video within its source.
         video: a path, the bytes of a file, or a `TarMember`.
-        label (`int`): index of the class, -1 where there is none.
+        label: index of the class, -1 where there is none.
     """
 
     key: str
@@ -41,10 +42,9 @@ class VideoItem:
 
 
 class VideoSource(Protocol):
-    """
-    What `ClipStream` reads from: shards, numbered from 0 to `num_shards` - 1.
+    """Source of `ClipStream`: shards, numbered from 0 to `num_shards` - 1.
 
-    `read_shard` gives the videos of a shard, the same in every call: as a list where they can be read in any order,
+    `read_shard` returns the videos of a shard, the same in every call: as a list where they can be read in any order,
     otherwise as an iterator.
     """
 

@@ -1,6 +1,6 @@
-"""Which frames of a video make a clip.
+"""Choosing the frames of clips.
 
-Each function takes the number of frames of the video and a random generator and gives ranges of frame indices, one per
+Each function takes the number of frames of the video and a random generator and returns ranges of frame indices, one per
 clip, in order of their start. Fix the other arguments with `functools.partial`:
 `partial(random_window, clip_length=16)` is what `ClipStream` takes.
 
@@ -16,18 +16,18 @@ ChooseWindows = Callable[[int, np.random.Generator], list[range]]
 
 
 def first_window(num_frames: int, rng: np.random.Generator, *, clip_length: int, stride: int = 1) -> list[range]:
-    """The first frames of the video; `rng` is not used."""
+    """Return the first frames of the video; `rng` is not used."""
     return [_window(0, num_frames, clip_length, stride)]
 
 
 def random_window(num_frames: int, rng: np.random.Generator, *, clip_length: int, stride: int = 1) -> list[range]:
-    """One window, each possible start being equally likely."""
+    """Return one window; all possible starts are equally likely."""
     last = _window(0, num_frames, clip_length, stride)[-1]
     return [_window(int(rng.integers(num_frames - last)), num_frames, clip_length, stride)]
 
 
 def all_windows(num_frames: int, rng: np.random.Generator, *, clip_length: int, step: int, stride: int = 1) -> list[range]:
-    """The windows that start at frame 0, step, 2 step, ... and end within the video; `rng` is not used."""
+    """Return the windows that start at frame 0, step, 2 step, ... and end within the video; `rng` is not used."""
     if step < 1:
         raise ValueError(f"the step between windows must be at least 1 frame, got {step}")
     last = _window(0, num_frames, clip_length, stride)[-1]

@@ -24,7 +24,7 @@ from ..data import (
     ucf101,
     video_folder,
 )
-from ..data.video_folder import VIDEO_SUFFIXES
+from ..data.video_item import VIDEO_SUFFIXES
 from ..metrics import Protocol
 
 

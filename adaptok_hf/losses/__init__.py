@@ -1,4 +1,4 @@
-"""What the tokenizer is trained with: reconstruction, perceptual, adversarial and prior losses. Training only."""
+"""Losses of the tokenizer: reconstruction, perceptual, adversarial and prior. Training only."""
 
 from .adversarial import (
     AdversarialLoss,

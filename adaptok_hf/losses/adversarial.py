@@ -1,4 +1,4 @@
-"""Adversarial losses: what discriminator and tokenizer minimise, LeCam regularisation and the R1 penalty.
+"""Adversarial losses of discriminator and tokenizer, LeCam regularization and the R1 penalty.
 
 Logits are those of a `VideoDiscriminator`, (batch,), high for "real". The tokenizer is the generator; "fake" videos are
 its reconstructions.
@@ -14,7 +14,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, relu, softplus
 
 
 def hinge_discriminator_loss(real_logits: torch.Tensor, fake_logits: torch.Tensor) -> torch.Tensor:
-    """Half of mean(relu(1 - real)) + mean(relu(1 + fake))."""
+    """Return half of mean(relu(1 - real)) + mean(relu(1 + fake))."""
     return 0.5 * (relu(1 - real_logits).mean() + relu(1 + fake_logits).mean())
 
 
@@ -41,7 +41,7 @@ def smoothed_non_saturating_discriminator_loss(
     """Binary cross-entropy with random targets: each is off 1 or 0 by |N(0, 0.15)|, at most 0.3 (the paper's choice).
 
     Args:
-        real_noise, fake_noise: standard normal draws in the shape of the logits; drawn here by default.
+        real_noise, fake_noise: standard normal values in the shape of the logits; sampled by default.
     """
     real_noise = torch.randn_like(real_logits) if real_noise is None else real_noise
     fake_noise = torch.randn_like(fake_logits) if fake_noise is None else fake_noise
@@ -52,10 +52,10 @@ def smoothed_non_saturating_discriminator_loss(
 
 
 def mean_over_processes(logits: torch.Tensor) -> torch.Tensor:
-    """The mean over the batches (of one size) of all processes, which must all call this.
+    """Return the mean over the batches (of one size) of all processes, which must all call this.
 
-    The gradient goes to the own logits, as if they were the whole batch: where gradients are then averaged over processes
-    (DDP), that is the gradient of one process with the whole batch.
+    The gradient goes to the logits of this process, as if they were the whole batch: where gradients are then averaged
+    over processes (DDP), that is the gradient of one process with the whole batch.
     """
     mean = logits.mean()
     if not (distributed.is_available() and distributed.is_initialized()):
@@ -66,10 +66,10 @@ def mean_over_processes(logits: torch.Tensor) -> torch.Tensor:
 
 
 class LeCam(nn.Module):
-    """Keeps the discriminator's answers to real and to fake videos close (Tseng et al., arXiv 2104.03310).
+    """Keeps the discriminator's logits of real and of fake videos close (Tseng et al., arXiv 2104.03310).
 
     relu(real - average fake)^2 + relu(average real - fake)^2, on means over the batch and all processes, with the moving
-    averages before their update. The averages are buffers, so part of the state dictionary; they start at 0, and in
+    averages before their update. The averages are buffers, hence in the state dictionary; they start at 0, and in
     evaluation mode they stay as they are.
 
     Args:
@@ -85,7 +85,7 @@ class LeCam(nn.Module):
         self.register_buffer("fake_average", torch.zeros(()))
 
     def forward(self, real_logits: torch.Tensor, fake_logits: torch.Tensor) -> torch.Tensor:
-        """Logits (batch,) -> scalar."""
+        """Return the scalar penalty for (batch,) logits."""
         real, fake = mean_over_processes(real_logits), mean_over_processes(fake_logits)
         penalty = relu(real - self.fake_average).square() + relu(self.real_average - fake).square()
         if self.training:
@@ -95,7 +95,9 @@ class LeCam(nn.Module):
 
 
 def r1_penalty(discriminator: nn.Module, real: torch.Tensor) -> torch.Tensor:
-    """Mean over clips of |d logit / d video|^2 at real videos (Mescheder et al., arXiv 1801.04406; without its 1/2).
+    """Return the mean over clips of |d logit / d video|^2 at real videos.
+
+    Mescheder et al., arXiv 1801.04406, without their factor 1/2.
 
     Args:
         discriminator: (batch, ...) -> (batch,) logits, independently per clip.
@@ -114,7 +116,7 @@ AdversarialKind = Literal["hinge", "non_saturating", "smoothed_non_saturating"]
 
 
 class AdversarialLoss(nn.Module):
-    """A discriminator with all that it takes to train with it. The defaults are the paper's.
+    """A discriminator and its losses. The defaults are the paper's.
 
     Prepare it for distributed training together with the discriminator's optimizer: its forward is the discriminator's
     turn. `generator_loss` is the tokenizer's turn and is called on the module itself, not on its wrapper. Its state
@@ -156,27 +158,27 @@ class AdversarialLoss(nn.Module):
         self.start_step, self.update_every = start_step, update_every
 
     def is_active(self, step: int) -> bool:
-        """Whether the tokenizer has an adversarial term at this step, counted from 0."""
+        """Return whether the tokenizer has an adversarial term at this step, counted from 0."""
         return step >= self.start_step
 
     def is_discriminator_turn(self, step: int) -> bool:
-        """Whether the discriminator is updated at this step, counted from 0."""
+        """Return whether the discriminator is updated at this step, counted from 0."""
         return self.is_active(step) and (step - self.start_step) % self.update_every == 0
 
     def generator_loss(self, fake: torch.Tensor) -> torch.Tensor:
-        """Reconstructions -> scalar. The gradient goes to them and not to the discriminator's parameters."""
+        """Return the tokenizer's scalar loss. The gradient goes to `fake` and not to the discriminator's parameters."""
         fixed = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
         logits = functional_call(self.discriminator, fixed, (fake,)).float()
         return hinge_generator_loss(logits) if self.kind == "hinge" else non_saturating_generator_loss(logits)
 
     def forward(self, real: torch.Tensor, fake: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The discriminator's loss; every process must call this.
+        """Return the discriminator's loss; every process must call this.
 
         Args:
             real, fake: (batch, frames, channels, height, width); the gradient does not go to them.
 
         Returns:
-            scalars: `total`, to be minimised; its unweighted terms `discriminator`, and `lecam` and `r1` where their
+            scalars: `total`, to be minimized; its unweighted terms `discriminator`, and `lecam` and `r1` where their
             weights are not 0; `real_logit` and `fake_logit`, the means of this process.
         """
         # one pass over both: distributed wrappers expect one forward for each backward

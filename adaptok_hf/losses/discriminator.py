@@ -1,4 +1,4 @@
-"""The transformer that tells videos from reconstructions (AdapTok, adversarial loss)."""
+"""The transformer that distinguishes videos from reconstructions (AdapTok, adversarial loss)."""
 
 import re
 from collections.abc import Mapping
@@ -48,7 +48,7 @@ class DiscriminatorConfig:
 
 
 class VideoDiscriminator(nn.Module):
-    """Patches with fixed positions behind a class token; every token sees every other; one logit from the class token."""
+    """A class token, then patches with fixed positions; every token sees every other; one logit from the class token."""
 
     def __init__(self, config: DiscriminatorConfig):
         super().__init__()
@@ -64,13 +64,11 @@ class VideoDiscriminator(nn.Module):
         nn.init.normal_(self.class_token, std=0.02)
 
     def forward(self, video: torch.Tensor) -> torch.Tensor:
-        """
+        """Return (batch,) float32 logits, high for what looks like a real video.
+
         Args:
             video: (batch, frames, channels, image_size, image_size), [0, 1] but not clamped; as many frames as the
                 configuration says, or fewer in whole blocks.
-
-        Returns:
-            (batch,) float32 logits, high for what looks like a real video.
 
         Raises:
             ValueError: for a shape that does not fit the configuration.
@@ -92,7 +90,7 @@ class VideoDiscriminator(nn.Module):
         return self.head(self.norm(hidden_states[:, 0])).squeeze(-1).float()
 
 
-# Names in the original, as patterns, and ours.
+# Names in the original, as patterns, and here.
 _NAMES = (
     (r"cls_token", r"class_token"),
     (r"x_embedder\.proj\.(weight|bias)", r"patch_embedding.projection.\1"),
@@ -104,9 +102,9 @@ _NAMES = (
 
 
 def convert_discriminator_weights(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """State dictionary of the original's discriminator -> that of a `VideoDiscriminator`.
+    """Return the state dictionary of a `VideoDiscriminator` for that of the original's discriminator.
 
-    Its position table is fixed, and left out: ours is computed.
+    The original's position table is fixed, and left out: here it is computed.
 
     Raises:
         ValueError: naming entries that are not known.
@@ -116,12 +114,12 @@ def convert_discriminator_weights(tensors: Mapping[str, torch.Tensor]) -> dict[s
     for name, tensor in tensors.items():
         if name == "encoder_pos_embed":
             continue
-        ours = [re.sub(pattern, target, name) for pattern, target in _NAMES if re.fullmatch(pattern, name)]
-        if not ours:
+        renamed = [re.sub(pattern, target, name) for pattern, target in _NAMES if re.fullmatch(pattern, name)]
+        if not renamed:
             unknown.append(name)
             continue
         # the patch embedding is a convolution there, with a kernel (width, channel, time, row, column)
-        state[ours[0]] = tensor.flatten(1) if name == "x_embedder.proj.weight" else tensor
+        state[renamed[0]] = tensor.flatten(1) if name == "x_embedder.proj.weight" else tensor
     if unknown:
         raise ValueError(f"not part of a discriminator: {', '.join(sorted(unknown))}")
     return state

@@ -11,7 +11,7 @@ def perceptual_loss(
     video: torch.Tensor,
     frames_per_block: int | None = None,
 ) -> torch.Tensor:
-    """The mean over frames of the perceptual distance.
+    """Return the mean over frames of the perceptual distance.
 
     Args:
         network: images (n, 3, height, width) twice -> (n,) distances: a `metrics.lpips_network.LPIPSNetwork`, frozen

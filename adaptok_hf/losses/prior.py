@@ -1,4 +1,4 @@
-"""The prior's loss: how hard the kept codes of a clip are to predict, each from those before it.
+"""The prior's loss: cross-entropy of each kept code of a clip, predicted from those before it.
 
 Its gradient trains the prior and, through the code vectors, makes the tokenizer's latents predictable (AdapTok, after
 LARP, arXiv 2410.21264).
@@ -15,7 +15,7 @@ from ..models.modeling_adaptok_prior import AdapTokPriorModel
 
 @dataclass(frozen=True)
 class PackedTokens:
-    """The kept tokens of each clip, moved to the front in their order; zeros behind.
+    """The kept tokens of each clip, moved to the front in their order; zeros after them.
 
     Args:
         vectors: (batch, tokens, codebook_dim).
@@ -33,7 +33,7 @@ class PackedTokens:
 def pack_kept_tokens(
     code_vectors: torch.Tensor, codes: torch.Tensor, token_counts: torch.Tensor | None = None
 ) -> PackedTokens:
-    """Packs tokens, as many as the clip that keeps most of them has (2 at least).
+    """Pack tokens, as many as the clip that keeps most of them has (2 at least).
 
     Args:
         code_vectors: (batch, blocks, latents_per_block, codebook_dim).
@@ -67,14 +67,16 @@ def pack_kept_tokens(
 
 
 def code_logits(predictions: torch.Tensor, codebook: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
-    """Cosine similarity of predictions (..., codebook_dim) to unit codebook rows, over the temperature: (..., codes)."""
+    """Return cosine similarities of predictions (..., codebook_dim) to unit codebook rows, over the temperature."""
     with torch.autocast(predictions.device.type, enabled=False):  # half precision is too coarse for cosines near 1
         return linear(predictions.float(), codebook.float()) / temperature
 
 
 def scheduled_sampling_ratio(step: int, total_steps: int, peak: float = 0.5, peak_at: float = 0.3) -> float:
-    """The share of inputs that the prior's own draws replace: from 0 linearly to `peak`, which is reached at the share
-    `peak_at` of the training and kept (the paper's numbers)."""
+    """Return the share of inputs that samples of the prior replace (the paper's numbers by default).
+
+    It rises from 0 linearly to `peak`, which is reached at the share `peak_at` of the training and kept.
+    """
     return peak * min(1.0, step / max(1.0, peak_at * total_steps))
 
 
@@ -89,12 +91,12 @@ def prior_loss(
     num_rounds: int = 2,
     temperature: float = 1.0,
 ) -> torch.Tensor:
-    """Cross-entropy in nats, averaged over the kept tokens of this process' batch, without the first of each clip.
+    """Return the cross-entropy in nats, averaged over the kept tokens of this process without the first of each clip.
 
     In the first round the prior reads the code vectors. In each further one a random share of them (but never the first) is
-    replaced by codebook rows drawn from the prediction of the round before, so that the prior learns to go on from its own
-    mistakes; the loss is the mean over rounds. The original's loss also counts a target "code 0" behind each clip that has
-    dropped tokens; this one does not.
+    replaced by codebook rows sampled from the prediction of the round before, so that the prior learns to continue after
+    its mistakes; the loss is the mean over rounds. The original's loss also counts a target "code 0" after each clip that
+    has dropped tokens; this one does not.
 
     Args:
         code_vectors: (batch, blocks, latents_per_block, codebook_dim), `AdapTokOutput.code_vectors`: the gradient reaches
@@ -136,10 +138,10 @@ def prior_loss(
     for _ in range(num_rounds):
         if logits is not None:
             with torch.no_grad():
-                drawn = logits.flatten(0, 1).softmax(-1).multinomial(1).view_as(targets)
-            drawn_vectors = embedding(drawn, codebook).to(others.dtype)
-            inputs = torch.cat([first, torch.where(replaced[..., None], drawn_vectors, others)], dim=1)
-        # tokens keep the positions they had; the prior is causal, so what stands behind a clip's tokens is not seen by them
+                sampled = logits.flatten(0, 1).softmax(-1).multinomial(1).view_as(targets)
+            sampled_vectors = embedding(sampled, codebook).to(others.dtype)
+            inputs = torch.cat([first, torch.where(replaced[..., None], sampled_vectors, others)], dim=1)
+        # tokens keep the positions they had; the prior is causal, so a clip's tokens do not see what comes after them
         predictions = prior(inputs, position_ids=packed.positions).predictions[:, 1:]
         logits = code_logits(predictions, codebook, temperature)
         losses.append(cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum"))

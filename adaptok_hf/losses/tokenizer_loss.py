@@ -1,4 +1,4 @@
-"""What the tokenizer minimises: the weighted sum of its named losses."""
+"""The loss of the tokenizer: the weighted sum of named terms."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -22,7 +22,7 @@ class TokenizerLossWeights:
         l1, mse: mean absolute and mean squared error of pixels in [0, 1].
         perceptual: LPIPS (vgg).
         adversarial: the tokenizer's adversarial loss.
-        commitment, codebook: the quantiser's two losses, 0.1 x 0.25 and 0.1 x 1.
+        commitment, codebook: the quantizer's two losses, 0.1 x 0.25 and 0.1 x 1.
         prior: cross-entropy of the prior.
     """
 
@@ -81,16 +81,17 @@ class TokenizerLoss:
     def __call__(
         self, video: torch.Tensor, output: AdapTokOutput, step: int, prior_term: torch.Tensor | None = None
     ) -> dict[str, torch.Tensor]:
-        """
+        """Return the terms and their weighted sum.
+
         Args:
             video: (batch, frames, 3, height, width) float32 in [0, 1].
-            output: of `AdapTokModel` for that video. Where a run starts without quantiser, its losses are `None`.
+            output: of `AdapTokModel` for that video. Where a run starts without quantizer, its losses are `None`.
             step: counted from 0.
             prior_term: from `prior_loss`; needed if its weight is not 0 and there are codes.
 
         Returns:
-            scalars: `total`, to be minimised, and each unweighted term by the name of its weight. Terms that play no
-            part yet are left out.
+            scalars: `total`, to be minimized, and each unweighted term by the name of its weight. Terms that are not
+            active yet are left out.
 
         Raises:
             ValueError: if the prior has a weight and no term, or for shapes that do not fit.
@@ -116,5 +117,5 @@ class TokenizerLoss:
             terms["adversarial"] = self.adversarial.generator_loss(reconstruction)
         terms = {name: term for name, term in terms.items() if term is not None}
         if not terms:
-            raise ValueError("no term has a weight: nothing to minimise")
+            raise ValueError("no term has a weight: nothing to minimize")
         return {"total": sum(getattr(weights, name) * term for name, term in terms.items())} | terms

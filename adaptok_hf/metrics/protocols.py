@@ -1,4 +1,4 @@
-"""Named protocols: all that a video metric's value depends on beside the model. Facts: the papers' public scripts."""
+"""Named protocols: all that a video metric's value depends on except the model, from the papers' public scripts."""
 
 import dataclasses
 import hashlib
@@ -8,26 +8,25 @@ from typing import Literal
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """
-    How a number was measured. Two values may be compared only if their protocols have one `hash`.
+    """How a number was measured. Two values may be compared only if their protocols have one `hash`.
 
     Args:
-        name: what people call it.
-        data: which real videos.
-        window: which frames of a video: its `"first"`, a `"random"` window, or `"all"` windows, one behind the other.
+        name: in lists and options.
+        data: the real videos.
+        window: the frames of a video: its `"first"`, a `"random"` window, or `"all"` consecutive windows.
         num_frames: frames per clip.
-        image_size: clips are resized (short side) and centre-cropped to this square for the model.
+        image_size: clips are resized (short side) and center-cropped to this square for the model.
         feature_size: real and generated clips are resized to this square before the feature network resizes them again;
             `None` for no such step.
         num_real, num_fake: clips on either side; `None` for all there are.
-        task: what the model does.
-        num_condition_frames: frames given to a prediction.
+        task: of the model.
+        num_condition_frames: frames that a prediction starts from.
         guidance_scale: of generation.
         precision: of the model.
         features: of distribution metrics.
         ddof: covariances are divided by N - ddof.
         allocation_batch: videos whose clips share one token budget; `None` where a clip's tokens do not depend on others.
-        source: who defined it.
+        source: its authors.
     """
 
     name: str

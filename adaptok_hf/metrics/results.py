@@ -1,24 +1,20 @@
 """A metric's value together with what it takes to believe it: interval, number of videos, protocol, weights, floor."""
 
 import dataclasses
-import json
 import math
-import os
-import uuid
 import warnings
-from pathlib import Path
 
 import torch
 
-from .distribution import FeatureDistance
-from .per_video import PerVideoMetric
+from .distribution import FrechetVideoDistance
 from .protocols import Protocol
 from .weight_formats import tensors_sha256
 
 
 @dataclasses.dataclass(frozen=True)
 class MetricResult:
-    """
+    """A metric's value, and what it depends on.
+
     Args:
         metric: which one, with its network: `"VideoPSNR"`, `"VideoLPIPS (vgg)"`, `"FrechetVideoDistance (I3DNetwork)"`.
         value: the number. The PSNR of identical videos is infinite: `to_dict` then gives `None`, because JSON has no such
@@ -46,62 +42,22 @@ class MetricResult:
     note: str = ""
 
     def to_dict(self) -> dict:
-        """Plain values for JSON, the protocol's fields and hash included."""
+        """Return plain values for JSON, the protocol's fields and hash included."""
         values = {**dataclasses.asdict(self), "protocol_hash": self.protocol.hash}
         infinite = [name for name, value in values.items() if isinstance(value, float) and math.isinf(value)]
         return values | dict.fromkeys(infinite) | {"infinite": infinite}
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Writes JSON, beside the destination first, then renamed."""
-        path = Path(path)
-        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-        try:
-            partial.write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-
-
-def summarize_per_video(metric: PerVideoMetric, protocol: Protocol, resamples: int = 1000, seed: int = 0) -> MetricResult:
-    """
-    The result of PSNR, SSIM, LPIPS or flicker. Call it in all processes: they are merged.
-
-    The interval is the percentile bootstrap of the mean. Clips of one video count as independent, which they are not: the
-    interval is then too narrow.
-
-    Raises:
-        ValueError: for fewer than 2 videos.
-    """
-    with metric.sync_context():
-        values = metric.per_video().cpu()
-    n = len(values)
-    if n < 2:
-        raise ValueError(f"a result needs at least 2 videos, got {n}")
-    generator = torch.Generator().manual_seed(seed)
-    means = torch.stack([values[torch.randint(n, (n,), generator=generator)].mean() for _ in range(resamples)])
-    low, high = _interval(means)
-    note = "; ".join(_departures(protocol, n, n))
-    return MetricResult(_name(metric), values.mean().item(), low, high, n, protocol, _weights(metric), note=note)
-
 
 def summarize_distance(
-    metric: FeatureDistance,
-    protocol: Protocol,
-    *,
-    paired: bool = False,
-    more_real: torch.Tensor | None = None,
-    resamples: int = 100,
-    seed: int = 0,
+    metric: FrechetVideoDistance, protocol: Protocol, *, paired: bool = False, resamples: int = 100, seed: int = 0
 ) -> MetricResult:
-    """
-    The result of FVD or MMD that was constructed with `keep_features=True`. Call it in all processes: they are merged.
+    """Return the result of an FVD with `keep_features=True`. Call it in all processes: they are merged.
 
     Resampled sets hold videos twice and therefore have a higher distance than the sets themselves, so that the bootstrap
     gives the width of the interval only: its quantiles are moved by the difference of its mean from the value.
 
     Args:
-        paired: fake video i is the reconstruction of real video i (given in the same order): both are resampled together.
-        more_real: (videos, D) features of other real videos of the same protocol, for the floor.
+        paired: fake video i is the reconstruction of real video i (added in the same order): both are resampled together.
 
     Raises:
         ValueError: for fewer than 2 videos on a side, unequal sides with `paired`.
@@ -121,19 +77,19 @@ def summarize_distance(
     low, high = _interval(values - values.mean() + value)
 
     n = min(len(real), len(fake))
-    floor, floor_n = real_floor(metric, real if more_real is None else torch.cat([real, more_real.cpu()]), n, seed=seed)
+    floor, floor_n = real_floor(metric, real, n, seed=seed)
     notes = _departures(protocol, len(real), len(fake))
     if n <= metric.network.num_features:
         notes.append(f"{n} videos for {metric.network.num_features} features: compare only at {n} videos, with the floor")
-    weights = _weights(metric)
-    return MetricResult(_name(metric), value, low, high, n, protocol, weights, floor, floor_n, "; ".join(notes))
+    name = f"{type(metric).__name__} ({type(metric.network).__name__})"
+    weights = tensors_sha256(metric.network.state_dict())
+    return MetricResult(name, value, low, high, n, protocol, weights, floor, floor_n, "; ".join(notes))
 
 
 def real_floor(
-    metric: FeatureDistance, real: torch.Tensor, num_videos: int, splits: int = 5, seed: int = 0
+    metric: FrechetVideoDistance, real: torch.Tensor, num_videos: int, splits: int = 5, seed: int = 0
 ) -> tuple[float | None, int | None]:
-    """
-    The mean distance between two disjoint random sets of real videos, over a few draws.
+    """Return the mean distance between two disjoint random sets of real videos, over a few splits.
 
     Args:
         real: (videos, D) features.
@@ -158,24 +114,12 @@ def _interval(values: torch.Tensor) -> tuple[float, float]:
     return low, high
 
 
-def _name(metric) -> str:
-    network = getattr(metric, "network", None)
-    if network is None:
-        return type(metric).__name__
-    return f"{type(metric).__name__} ({getattr(metric, 'net', type(network).__name__)})"
-
-
-def _weights(metric) -> str | None:
-    network = getattr(metric, "network", None)
-    return None if network is None else tensors_sha256(network.state_dict())
-
-
 def _departures(protocol: Protocol, num_real: int, num_fake: int) -> list[str]:
-    """What keeps a value from being the protocol's, also told in a warning."""
+    """Return what keeps a value from being the protocol's, and warn of it."""
     wrong = [
-        f"{found} {side} videos where {protocol.name} has {wanted}"
-        for side, found, wanted in (("real", num_real, protocol.num_real), ("fake", num_fake, protocol.num_fake))
-        if wanted is not None and found != wanted
+        f"{count} {side} videos where {protocol.name} has {expected}"
+        for side, count, expected in (("real", num_real, protocol.num_real), ("fake", num_fake, protocol.num_fake))
+        if expected is not None and count != expected
     ]
     if wrong:
         warnings.warn(" and ".join(wrong), stacklevel=3)

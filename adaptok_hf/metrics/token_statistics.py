@@ -1,4 +1,4 @@
-"""What the codes of a tokenizer say: how much of the codebook they use, and what they cost."""
+"""Statistics of tokens: how much of the codebook they use, and their rate."""
 
 import math
 
@@ -19,8 +19,7 @@ def _check_counts(token_counts: torch.Tensor, latents_per_block: int) -> torch.T
 
 
 class CodebookUsage(Metric):
-    """
-    How the kept codes spread over the codebook.
+    """How the kept codes spread over the codebook.
 
     `compute()` gives `usage` (share of codes seen at least once, 0 to 1), `perplexity` (2 to the entropy of the
     frequencies; the codebook size if all are equally frequent) and `tokens` (how many were counted: few tokens bound both
@@ -39,7 +38,8 @@ class CodebookUsage(Metric):
         self.add_state("histogram", torch.zeros(codebook_size, dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, codes: torch.Tensor, token_counts: torch.Tensor | None = None) -> None:
-        """
+        """Add clips.
+
         Args:
             codes: (clips, K, M) integers in 0..V-1.
             token_counts: (clips, K), how many leading codes of each block are kept; all by default.
@@ -70,8 +70,7 @@ class CodebookUsage(Metric):
 
 
 class TokenRate(Metric):
-    """
-    What tokens cost: `compute()` gives `tokens_per_second`, `bits_per_second` and `tokens_per_block`.
+    """Rates of tokens: `compute()` gives `tokens_per_second`, `bits_per_second` and `tokens_per_block`.
 
     A kept code costs log2(V) bits and a block's count log2(M + 1), as in `TokenizedVideo`.
 
@@ -94,10 +93,11 @@ class TokenRate(Metric):
         self.add_state("seconds", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, token_counts: torch.Tensor, seconds: float) -> None:
-        """
+        """Add clips.
+
         Args:
             token_counts: (clips, K) integers in 0..M.
-            seconds: what the clips last, all together.
+            seconds: duration of all the clips together.
 
         Raises:
             ValueError: for other shapes or values, or seconds that are not positive.

@@ -1,4 +1,4 @@
-"""What the `evaluate` modules share: videos as people have them, streamed into one of our metrics."""
+"""Shared by the `evaluate` modules: streams videos in any form into one of our metrics."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -9,17 +9,16 @@ import torch
 from ..video.video_io import read_video
 
 
-def as_videos(given: torch.Tensor | np.ndarray | Iterable) -> Iterator[torch.Tensor]:
-    """
-    One (1, T, 3, H, W) tensor per video.
+def as_videos(videos: torch.Tensor | np.ndarray | Iterable) -> Iterator[torch.Tensor]:
+    """Yield one (1, T, 3, H, W) tensor per video.
 
     Args:
-        given: an array or tensor (N, T, 3, H, W), or a list of videos, each a path or a (T, 3, H, W) array or tensor.
+        videos: an array or tensor (N, T, 3, H, W), or a list of videos, each a path or a (T, 3, H, W) array or tensor.
 
     Raises:
         ValueError, OSError: for anything else, and files that are no videos (see `read_video`).
     """
-    for video in given:
+    for video in videos:
         if isinstance(video, str | os.PathLike):
             video = np.moveaxis(read_video(video).frames, 3, 1)
         if not isinstance(video, torch.Tensor):
@@ -28,8 +27,7 @@ def as_videos(given: torch.Tensor | np.ndarray | Iterable) -> Iterator[torch.Ten
 
 
 class StreamingModule:
-    """
-    Mixed into an `evaluate.Metric`: videos go into a torchmetrics metric as they are added, and nothing is written to disk.
+    """Mixin of `evaluate.Metric` that streams videos into a torchmetrics metric and writes nothing to disk.
 
     A subclass defines `make_metric() -> Metric`, `add_videos(metric, predictions, references)` and
     `results(metric) -> dict`. One process only.
@@ -48,7 +46,7 @@ class StreamingModule:
         self.add_videos(self.metric, as_videos(predictions), as_videos(references))
 
     def compute(self, *, predictions=None, references=None) -> dict:
-        """The results of all videos that were added, and of these; then starts anew."""
+        """Return the results of all videos that were added, and of these; then reset."""
         if (predictions is None) != (references is None):
             raise ValueError("give both predictions and references, or neither after add_batch")
         if predictions is not None:

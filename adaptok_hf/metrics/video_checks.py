@@ -1,4 +1,4 @@
-"""What a metric accepts as videos; everything else is refused with a message, because a wrong range gives a number too."""
+"""Checks of videos: a wrong range or layout would give a number too, so it raises an error instead."""
 
 import torch
 
@@ -6,13 +6,11 @@ LAYOUT = "(videos, frames, 3, height, width) in [0, 1]"
 
 
 def check_videos(videos: torch.Tensor, name: str = "videos", min_frames: int = 1) -> torch.Tensor:
-    """
-    Args:
-        videos: (N, T, 3, H, W), floats in [0, 1]; uint8 is divided by 255.
-        name: what messages call it.
+    """Return (N, T, 3, H, W) videos as floats in [0, 1].
 
-    Returns:
-        The same as float (float16 and bfloat16 become float32).
+    Args:
+        videos: floats in [0, 1], of which float16 and bfloat16 become float32; uint8 is divided by 255.
+        name: for messages.
 
     Raises:
         ValueError: for another type, layout, range, integers other than uint8, NaN, fewer than `min_frames` frames.
@@ -41,9 +39,9 @@ def check_videos(videos: torch.Tensor, name: str = "videos", min_frames: int = 1
     return videos if videos.dtype == torch.float64 else videos.float()
 
 
-def check_pairs(videos: torch.Tensor, target: torch.Tensor, min_frames: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both checked by `check_videos`; `ValueError` also where they differ in number, frames or size."""
-    videos, target = check_videos(videos, "videos", min_frames), check_videos(target, "target", min_frames)
+def check_pairs(videos: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return both as `check_videos` does; `ValueError` also where they differ in number, frames or size."""
+    videos, target = check_videos(videos, "videos"), check_videos(target, "target")
     for axis, what in enumerate(("videos", "frames per video", "channels", "rows", "columns")):
         if videos.shape[axis] != target.shape[axis]:
             raise ValueError(f"videos and target differ: {videos.shape[axis]} and {target.shape[axis]} {what}")

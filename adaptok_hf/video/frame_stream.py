@@ -1,4 +1,4 @@
-"""Frames one at a time from anything that gives frames: files, cameras, iterators, arrays."""
+"""Frames one at a time from files, cameras, iterators and arrays."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import closing
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .video_io import DEFAULT_FPS, check_fps, iter_container, iter_timed_frames
+from .video_io import DEFAULT_FPS, check_fps, iter_container, iter_video
 from .video_processing_adaptok import AdapTokVideoProcessor
 
 ACCEPTED = (
@@ -19,14 +19,14 @@ Frame = tuple[np.ndarray, float, float]
 
 
 def iter_frames(video: Any, processor: AdapTokVideoProcessor, fps: float | None = None) -> Iterator[Frame]:
-    """Frames of a source, in constant memory.
+    """Yield the frames of a source, in constant memory.
 
     Args:
         video: an iterable of frames, which may also come several at once (4-D); a video file (path, bytes, file object);
             an address or camera that FFmpeg can open (a string with `://`, or `/dev/video...`); an open PyAV container,
-            which is read from where it stands and never rewound; a [`Video`]; a 4-D array or tensor.
+            which is read from its position and never rewound; a [`Video`]; a 4-D array or tensor.
         processor: turns frames into uint8 arrays.
-        fps: only for frames that do not tell it.
+        fps: only for frames without a frame rate.
 
     Yields:
         uint8 `(height, width, 3)`, seconds from the first frame, frames per second of the source.
@@ -34,12 +34,12 @@ def iter_frames(video: Any, processor: AdapTokVideoProcessor, fps: float | None 
     Raises:
         FileNotFoundError, IsADirectoryError: where a path is no file.
         OSError: for an address or camera that cannot be opened.
-        ValueError: for something that gives no frames, frames that change their size, and no frames at all.
+        ValueError: for a source of another kind, frames that change their size, and no frames at all.
     """
     first = None
     with closing(_open(video, processor, fps)) as frames:
         for number, (frame, seconds, rate) in enumerate(frames):
-            first = frame.shape if first is None else first
+            first = first or frame.shape
             if frame.shape != first:
                 raise ValueError(
                     f"frame {number} of the stream is {frame.shape[0]}x{frame.shape[1]} (height x width), but it began "
@@ -55,13 +55,13 @@ def _open(video: Any, processor: AdapTokVideoProcessor, fps: float | None) -> It
         hasattr(video, name) for name in ("read", "__fspath__", "demux", "metadata", "timestamps")
     )
     if knows_fps and fps is not None:
-        raise ValueError(f"fps={fps} was given, but a {type(video).__name__} tells its own frame rate")
+        raise ValueError(f"got fps={fps}, but a {type(video).__name__} has a frame rate")
     if isinstance(video, str) and ("://" in video or video.startswith("/dev/video")):
         return _iter_live(video)
     if hasattr(video, "demux"):
         return iter_container(video, video.name or "<container>")
     if isinstance(video, str | bytes) or hasattr(video, "read") or hasattr(video, "__fspath__"):
-        return iter_timed_frames(video)
+        return iter_video(video)
     if hasattr(video, "timestamps"):
         return ((frame, float(time), video.fps) for frame, time in zip(video.frames, video.timestamps, strict=True))
     if not isinstance(video, Iterable) or isinstance(video, dict | set):
@@ -86,7 +86,7 @@ def _iter_items(video: Iterable, processor: AdapTokVideoProcessor, fps: float) -
 
 
 def _iter_live(address: str) -> Iterator[Frame]:
-    """Frames of a camera or an address, as they come."""
+    """Yield the frames of a camera or an address as they arrive."""
     import av
 
     try:

@@ -1,21 +1,22 @@
-"""A video as tokens: what `tokenize` returns, and the file it is kept in."""
+"""A video as tokens, and the tokens file."""
 
 import json
 import math
 import os
-import uuid
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from ..atomic_files import atomic_file
+
 FORMAT = "adaptok-tokens-1"
 
 
 @dataclass(eq=False)
 class TokenizedVideo:
-    """Codes and counts of a video's clips, and what is needed to show them as a video again.
+    """Codes and counts of a video's clips, and what decoding them needs: the result of `tokenize`.
 
     Args:
         codes: (clips, blocks, latents_per_block) long, at full width.
@@ -26,7 +27,7 @@ class TokenizedVideo:
         fps: average frames per second.
         timestamps: (num_frames,) float64, seconds of each frame.
         source_size: height and width of the video that was tokenized.
-        resize_mode: how it was made square, see `AdapTokVideoProcessor`.
+        resize_mode: see `AdapTokVideoProcessor`.
         model_hash: fingerprint of the tokenizer's configuration and weights.
         allocation: how the counts were chosen: `strategy`, and for `joint` and `measured` their certificate, `objective`
             (the summed loss, predicted or measured) and `bound` (no allocation of this budget has a lower one).
@@ -49,7 +50,7 @@ class TokenizedVideo:
 
     @property
     def num_blocks(self) -> int:
-        """Blocks that hold real frames."""
+        """Number of blocks that hold real frames."""
         return int((self.token_counts > 0).sum())
 
     @property
@@ -72,7 +73,7 @@ class TokenizedVideo:
         return self.num_bits / self.seconds
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes a safetensors file that holds the kept codes only; beside the destination first, then renamed.
+        """Write a safetensors file that holds the kept codes only.
 
         Raises:
             ValueError: if the path does not end in `.safetensors`.
@@ -88,8 +89,7 @@ class TokenizedVideo:
         kept = torch.arange(self.codes.shape[2]) < self.token_counts[..., None]
         info = {key: value for key, value in asdict(self).items() if key not in ("codes", "token_counts", "timestamps")}
         info["latents_per_block"] = self.codes.shape[2]
-        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-        try:
+        with atomic_file(path) as partial:
             save_file(
                 {
                     "codes": self.codes[kept].to(torch.int32),
@@ -99,13 +99,10 @@ class TokenizedVideo:
                 partial,
                 metadata={"format": FORMAT, "info": json.dumps(info)},
             )
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "TokenizedVideo":
-        """Reads what `save` wrote.
+        """Read a file that `save` wrote.
 
         Raises:
             FileNotFoundError, IsADirectoryError: if there is no such file.

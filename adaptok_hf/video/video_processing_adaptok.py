@@ -9,6 +9,7 @@ import torch
 from transformers import BatchFeature, ImageProcessingMixin
 from transformers.video_processing_utils import VideoProcessorMixin
 
+from .frames import center_crop, interpolate, resize, resize_short_side, to_uint8
 from .video_io import DEFAULT_FPS, Video, check_fps, pil_to_rgb, read_video
 
 RESIZE_MODES = ("crop", "squash")
@@ -20,12 +21,10 @@ ACCEPTED = (
 
 # Frames converted to float at once: bounds the working memory of a long or large video.
 _CHUNK = 16
-# Resizing the short side of a narrower video would make the long one enormous.
-_MAX_ASPECT = 20
 
 
 class AdapTokVideoProcessorKwargs(TypedDict, total=False):
-    """What `from_pretrained(..., name=value)` may override."""
+    """Options that `from_pretrained(..., name=value)` may override."""
 
     image_size: int
     num_frames: int
@@ -35,17 +34,16 @@ class AdapTokVideoProcessorKwargs(TypedDict, total=False):
 
 @dataclass(eq=False)
 class ClipBatch:
-    """
-    A video cut into clips, see `AdapTokVideoProcessor.clips`.
+    """A video cut into clips, see `AdapTokVideoProcessor.clips`.
 
     Args:
-        frames (`torch.Tensor`): uint8, `(num_clips, clip frames, 3, image_size, image_size)`. The last clip is filled
+        frames: uint8, `(num_clips, clip frames, 3, image_size, image_size)`. The last clip is filled
             up with copies of the last frame.
-        valid_blocks (`torch.Tensor`): bool, `(num_clips, K)`; whether a block holds at least one real frame.
-        num_frames (`int`): real frames over all clips.
-        source_size (`tuple[int, int]`): height and width of the video before resizing.
-        fps (`float`): average frames per second.
-        timestamps (`np.ndarray`): float64 seconds of the real frames, `(num_frames,)`.
+        valid_blocks: bool, `(num_clips, K)`; whether a block holds at least one real frame.
+        num_frames: real frames over all clips.
+        source_size: height and width of the video before resizing.
+        fps: average frames per second.
+        timestamps: float64 seconds of the real frames, `(num_frames,)`.
     """
 
     frames: torch.Tensor
@@ -71,8 +69,7 @@ class ClipBatch:
 
 # ImageProcessingMixin adds nothing here, but is a base class by which diffusers knows a component that it can save.
 class AdapTokVideoProcessor(VideoProcessorMixin, ImageProcessingMixin):
-    """
-    Turns videos of any length and size into the clips that AdapTok reads, and its output back into frames.
+    """Turns videos of any length and size into the clips that AdapTok reads, and its output back into frames.
 
     Needs no torchvision. Resizing is antialiased bilinear on uint8, equal to Pillow's.
 
@@ -81,7 +78,7 @@ class AdapTokVideoProcessor(VideoProcessorMixin, ImageProcessingMixin):
         num_frames (`int`, *optional*, defaults to 16): frames of a clip.
         tubelet_size (`int`, *optional*, defaults to 4): frames of a block; divides `num_frames`.
         resize_mode (`str`, *optional*, defaults to `"crop"`):
-            `"crop"`: the short side becomes `image_size`, then the centre square is cut out; proportions are kept,
+            `"crop"`: the short side becomes `image_size`, then the center square is cut out; proportions are kept,
             the ends of the long side are lost. `"squash"`: the whole frame is squeezed into the square; nothing is
             lost, and `unclip(..., output_size=clips.source_size)` restores the proportions.
 
@@ -117,17 +114,16 @@ class AdapTokVideoProcessor(VideoProcessorMixin, ImageProcessingMixin):
         self.resize_mode = resize_mode
 
     def preprocess(self, videos: Any, return_tensors: str = "pt", resize_mode: str | None = None) -> BatchFeature:
-        """
-        The first clip of each video; a shorter video is filled up with copies of its last frame.
+        """Return the first clip of each video; a shorter video is filled up with copies of its last frame.
 
         Args:
             videos: one video as `load` takes it, a list of them, or a 5-D array or tensor (a batch). A list of PIL
                 images or of 3-D arrays is one video.
-            return_tensors (`str`, *optional*, defaults to `"pt"`): `"pt"` or `"np"`.
-            resize_mode (`str`, *optional*): instead of the processor's own.
+            return_tensors: `"pt"` or `"np"`.
+            resize_mode: instead of the processor's.
 
         Returns:
-            `BatchFeature`: `pixel_values_videos`, float32 in [0, 1], `(batch, num_frames, 3, image_size, image_size)`.
+            `pixel_values_videos`, float32 in [0, 1], `(batch, num_frames, 3, image_size, image_size)`.
 
         Raises:
             ValueError: see `load`.
@@ -137,18 +133,17 @@ class AdapTokVideoProcessor(VideoProcessorMixin, ImageProcessingMixin):
         return BatchFeature({"pixel_values_videos": clips}, tensor_type=return_tensors)
 
     def load(self, video: Any, fps: float | None = None, max_frames: int | None = None) -> Video:
-        """
-        Read one video, whatever it is given as.
+        """Read one video of any form.
 
         Args:
             video: a path (or the bytes of a file, or a binary file object), a list of PIL images or of `(H, W, 3)`
                 arrays, a numpy array or torch tensor `(T, H, W, 3)` or `(T, 3, H, W)` of uint8 or of floats in [0, 1],
                 a torchcodec `VideoDecoder`, an open PyAV container (read from its start), or a `Video`.
-            fps (`float`, *optional*, defaults to 24): only for images, arrays and tensors, which do not tell it.
-            max_frames (`int`, *optional*): only the first frames.
+            fps: only for images, arrays and tensors, which have no frame rate; 24 by default.
+            max_frames: only the first frames.
 
         Returns:
-            `Video`: uint8 frames `(T, H, W, 3)`, fps and timestamps.
+            uint8 frames `(T, H, W, 3)`, fps and timestamps.
 
         Raises:
             FileNotFoundError, IsADirectoryError: where a path is not a file.
@@ -159,7 +154,7 @@ class AdapTokVideoProcessor(VideoProcessorMixin, ImageProcessingMixin):
             raise ValueError(f"max_frames must be a positive integer or None, got {max_frames!r}")
         from_memory = isinstance(video, list | tuple | np.ndarray | torch.Tensor)
         if fps is not None and not from_memory:
-            raise ValueError(f"fps={fps} was given, but a {type(video).__name__} tells its own frame rate")
+            raise ValueError(f"got fps={fps}, but a {type(video).__name__} has a frame rate")
         if from_memory:
             fps = DEFAULT_FPS if fps is None else check_fps(fps)
             frames = _frames_from_list(video, max_frames) if isinstance(video, list | tuple) else video
@@ -174,18 +169,17 @@ class AdapTokVideoProcessor(VideoProcessorMixin, ImageProcessingMixin):
         raise ValueError(f"cannot read a video from {type(video).__name__}; expected {ACCEPTED}")
 
     def clips(self, video: Any, fps: float | None = None, resize_mode: str | None = None) -> ClipBatch:
-        """
-        Cut a video of any length into clips of `num_frames` frames, resized to the square of `image_size`.
+        """Cut a video of any length into clips of `num_frames` frames, resized to the square of `image_size`.
 
         Frames of a file are resized as they are decoded, so that a long video is never held at full size.
 
         Args:
             video: anything that `load` takes.
-            fps (`float`, *optional*): see `load`.
-            resize_mode (`str`, *optional*): instead of the processor's own.
+            fps: see `load`.
+            resize_mode: instead of the processor's.
 
         Returns:
-            `ClipBatch`: the clips and what is needed to turn them back into a video.
+            the clips and what is needed to turn them back into a video.
 
         Raises:
             ValueError: see `load`; an unknown `resize_mode`, and frames too narrow to crop.
@@ -197,7 +191,7 @@ class AdapTokVideoProcessor(VideoProcessorMixin, ImageProcessingMixin):
             def shrink(frame):
                 nonlocal source_size
                 source_size = frame.shape[:2]
-                return self._resize(frame[None], resize_mode)[0].permute(1, 2, 0).numpy()
+                return self._square(frame, resize_mode)
 
             video = read_video(video, transform=shrink)
         else:
@@ -205,14 +199,14 @@ class AdapTokVideoProcessor(VideoProcessorMixin, ImageProcessingMixin):
             source_size = video.frames.shape[1:3]
         total = len(video)
         num_clips = -(-total // self.num_frames)
-        frames = torch.empty(num_clips * self.num_frames, 3, self.image_size, self.image_size, dtype=torch.uint8)
+        frames = np.empty((num_clips * self.num_frames, 3, self.image_size, self.image_size), dtype=np.uint8)
         for start in range(0, total, _CHUNK):
-            chunk = self._resize(video.frames[start : start + _CHUNK], resize_mode)
-            frames[start : start + len(chunk)] = chunk
+            chunk = self._square(video.frames[start : start + _CHUNK], resize_mode)
+            frames[start : start + len(chunk)] = chunk.transpose(0, 3, 1, 2)
         frames[total:] = frames[total - 1]
         first_frames = torch.arange(0, len(frames), self.tubelet_size)
         return ClipBatch(
-            frames=frames.unflatten(0, (num_clips, self.num_frames)),
+            frames=torch.from_numpy(frames).unflatten(0, (num_clips, self.num_frames)),
             valid_blocks=(first_frames < total).unflatten(0, (num_clips, -1)),
             num_frames=total,
             source_size=source_size,
@@ -226,18 +220,17 @@ class AdapTokVideoProcessor(VideoProcessorMixin, ImageProcessingMixin):
         num_frames: int | None = None,
         output_size: tuple[int, int] | None = None,
     ) -> np.ndarray:
-        """
-        Join clips back into the frames of one video.
+        """Join clips back into the frames of one video.
 
         Args:
-            pixel_values_videos (`torch.Tensor`): floats, `(num_clips, clip frames, 3, height, width)`, on any device;
+            pixel_values_videos: floats, `(num_clips, clip frames, 3, height, width)`, on any device;
                 values outside [0, 1] are clamped.
-            num_frames (`int`, *optional*, defaults to all): real frames; the filling after them is dropped.
-            output_size (`tuple[int, int]`, *optional*): resize the frames to this height and width. Give the
+            num_frames: real frames, all by default; the filling after them is dropped.
+            output_size: resize the frames to this height and width. Give the
                 `source_size` of squashed clips to restore their proportions.
 
         Returns:
-            `np.ndarray`: uint8 `(num_frames, height, width, 3)`.
+            uint8 `(num_frames, height, width, 3)`.
 
         Raises:
             ValueError: for another shape, an integer dtype, NaN, or a `num_frames` that the clips do not have.
@@ -255,37 +248,19 @@ class AdapTokVideoProcessor(VideoProcessorMixin, ImageProcessingMixin):
         height, width = output_size or frames.shape[2:]
         video = np.empty((num_frames, height, width, 3), dtype=np.uint8)
         for start in range(0, num_frames, _CHUNK):
-            chunk = frames[start : min(start + _CHUNK, num_frames)].float().clamp(0, 1).mul(255)
+            chunk = frames[start : min(start + _CHUNK, num_frames)].float().clamp(0, 1)
             if chunk.isnan().any():
                 raise ValueError(f"unclip() got NaN values in frames {start} to {start + len(chunk) - 1}")
-            if output_size is not None:
-                chunk = _interpolate(chunk, (height, width))
-            video[start : start + len(chunk)] = chunk.round().byte().permute(0, 2, 3, 1).cpu().numpy()
+            chunk = to_uint8(interpolate(chunk, (height, width)))
+            video[start : start + len(chunk)] = chunk.permute(0, 2, 3, 1).cpu().numpy()
         return video
 
-    def _resize(self, frames: np.ndarray, resize_mode: str) -> torch.Tensor:
-        """uint8 `(T, H, W, 3)` to uint8 `(T, 3, image_size, image_size)`."""
-        size, (height, width) = self.image_size, frames.shape[1:3]
+    def _square(self, frames: np.ndarray, resize_mode: str) -> np.ndarray:
+        """uint8 `(..., height, width, 3)` to `(..., image_size, image_size, 3)`."""
+        size = self.image_size
         if resize_mode == "squash":
-            target = (size, size)
-        else:
-            short = min(height, width)
-            if max(height, width) > _MAX_ASPECT * short:
-                raise ValueError(
-                    f"frames of {height}x{width} are too narrow to crop a square (the long side may be {_MAX_ASPECT} "
-                    'times the short one); use resize_mode="squash"'
-                )
-            target = (round(height * size / short), round(width * size / short))
-        frames = np.require(frames, requirements=["C", "W"])  # torch warns of arrays that cannot be written
-        resized = _interpolate(torch.from_numpy(frames).permute(0, 3, 1, 2), target)
-        top, left = (target[0] - size) // 2, (target[1] - size) // 2
-        return resized[:, :, top : top + size, left : left + size]
-
-
-def _interpolate(frames: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    if tuple(frames.shape[2:]) == tuple(size):
-        return frames
-    return torch.nn.functional.interpolate(frames, size=tuple(size), mode="bilinear", antialias=True)
+            return resize(frames, (size, size))
+        return center_crop(resize_short_side(frames, size), size)
 
 
 def _check_resize_mode(resize_mode: str) -> str:
@@ -295,17 +270,17 @@ def _check_resize_mode(resize_mode: str) -> str:
 
 
 def _is_video(value: Any) -> bool:
-    """A `Video`, also one of another copy of this module (Hub code and the installed package each have theirs)."""
+    """Return whether it is a `Video`, also of another copy of this module (such as that in Hub code)."""
     return all(hasattr(value, name) for name in ("frames", "fps", "timestamps"))
 
 
 def _is_file(value: Any) -> bool:
-    """A path, the bytes of a file, a file object or an open PyAV container."""
+    """Return whether it is a path, the bytes of a file, a file object or an open PyAV container."""
     return isinstance(value, str | os.PathLike | bytes) or hasattr(value, "read") or hasattr(value, "demux")
 
 
 def _is_image(value: Any) -> bool:
-    """A PIL image or a 3-D array: one frame."""
+    """Return whether it is one frame: a PIL image or a 3-D array."""
     return (hasattr(value, "convert") and hasattr(value, "mode")) or getattr(value, "ndim", None) == 3
 
 
@@ -317,7 +292,7 @@ def is_video_list(videos: Any) -> bool:
 
 
 def _frames_from_list(images: list | tuple, max_frames: int | None) -> np.ndarray:
-    """PIL images or 3-D arrays of one size, stacked."""
+    """Return PIL images or 3-D arrays of one size, stacked."""
     if not images:
         raise ValueError("the list of frames is empty; a video needs at least one frame")
     frames = []
@@ -341,14 +316,14 @@ def _to_numpy(array: np.ndarray | torch.Tensor) -> np.ndarray:
 
 
 def _frames_from_array(video: np.ndarray | torch.Tensor, max_frames: int | None = None) -> np.ndarray:
-    """A checked 4-D array or tensor as uint8 `(T, H, W, 3)`."""
+    """Check a 4-D array or tensor and return it as uint8 `(T, H, W, 3)`."""
     shape = tuple(video.shape)
     if len(shape) != 4 or 3 not in (shape[1], shape[3]) or 0 in shape:
         raise ValueError(
             f"got an array of shape {shape}; expected (frames, height, width, 3) or (frames, 3, height, width)"
         )
     if shape[1] == shape[3]:
-        raise ValueError(f"shape {shape} is ambiguous: both dimension 1 and dimension 3 could be the 3 colours")
+        raise ValueError(f"shape {shape} is ambiguous: both dimension 1 and dimension 3 could be the 3 colors")
     video = _to_numpy(video[:max_frames])
     if shape[1] == 3:
         video = video.transpose(0, 2, 3, 1)
@@ -364,12 +339,12 @@ def _frames_from_array(video: np.ndarray | torch.Tensor, max_frames: int | None 
                 f"frame {index} has values from {frame.min():.4g} to {frame.max():.4g}; a float video must lie in "
                 "[0, 1] without NaN (divide by 255, or map (x + 1) / 2, or pass uint8)"
             )
-        frames[index] = np.rint(frame.astype(np.float32).clip(0, 1) * 255)
+        frames[index] = to_uint8(torch.from_numpy(frame.copy()))
     return frames
 
 
 def _read_decoder(decoder: Any, max_frames: int | None) -> Video:
-    """The frames of a torchcodec `VideoDecoder`."""
+    """Return the frames of a torchcodec `VideoDecoder`."""
     stop = min(len(decoder), max_frames or len(decoder))
     if stop == 0:
         raise ValueError("the video decoder holds no frames")

@@ -1,4 +1,4 @@
-"""Files that the Space refuses, and how a refusal reads."""
+"""Files that the Space does not take, and the form of its error messages."""
 
 from pathlib import Path
 
@@ -55,15 +55,15 @@ BAD_FILES = [
     (write_without_frames, "a.avi", "no video frames"),
     (write_audio_only, "a.mp4", "no video stream"),
     (lambda path: write_animation(path, make_frames(1)), "a.gif", "still image"),
-    (lambda path: truncate(write_mp4(path), 0.6), "a.mp4", "damaged or truncated"),
-    (lambda path: truncate(write_mp4(path, faststart=True), 0.9), "a.mp4", "truncated; only"),
-    (lambda path: truncate(write_webm(path), 0.6), "a.webm", "damaged or truncated"),
-    (lambda path: truncate(write_animation(path), 0.6), "a.gif", "truncated; only"),
-    (lambda path: corrupt(write_mp4(path, faststart=True)), "a.mp4", "damaged or truncated"),
+    (lambda path: truncate(write_mp4(path), 0.6), "a.mp4", "truncated"),
+    (lambda path: truncate(write_mp4(path, faststart=True), 0.9), "a.mp4", "truncated"),
+    (lambda path: truncate(write_webm(path), 0.6), "a.webm", "truncated"),
+    (lambda path: truncate(write_animation(path), 0.6), "a.gif", "truncated"),
+    (lambda path: corrupt(write_mp4(path, faststart=True)), "a.mp4", "damaged"),
     (lambda path: write_mp4(path, frames=make_frames(4, 8, 400)), "a.mp4", "too narrow"),
-    (write_4k, "a.mp4", "3840×2160 pixels are more"),
-    (write_long_4k, "a.mp4", r"\d+ seconds are more than this Space takes \(120\)"),
-    (write_gif_bomb, "a.gif", "more pixels than this Space takes"),
+    (write_4k, "a.mp4", "3840×2160"),
+    (write_long_4k, "a.mp4", r"\d+ seconds.*120"),
+    (write_gif_bomb, "a.gif", "more pixels"),
 ]
 
 

@@ -1,7 +1,7 @@
 """Small synthetic video files, written when a test needs them.
 
-Each writer takes a path and returns it. Pictures are smooth (a colour gradient that drifts), so that lossy codecs keep
-them within a few grey levels.
+Each writer takes a path and returns it. Pictures are smooth (a color gradient that drifts), so that lossy codecs keep
+them within a few gray levels.
 """
 
 from fractions import Fraction
@@ -17,6 +17,12 @@ def make_frames(num_frames: int = 16, height: int = 48, width: int = 64) -> np.n
     t, y, x = np.ogrid[:num_frames, :height, :width]
     red, green, blue = x * 180 / width + 0 * y + t, y * 180 / height + 0 * x + t, 200 - (x + y) + 2 * t
     return np.stack(np.broadcast_arrays(red % 256, green % 256, blue % 256), axis=-1).clip(0, 255).astype(np.uint8)
+
+
+def assert_close(actual: np.ndarray, expected: np.ndarray, mean: float = 4.0) -> None:
+    """Equal up to lossy coding."""
+    assert actual.shape == expected.shape
+    assert np.abs(actual.astype(int) - expected).mean() < mean
 
 
 def write_file(

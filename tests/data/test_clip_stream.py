@@ -62,9 +62,9 @@ def make_stream(folder, choose=RANDOM, **options):
     return ClipStream(video_folder(folder), choose, 16, **options)
 
 
-def assert_same_items(ours, theirs):
-    assert len(ours) == len(theirs)
-    for a, b in zip(ours, theirs, strict=True):
+def assert_same_items(items, expected):
+    assert len(items) == len(expected)
+    for a, b in zip(items, expected, strict=True):
         assert a.keys() == b.keys()
         for name in a:
             assert torch.equal(a[name], b[name]) if isinstance(a[name], torch.Tensor) else a[name] == b[name], name
@@ -140,7 +140,7 @@ def test_more_workers_than_videos(folder, tmp_path):
         "two/0.webp",
         "two/1.webp",
     ]
-    with pytest.raises(TooManySkippedVideos, match="reader 1 of 3 has no readable video"):
+    with pytest.raises(TooManySkippedVideos, match="1 of 3"):
         list(islice(make_stream(tmp_path, rank=1, world_size=3), 1))
 
 
@@ -157,6 +157,14 @@ def test_global_batches_do_not_depend_on_the_number_of_processes(folder, workers
             ranks.append([batch["key"] for batch in islice(loader, 3 if workers == 0 else 2)])
         steps[world_size] = [sorted(sum(parts, [])) for parts in zip(*ranks, strict=True)]
     assert steps[1] == steps[2]
+
+
+def test_the_share_is_that_of_the_process(folder, monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 3)
+    keys = [item["key"] for item in make_stream(folder, num_epochs=1)]
+    assert keys == [item["key"] for item in make_stream(folder, num_epochs=1, rank=1, world_size=3)] and len(keys) == 4
 
 
 RANK_SCRIPT = """
@@ -178,6 +186,7 @@ torch.distributed.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_with_two_workers_read_every_video_once(folder, tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     store = f"file://{tmp_path / 'store'}"
@@ -215,7 +224,7 @@ def test_resuming_gives_the_next_items(folder, choose):
         resumed.load_state_dict(states[cut])
         assert resumed.state_dict() == states[cut]
         assert_same_items(list(resumed), expected[cut:])
-    # the iteration after a resumed one starts anew
+    # the iteration after a resumed one starts from the beginning
     assert_same_items(list(islice(resumed, 3)), expected[:3])
 
 
@@ -252,12 +261,12 @@ def test_resuming_through_a_stateful_loader(folder, workers):
         assert_same_items(list(islice(resumed, 6)), batches[cut : cut + 6])
 
 
-def test_states_of_other_streams_are_refused(folder):
+def test_states_of_other_streams(folder):
     state = make_stream(folder).state_dict()
     for options, name in (({"seed": 6}, "seed"), ({"rank": 1, "world_size": 2}, "rank"), ({"shuffle": False}, "shuffle")):
-        with pytest.raises(ValueError, match=f"the state is of a stream with {name} = "):
+        with pytest.raises(ValueError, match=name):
             make_stream(folder, **options).load_state_dict(state)
-    with pytest.raises(ValueError, match="num_shards = 13, this one has 7"):
+    with pytest.raises(ValueError, match="num_shards.*13.* 7"):
         make_stream(folder / "even").load_state_dict(state)
 
 
@@ -311,7 +320,7 @@ def test_resuming_among_bad_files(mixed):
         return ClipStream(video_folder(mixed), FIRST, 16, seed=2)
 
     expected = list(islice(make(), 12))
-    for cut in range(8):
+    for cut in (0, 1, 3, 6):
         stream = make()
         list(islice(stream, cut))
         resumed = make()
@@ -325,15 +334,10 @@ def test_too_many_bad_files_stop(mixed):
 
     assert read(max_skipped=6, max_skipped_share=0) == 4
     assert read(max_skipped=0, max_skipped_share=1) == 4
-    with pytest.raises(TooManySkippedVideos, match=r"6 of \d+ videos could not be used; at most 5, or 20.0%.*\.mp4 \("):
+    with pytest.raises(TooManySkippedVideos, match=r"6 of \d+ .*20.0%.*\.mp4 \("):
         read(max_skipped=5, max_skipped_share=0.2)
-    loader = DataLoader(
-        ClipStream(video_folder(mixed), FIRST, 16, max_skipped=0, max_skipped_share=0.1), batch_size=2, num_workers=2
-    )
-    with pytest.raises(TooManySkippedVideos, match="videos could not be used"):
-        list(loader)
     bad_only = video_folder(mixed).only(REASONS)
-    with pytest.raises(TooManySkippedVideos, match="has no readable video: of 6 in its share 6 were skipped"):
+    with pytest.raises(TooManySkippedVideos, match="of 6 .* 6 were skipped"):
         list(ClipStream(bad_only, FIRST, 16))
     assert list(ClipStream(bad_only, FIRST, 16, num_epochs=1)) == []
     gone = VideoFiles([VideoItem("gone", str(mixed / "gone.mp4"))])
@@ -341,8 +345,15 @@ def test_too_many_bad_files_stop(mixed):
         list(ClipStream(gone, FIRST, 16, max_skipped=0, max_skipped_share=0))
 
 
-def test_nothing_behind_the_window_is_read(tmp_path):
-    """A file that was cut after the window gives its first frames; the whole of it would be refused."""
+@pytest.mark.slow  # the workers take 5 s each to end
+def test_too_many_bad_files_stop_a_loader(mixed):
+    stream = ClipStream(video_folder(mixed), FIRST, 16, max_skipped=0, max_skipped_share=0.1)
+    with pytest.raises(TooManySkippedVideos, match="max_skipped"):
+        list(DataLoader(stream, batch_size=2, num_workers=2))
+
+
+def test_nothing_after_the_window_is_read(tmp_path):
+    """A file that was cut after the window gives its first frames; the whole of it is an error."""
     path = truncate(write_mp4(tmp_path / "cut.mp4", frames=make_frames(120, 64, 64), faststart=True), 0.7)
     stream = ClipStream(video_folder(tmp_path), FIRST, 64, num_epochs=1)
     assert [item["key"] for item in stream] == [path.name] and not stream.skipped
@@ -378,7 +389,7 @@ def test_videos_with_fewer_frames_than_promised(folder, monkeypatch, choose):
 def test_windows_that_do_not_fit_are_refused(folder):
     stream = make_stream(folder, lambda num_frames, rng: [range(5, 5 + num_frames)], num_epochs=1, max_skipped=20)
     assert list(stream) == [] and len(stream.skipped) == 13
-    assert all("were chosen for a video of" in reason for reason in stream.skipped.values())
+    assert all("windows" in reason for reason in stream.skipped.values())
 
 
 def test_clips_of_overlapping_and_strided_windows(folder):
@@ -407,12 +418,12 @@ def test_frame_rates_and_timestamps(tmp_path):
 
 def test_impossible_arguments(folder):
     for options, message in (
-        ({"seed": -1}, "seed must be at least 0, got -1"),
-        ({"num_epochs": 0}, "num_epochs must be at least 1 or None, got 0"),
-        ({"max_skipped_share": 2}, "max_skipped_share must be between 0 and 1, got 2"),
-        ({"rank": 2, "world_size": 2}, "rank must be between 0 and 1, got 2"),
+        ({"seed": -1}, "seed.*-1"),
+        ({"num_epochs": 0}, "num_epochs.*0"),
+        ({"max_skipped_share": 2}, "max_skipped_share.*2"),
+        ({"rank": 2, "world_size": 2}, "rank.*1, got 2"),
     ):
         with pytest.raises(ValueError, match=message):
             make_stream(folder, **options)
-    with pytest.raises(ValueError, match="the source has no videos"):
+    with pytest.raises(ValueError, match="no videos"):
         ClipStream(VideoFiles([]), FIRST, 16)

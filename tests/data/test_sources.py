@@ -26,11 +26,11 @@ def test_folders_with_and_without_classes(tmp_path):
 
     given = video_folder(tmp_path, class_names=["walk", "run", "jump"])
     assert labelled(given) == labelled(files) and {item.label for item in given.items} == {-1, 1, 2}
-    with pytest.raises(ValueError, match=r"classes \['run'\] are not among the 2 class names"):
+    with pytest.raises(ValueError, match="'run'.* 2 "):
         video_folder(tmp_path, class_names=["walk", "jump"])
-    with pytest.raises(ValueError, match="text only: no video below this folder"):
+    with pytest.raises(ValueError, match="text only"):
         video_folder(tmp_path / "text only")
-    with pytest.raises(ValueError, match="missing: no such folder"):
+    with pytest.raises(ValueError, match="missing"):
         video_folder(tmp_path / "missing")
 
 
@@ -38,7 +38,7 @@ def test_split_lists_choose_videos(tmp_path):
     touch(*(tmp_path / f"{name}.mp4" for name in "abc"))
     files = video_folder(tmp_path)
     assert [item.key for item in files.only(["c.mp4", "a.mp4"]).items] == ["c.mp4", "a.mp4"]
-    with pytest.raises(ValueError, match=r"1 of 2 listed videos are not there, such as \['d.mp4'\]"):
+    with pytest.raises(ValueError, match="1 of 2 .*'d.mp4'"):
         files.only(["a.mp4", "d.mp4"])
 
 
@@ -54,9 +54,9 @@ def test_manifests_number_classes_alike_in_every_split(tmp_path):
     assert val.class_names == train.class_names == ["jump", "run"] and val.items[0].label == 1
     assert labelled(manifest(path, {"set": "wild"})) == {"y/4.mp4": None}
     assert len(manifest(path).items) == 4
-    with pytest.raises(ValueError, match=r"no row with {'split': 'test'}; there are {'split': \['train', 'val'\]}"):
+    with pytest.raises(ValueError, match="'test'.*'train', 'val'"):
         manifest(path, {"split": "test"})
-    with pytest.raises(ValueError, match="no column 'fold'"):
+    with pytest.raises(ValueError, match="'fold'"):
         manifest(path, {"fold": "1"})
 
 
@@ -83,16 +83,16 @@ def test_ucf101(ucf):
     with pytest.raises(FileNotFoundError, match="trainlist02"):
         ucf101(videos, lists, fold=2)
     for arguments in ({"split": "val"}, {"fold": 4}):
-        with pytest.raises(ValueError, match="splits 'train' and 'test' and the folds 1, 2, 3"):
+        with pytest.raises(ValueError, match="'train' .*'test' .*1, 2, 3"):
             ucf101(videos, lists, **arguments)
     (videos / train[2]).unlink()
-    with pytest.raises(ValueError, match="1 of 3 listed videos are not there.*g09_c01"):
+    with pytest.raises(ValueError, match="1 of 3 .*g09_c01"):
         ucf101(videos, lists)
     (lists / "trainlist01.txt").write_text("Yoga/v_Yoga_g08_c01.avi 3\n")
-    with pytest.raises(ValueError, match="'Yoga/v_Yoga_g08_c01.avi' is in no class"):
+    with pytest.raises(ValueError, match="'Yoga/v_Yoga_g08_c01.avi'"):
         ucf101(videos, lists)
     (lists / "classInd.txt").write_text("Zumba\n")
-    with pytest.raises(ValueError, match="expected lines such as '1 ApplyEyeMakeup'"):
+    with pytest.raises(ValueError, match="classInd"):
         ucf101(videos, lists)
 
 
@@ -117,11 +117,11 @@ def test_kinetics(tmp_path, caplog):
     assert "1 of 4 listed videos are not in" in caplog.text and "gone0000000_000005_000015" in caplog.text
     names = ["a", *files.class_names]
     assert [item.label for item in kinetics(path, videos, names).items] == [3, 1, 2]
-    with pytest.raises(ValueError, match=r"classes \['yoga'\] are not among"):
+    with pytest.raises(ValueError, match="'yoga'"):
         kinetics(path, videos, ["tai chi", "zumba"])
     touch(tmp_path / "other" / "x.mp4")
-    with pytest.raises(ValueError, match="other: holds none of the 4 videos of .*, such as -3B32lodo2M_000059_000069.mp4"):
+    with pytest.raises(ValueError, match="other.* 4 .*-3B32lodo2M_000059_000069.mp4"):
         kinetics(path, tmp_path / "other")
     path.write_text("label,id\nzumba,x\n")
-    with pytest.raises(ValueError, match="expected the columns"):
+    with pytest.raises(ValueError, match="columns"):
         kinetics(path, videos)

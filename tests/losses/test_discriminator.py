@@ -76,8 +76,8 @@ def plain_discriminator(state: dict[str, torch.Tensor], video: torch.Tensor) -> 
         return x @ state[f"{name}.weight"].T + state.get(f"{name}.bias", 0)
 
     def norm(x, name, eps):
-        centred = x - x.mean(-1, keepdim=True)
-        scaled = centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt()
+        centered = x - x.mean(-1, keepdim=True)
+        scaled = centered / (centered.square().mean(-1, keepdim=True) + eps).sqrt()
         return scaled * state[f"{name}.weight"] + state[f"{name}.bias"]
 
     def waves(position, width):
@@ -157,14 +157,14 @@ def test_half_precision(discriminator, video):
 
 @pytest.mark.parametrize("shape", [(3, 8, 16, 16), (3, 8, 1, 16, 16), (3, 8, 3, 16, 32)])
 def test_refuses_other_videos(discriminator, shape):
-    with pytest.raises(ValueError, match=r"expected \(batch, frames, \*\(3, 16, 16\)\)") as error:
+    with pytest.raises(ValueError, match=r"\(3, 16, 16\)") as error:
         discriminator(torch.zeros(shape))
     assert str(shape) in str(error.value)
 
 
 @pytest.mark.parametrize("frames", [0, 6, 12])
 def test_refuses_other_lengths(discriminator, frames):
-    with pytest.raises(ValueError, match=f"a clip has {frames} frames, expected a multiple of 4 up to 8"):
+    with pytest.raises(ValueError, match=f"{frames} frames.* 4 .* 8"):
         discriminator(torch.zeros(1, frames, 3, 16, 16))
 
 
@@ -184,7 +184,7 @@ def test_config_refuses(settings, message):
 
 
 def test_conversion_names_what_it_does_not_know():
-    with pytest.raises(ValueError, match="not part of a discriminator: transformer_encoder.blocks.0.extra.weight, x"):
+    with pytest.raises(ValueError, match="transformer_encoder.blocks.0.extra.weight, x"):
         convert_discriminator_weights(
             {"x": torch.zeros(1), "transformer_encoder.blocks.0.extra.weight": torch.zeros(1), "fc.bias": torch.zeros(1)}
         )

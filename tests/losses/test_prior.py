@@ -223,18 +223,18 @@ def test_a_single_kept_token_has_no_loss(prior, tokens):
 
 def test_prior_loss_refuses(prior, tokens):
     vectors, codes, codebook = tokens
-    with pytest.raises(ValueError, match=r"token_counts has shape \(2, 2\), expected \(batch, blocks\) = \(2, 3\)"):
+    with pytest.raises(ValueError, match=r"\(2, 2\).*\(2, 3\)"):
         prior_loss(prior, vectors, codes, codebook, COUNTS[:, :2])
-    with pytest.raises(ValueError, match="token_counts must lie in 0..4, got values from 0 to 5"):
+    with pytest.raises(ValueError, match="token_counts.*0 to 5"):
         prior_loss(prior, vectors, codes, codebook, COUNTS + (COUNTS == 4))
-    with pytest.raises(ValueError, match=r"codes without the last axis, got \(2, 12, 8\) and \(2, 3, 4\)"):
+    with pytest.raises(ValueError, match=r"\(2, 12, 8\) and \(2, 3, 4\)"):
         prior_loss(prior, vectors.flatten(1, 2), codes, codebook)
-    with pytest.raises(ValueError, match="24 tokens of width 8 and a codebook of width 8 do not fit .* up to 12 tokens"):
+    with pytest.raises(ValueError, match="24 tokens.* 12 tokens"):
         prior_loss(prior, vectors.repeat(1, 2, 1, 1), codes.repeat(1, 2, 1), codebook)
-    with pytest.raises(ValueError, match="12 tokens of width 8 and a codebook of width 5 do not fit"):
+    with pytest.raises(ValueError, match="12 tokens of width 8.* 5"):
         prior_loss(prior, vectors, codes, codebook[:, :5])
-    with pytest.raises(ValueError, match="at least 2 tokens, got 1"):
+    with pytest.raises(ValueError, match="2 tokens.*1"):
         prior_loss(prior, vectors[:, :1, :1], codes[:, :1, :1], codebook)
     for name, value in (("sampling_ratio", 1.5), ("num_rounds", 0), ("temperature", 0.0)):
-        with pytest.raises(ValueError, match=f"{name} must .*{value}"):
+        with pytest.raises(ValueError, match=f"{name}.*{value}"):
             prior_loss(prior, vectors, codes, codebook, **{name: value})

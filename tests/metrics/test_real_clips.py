@@ -21,9 +21,9 @@ def clips() -> torch.Tensor:
     if "ADAPTOK_DATA_DIR" not in os.environ:
         pytest.skip("set ADAPTOK_DATA_DIR to the folder that holds wild/val")
     folder = Path(os.environ["ADAPTOK_DATA_DIR"]) / "wild" / "val"
-    found = [read_video(path, max_frames=16).frames for path in sorted(folder.glob("*.mp4"))]
-    found = [frames for frames in found if len(frames) == 16][: int(os.environ.get("ADAPTOK_NUM_CLIPS", 10))]
-    return torch.stack([torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255 for frames in found])
+    videos = [read_video(path, max_frames=16).frames for path in sorted(folder.glob("*.mp4"))]
+    videos = [frames for frames in videos if len(frames) == 16][: int(os.environ.get("ADAPTOK_NUM_CLIPS", 10))]
+    return torch.stack([torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255 for frames in videos])
 
 
 def test_order_of_corruptions(clips):
@@ -42,15 +42,15 @@ def test_order_of_corruptions(clips):
             name: torch.cat([metric.network(clip) for clip in videos.split(1)])
             for name, videos in {"clean": clips, "noise": noise, "blur": blur, "shuffled": shuffled}.items()
         }
-    distance = {name: float(metric.distance_of(features["clean"], found)) for name, found in features.items()}
+    distance = {name: float(metric.distance_of(features["clean"], other)) for name, other in features.items()}
     print({name: round(value, 1) for name, value in distance.items()})
     assert distance["clean"] == pytest.approx(0, abs=0.1)
     assert distance["noise"] > distance["blur"] > distance["shuffled"] > 100
 
 
 @pytest.mark.parametrize("name", ["juggling_m4.mp4", "juggling_w2.mp4"])
-def test_an_action_is_recognised(name):
-    """No filmed clip of a Kinetics action could be had from public packages: these are animated."""
+def test_an_action_is_recognized(name):
+    """No filmed clip of a Kinetics action is in public packages: these are animated."""
     if "ADAPTOK_DATA_DIR" not in os.environ:
         pytest.skip("set ADAPTOK_DATA_DIR to the folder that holds action32/val")
     frames = read_video(Path(os.environ["ADAPTOK_DATA_DIR"]) / "action32/val/juggling" / name, max_frames=16).frames

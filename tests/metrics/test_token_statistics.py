@@ -22,15 +22,15 @@ def test_dropped_codes_do_not_count():
     metric = CodebookUsage(4)
     metric.update(codes, torch.tensor([[2, 1]]))
     assert metric.histogram.tolist() == [0, 2, 1, 0]
-    with pytest.raises(ValueError, match="codes must be 0 to 3, got -1 to 99"):
+    with pytest.raises(ValueError, match="-1 to 99"):
         metric.update(codes)
-    with pytest.raises(ValueError, match="token_counts must be 0 to 3, got 2 to 4"):
+    with pytest.raises(ValueError, match="2 to 4"):
         metric.update(codes, torch.tensor([[2, 4]]))
-    with pytest.raises(ValueError, match=r"token_counts must be \(1, 2\), got \(2, 2\)"):
+    with pytest.raises(ValueError, match=r"\(2, 2\)"):
         metric.update(codes, torch.ones(2, 2, dtype=torch.long))
-    with pytest.raises(ValueError, match="codes must be integers .* got torch.float32"):
+    with pytest.raises(ValueError, match="float32"):
         metric.update(codes.float())
-    with pytest.raises(ValueError, match="no codes were given"):
+    with pytest.raises(ValueError, match="no codes"):
         CodebookUsage(4).compute()
 
 
@@ -57,15 +57,15 @@ def test_rate_is_that_of_a_tokens_file():
     assert float(result["bits_per_second"]) * 0.5 == pytest.approx(tokens.num_bits + padding * np.log2(5))
 
 
-def test_bad_rates_are_refused():
+def test_bad_rates():
     metric = TokenRate(50, 4)
-    with pytest.raises(ValueError, match="token_counts must be 0 to 4, got 1 to 5"):
+    with pytest.raises(ValueError, match="1 to 5"):
         metric.update(torch.tensor([[1, 5]]), 1.0)
-    with pytest.raises(ValueError, match=r"integers \(clips, blocks\), got torch.float32"):
+    with pytest.raises(ValueError, match="float32"):
         metric.update(torch.ones(1, 2), 1.0)
-    with pytest.raises(ValueError, match="seconds must be positive, got 0"):
+    with pytest.raises(ValueError, match="seconds.*0"):
         metric.update(torch.tensor([[1, 4]]), 0)
-    with pytest.raises(ValueError, match="no tokens were given"):
+    with pytest.raises(ValueError, match="no tokens"):
         metric.compute()
-    with pytest.raises(ValueError, match="sizes must be positive, got codebook 0"):
+    with pytest.raises(ValueError, match="codebook 0"):
         TokenRate(0, 4)

@@ -1,4 +1,4 @@
-"""The whole Space through its API: results, bad uploads, nothing left behind."""
+"""The whole Space through its API: results, bad uploads, nothing left over."""
 
 import shutil
 from pathlib import Path
@@ -43,7 +43,7 @@ def test_the_api_end_to_end(space, clip_file, tmp_path):
     prefixes, curves = client.predict(video, api_name="/inspect")
     assert "at-prefix" in prefixes and "<polyline" in curves
 
-    for writer, name, message in BAD_FILES:
+    for writer, name, message in BAD_FILES[::5]:  # test_uploads.py has them all
         path = writer(tmp_path / name)
         with pytest.raises(AppError, match=message) as error:
             client.predict(handle_file(path), "joint", 4, api_name="/reconstruct")
@@ -56,7 +56,7 @@ def test_the_api_end_to_end(space, clip_file, tmp_path):
 
 
 def test_what_a_browser_would_not_send(space, tmp_path):
-    """Names with folders in them, files of the server, and two gigabytes."""
+    """Names with folders in them, files of the server, and more bytes than are accepted."""
     import httpx
 
     client, folder = space
@@ -82,7 +82,7 @@ def test_what_a_browser_would_not_send(space, tmp_path):
         assert "error" in answer and "not a video" not in answer and "root:" not in answer and "Traceback" not in answer
 
     before = shutil.disk_usage(tmp_path).used
-    path = write_sparse(tmp_path / "sparse.mp4")
+    path = write_sparse(tmp_path / "sparse.mp4", 100 << 20)
     try:
         with open(path, "rb") as file:
             answer = httpx.post(address, files={"files": ("sparse.mp4", file, "video/mp4")}, timeout=120)
@@ -90,7 +90,7 @@ def test_what_a_browser_would_not_send(space, tmp_path):
     except httpx.TransportError:  # the server hung up, as it may
         pass
     assert not list(folder.rglob("sparse.mp4"))
-    assert shutil.disk_usage(tmp_path).used - before < 200_000_000
+    assert shutil.disk_usage(tmp_path).used - before < 50_000_000
 
 
 @pytest.mark.slow

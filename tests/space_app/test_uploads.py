@@ -30,7 +30,7 @@ def test_bad_files_are_refused_in_one_sentence(complete_pipeline, tmp_path, writ
 def test_two_gigabytes_are_not_read(complete_pipeline, tmp_path, monkeypatch):
     path = write_sparse(tmp_path / "sparse.mp4")
     monkeypatch.setattr(av, "open", None)  # it must not come so far
-    with pytest.raises(ValueError, match=r"sparse\.mp4: 2147 MB are more"):
+    with pytest.raises(ValueError, match=r"sparse\.mp4.*2147"):
         uploads.read_upload(complete_pipeline, str(path))
 
 

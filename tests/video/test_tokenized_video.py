@@ -83,9 +83,9 @@ def test_overwrites_a_file_only_when_complete(tmp_path, monkeypatch):
 
 
 def test_bad_destinations_are_named(tmp_path):
-    with pytest.raises(ValueError, match="must end in .safetensors"):
+    with pytest.raises(ValueError, match=".safetensors"):
         make_tokens().save(tmp_path / "tokens.pt")
-    with pytest.raises(FileNotFoundError, match="the folder .*missing does not exist"):
+    with pytest.raises(FileNotFoundError, match="missing"):
         make_tokens().save(tmp_path / "missing" / "tokens.safetensors")
     (tmp_path / "folder.safetensors").mkdir()
     with pytest.raises(OSError, match="folder"):
@@ -104,7 +104,7 @@ def test_files_that_are_not_tokens_are_refused(tmp_path):
         with pytest.raises(ValueError, match="not a tokens file"):
             TokenizedVideo.load(path)
     save_file({"codes": torch.zeros(3)}, path)
-    with pytest.raises(ValueError, match="its format is not 'adaptok-tokens-1'"):
+    with pytest.raises(ValueError, match="'adaptok-tokens-1'"):
         TokenizedVideo.load(path)
 
 
@@ -114,7 +114,7 @@ def test_truncated_files_are_refused(tmp_path, fraction):
     make_tokens().save(path)
     data = path.read_bytes()
     path.write_bytes(data[: int(fraction * len(data))])
-    with pytest.raises(ValueError, match="not a tokens file, or damaged"):
+    with pytest.raises(ValueError, match="damaged"):
         TokenizedVideo.load(path)
 
 

@@ -7,6 +7,7 @@ import av
 import numpy as np
 import pytest
 from builders.video_files import (
+    assert_close,
     corrupt,
     make_frames,
     truncate,
@@ -22,17 +23,7 @@ from builders.video_files import (
 )
 from PIL import Image
 
-from adaptok_hf.video import video_io
-from adaptok_hf.video.video_io import Video, iter_video, pil_to_rgb, read_video, write_video
-
-
-def assert_close(actual, expected, mean=4.0):
-    """Equal up to lossy coding."""
-    assert actual.shape == expected.shape
-    assert np.abs(actual.astype(int) - expected).mean() < mean
-
-
-# --- reading ---
+from adaptok_hf.video.video_io import Video, iter_video, pil_to_rgb, read_video
 
 
 @pytest.mark.parametrize(
@@ -111,9 +102,10 @@ def test_max_frames(tmp_path):
 def test_iter_video_yields_what_read_video_holds(tmp_path):
     path = write_mp4(tmp_path / "a.mp4")
     video = read_video(path)
-    frames, timestamps = zip(*iter_video(path), strict=True)
+    frames, timestamps, rates = zip(*iter_video(path), strict=True)
     np.testing.assert_array_equal(np.stack(frames), video.frames)
     np.testing.assert_array_equal(timestamps, video.timestamps)
+    assert set(rates) == {24}
 
 
 def test_bytes_file_objects_and_containers(tmp_path):
@@ -127,14 +119,14 @@ def test_bytes_file_objects_and_containers(tmp_path):
         assert len(read_video(container, max_frames=2)) == 2
 
 
-# --- what is refused ---
+# --- errors ---
 
 
 @pytest.mark.parametrize(
     ("writer", "name", "message"),
     [
         (write_empty, "a.mp4", "empty"),
-        (write_text, "a.mp4", "not a video; expected a video file"),
+        (write_text, "a.mp4", "not a video"),
         (write_text, "a.txt", "not a video"),
         (write_without_frames, "a.mp4", "no frames"),
         (write_without_frames, "a.avi", "no video frames"),
@@ -145,8 +137,8 @@ def test_bytes_file_objects_and_containers(tmp_path):
         (lambda path: (Image.new("RGB", (8, 8)).save(path), path)[1], "a.png", "still image"),
         (lambda path: (Image.new("RGB", (8, 8)).save(path), path)[1], "a.jpg", "still image"),
         # the index of an mp4 comes last unless asked otherwise
-        (lambda path: truncate(write_mp4(path), 0.6), "a.mp4", "damaged or truncated; only 0 frames"),
-        (lambda path: truncate(write_mp4(path, faststart=True), 0.9), "a.mp4", r"truncated; only \d+ of 16 frames"),
+        (lambda path: truncate(write_mp4(path), 0.6), "a.mp4", "truncated.* 0 frames"),
+        (lambda path: truncate(write_mp4(path, faststart=True), 0.9), "a.mp4", r"truncated.* \d+ of 16"),
         (lambda path: truncate(write_mp4(path, faststart=True), 0.99), "a.mp4", "damaged or truncated"),
         (lambda path: truncate(write_mp4(path, faststart=True), 0.2), "a.mp4", "damaged or truncated; only 0"),
         (lambda path: truncate(write_webm(path), 0.6), "a.webm", r"damaged or truncated; only \d+ frames"),
@@ -169,14 +161,14 @@ def test_even_the_last_frame_is_missed(tmp_path):
     with av.open(path) as container:
         last = max(packet.pos for packet in container.demux(video=0) if packet.size)
     path.write_bytes(path.read_bytes()[:last])
-    with pytest.raises(ValueError, match="truncated; only 99 of 100 frames"):
+    with pytest.raises(ValueError, match="99 of 100"):
         read_video(path)
 
 
 def test_gif_cut_between_frames(tmp_path):
     path = write_animation(tmp_path / "a.gif")
     path.write_bytes(path.read_bytes()[:-1])  # only the end mark is gone
-    with pytest.raises(ValueError, match="truncated; only 16 frames"):
+    with pytest.raises(ValueError, match="16 frames"):
         read_video(path)
 
 
@@ -232,91 +224,10 @@ def test_pil_to_rgb():
         pil_to_rgb(Image.new("F", (1, 1)))
 
 
-# --- writing ---
-
-
-@pytest.mark.parametrize("num_frames", [1, 3, 16])
-@pytest.mark.parametrize("fps", [24, 29.97, 30000 / 1001, 12.5])
-def test_write_then_read(tmp_path, num_frames, fps):
-    frames = make_frames(num_frames)
-    write_video(tmp_path / "a.mp4", iter(frames), fps)
-    video = read_video(tmp_path / "a.mp4")
-    assert_close(video.frames, frames, mean=3)
-    assert video.fps == pytest.approx(fps, rel=1e-4)
-    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
-
-
-def test_variable_frame_rate_survives_write_and_read(tmp_path):
-    timestamps = np.array([0, 0.01, 0.5, 0.54, 2.0, 2.001]) + 7
-    write_video(tmp_path / "a.mp4", make_frames(6), fps=3, timestamps=timestamps)
-    np.testing.assert_allclose(read_video(tmp_path / "a.mp4").timestamps, timestamps - 7, atol=1 / 90000)
-
-
-@pytest.mark.parametrize("size", [(33, 47), (32, 47), (33, 48), (1, 1)])
-def test_odd_sizes_gain_a_copy_of_the_edge(tmp_path, size):
-    frames = np.zeros((3, *size, 3), np.uint8)
-    frames[:, -1], frames[:, :, -1] = 255, 255
-    write_video(tmp_path / "a.mp4", frames, 24)
-    expected = np.pad(frames, ((0, 0), (0, size[0] % 2), (0, size[1] % 2), (0, 0)), mode="edge")
-    assert_close(read_video(tmp_path / "a.mp4").frames, expected)
-
-
-def test_colours_are_tagged(tmp_path):
-    write_video(tmp_path / "a.mp4", make_frames(3), 24)
-    with av.open(tmp_path / "a.mp4") as container:
-        context = container.streams.video[0].codec_context
-        assert (context.name, context.pix_fmt, context.colorspace, context.color_range) == ("h264", "yuv420p", 1, 1)
-
-
-def test_index_comes_first(tmp_path):
-    write_video(tmp_path / "a.mp4", make_frames(3), 24)
-    data = (tmp_path / "a.mp4").read_bytes()
-    assert data.index(b"moov") < data.index(b"mdat")
-
-
-def broken_iterator():
-    yield from make_frames(2)
-    raise RuntimeError("the model failed")
-
-
-@pytest.mark.parametrize(
-    ("frames", "timestamps", "error", "message"),
-    [
-        (broken_iterator, None, RuntimeError, "the model failed"),
-        (lambda: [], None, ValueError, "without frames"),
-        (lambda: make_frames(3).astype(float), None, ValueError, "frame 0 is float64"),
-        (lambda: make_frames(3)[..., :2], None, ValueError, "expected uint8"),
-        (lambda: [make_frames(1)[0], make_frames(1, 32, 32)[0]], None, ValueError, "frame 1.*one size"),
-        (lambda: make_frames(3), [0, 1], ValueError, "2 timestamps for more frames"),
-        (lambda: make_frames(3), [0, 1, 2, 3], ValueError, "4 timestamps for 3 frames"),
-        (lambda: make_frames(3), [0, 2, 1], ValueError, "increasing"),
-        (lambda: make_frames(3), [0, 1e-7, 1], ValueError, "1/90000"),
-    ],
-)
-def test_a_failed_write_leaves_nothing(tmp_path, frames, timestamps, error, message):
-    (tmp_path / "a.mp4").write_bytes(b"the old file")
-    with pytest.raises(error, match=message):
-        write_video(tmp_path / "a.mp4", frames(), 24, timestamps)
-    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
-    assert (tmp_path / "a.mp4").read_bytes() == b"the old file"
-
-
-def test_bad_destinations(tmp_path):
-    with pytest.raises(ValueError, match="only .mp4"):
-        write_video(tmp_path / "a.webm", make_frames(1), 24)
-    with pytest.raises(FileNotFoundError, match="folder"):
-        write_video(tmp_path / "missing" / "a.mp4", make_frames(1), 24)
-    with pytest.raises(IsADirectoryError):
-        write_video(tmp_path, make_frames(1), 24)
-    for fps in (0, -1, float("nan"), "24", None, True):
-        with pytest.raises(ValueError, match="fps"):
-            write_video(tmp_path / "a.mp4", make_frames(1), fps)
-
-
 def test_importing_is_cheap():
     code = (
-        "import runpy, sys; runpy.run_path(sys.argv[1], run_name='video_io'); "
-        "print([name for name in ('av', 'PIL', 'torch') if name in sys.modules])"
+        "import sys, adaptok_hf.video.video_io; "
+        "print([name for name in ('av', 'PIL', 'torch', 'transformers') if name in sys.modules])"
     )
-    run = subprocess.run([sys.executable, "-c", code, video_io.__file__], capture_output=True, text=True)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.stdout.strip() == "[]", run.stderr

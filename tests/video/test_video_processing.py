@@ -142,7 +142,7 @@ def test_bad_arguments(processor, tmp_path):
     for fps in (0, -1.0, float("nan"), "24"):
         with pytest.raises(ValueError, match="fps"):
             processor.load(frames, fps=fps)
-    with pytest.raises(ValueError, match="its own frame rate"):
+    with pytest.raises(ValueError, match="fps=24"):
         processor.load(tmp_path / "a.mp4", fps=24)
     for max_frames in (0, -1, 2.0):
         with pytest.raises(ValueError, match="max_frames"):
@@ -153,9 +153,9 @@ def test_bad_arguments(processor, tmp_path):
         processor.load(tmp_path)
     with pytest.raises(ValueError, match="not a video"):
         processor.load(write_text(tmp_path / "a.mp4"))
-    with pytest.raises(ValueError, match="cannot read a video from int"):
+    with pytest.raises(ValueError, match="int"):
         processor.clips(3)
-    with pytest.raises(ValueError, match="2x400 are too narrow.*squash"):
+    with pytest.raises(ValueError, match="2x400.*squash"):
         processor.clips(make_video(1, 2, 400))
     with pytest.raises(ValueError, match="'crop', 'squash'.*'pad'"):
         processor.clips(make_video(), resize_mode="pad")
@@ -237,10 +237,8 @@ def test_squash_restores_the_proportions(processor):
 
 def test_resizing_goes_chunk_by_chunk(processor, monkeypatch):
     sizes = []
-    resize = AdapTokVideoProcessor._resize
-    monkeypatch.setattr(
-        processor, "_resize", lambda frames, mode: sizes.append(len(frames)) or resize(processor, frames, mode)
-    )
+    square = processor._square
+    monkeypatch.setattr(processor, "_square", lambda frames, mode: sizes.append(len(frames)) or square(frames, mode))
     processor.clips(make_video(100))
     assert sum(sizes) == 100 and max(sizes) <= 16
 
@@ -257,7 +255,7 @@ def test_unclip_clamps_rounds_and_checks(processor):
     assert processor.unclip(clips)[:, 0, 0, 0].tolist() == [0, 0, 1, 255]
     assert processor.unclip(clips.bfloat16(), num_frames=2).shape == (2, 2, 2, 3)
     for given in (clips[0], clips.byte(), clips.numpy(), clips.transpose(2, 3), None):
-        with pytest.raises(ValueError, match="float tensor of shape"):
+        with pytest.raises(ValueError, match="unclip"):
             processor.unclip(given)
     for num_frames in (0, 5):
         with pytest.raises(ValueError, match=f"num_frames={num_frames}"):

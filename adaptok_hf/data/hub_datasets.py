@@ -10,17 +10,16 @@ if TYPE_CHECKING:
 
 
 class HubVideos:
-    """
-    A streaming data set with a column of videos. Its shards (files) are the shards here: they are read one after the
-    other, each in its own order, and shared out as wholes as long as there are as many of them as readers.
+    """A streaming data set with a column of videos. Its shards (files) are the shards here: they are read one after the
+    other, each in its order, and shared out as wholes as long as there are as many of them as readers.
 
     Args:
         dataset: a `datasets.IterableDataset` that was not shuffled by a buffer, not split by node and not formatted
             (`ClipStream` does all that itself).
-        label_column (*optional*): a column of class labels or integers, or of class names if `class_names` is given.
+        label_column: a column of class labels or integers, or of class names if `class_names` is given.
             `json.label` is the entry `label` of the column `json`: how tar shards of `write_shards.py` stream.
-        key_column (*optional*): what names a video in messages, such as `json.key`; by default shard and position.
-        class_names (*optional*): by default those of the label column.
+        key_column: names a video in messages, such as `json.key`; by default shard and position.
+        class_names: by default those of the label column.
 
     Raises:
         ValueError: if the data set has no column of videos or more than one, or not the named columns.
@@ -65,7 +64,7 @@ class HubVideos:
             return NO_LABEL
         if isinstance(value, str):
             if value not in self.class_names:
-                raise ValueError(f"label {value!r} is none of the {len(self.class_names)} class names given")
+                raise ValueError(f"label {value!r} is none of the {len(self.class_names)} class names")
             return self.class_names.index(value)
         return int(value)
 
@@ -73,12 +72,13 @@ class HubVideos:
 def hub_videos(
     path: str, split: str, *, label_column: str | None = None, key_column: str | None = None, **load_options: Any
 ) -> HubVideos:
-    """
-    The videos of a data set on the Hub, or of files anywhere: `hub_videos("webdataset", "train", data_files="*.tar")`.
+    """Return the videos of a data set on the Hub, or of files.
+
+    Files: `hub_videos("webdataset", "train", data_files="*.tar")`.
 
     Args:
         path, split, load_options: as `datasets.load_dataset`.
-        label_column, key_column (*optional*): see `HubVideos`.
+        label_column, key_column: see `HubVideos`.
     """
     import datasets
 
@@ -94,7 +94,7 @@ def _entry(row: dict[str, list], column: str) -> Any:
 
 
 def _content(video: dict[str, Any]) -> str | bytes:
-    """The bytes of a video, or the path of a local file; nothing where the row has neither."""
+    """Return the bytes of a video, or the path of a local file; empty where the row has neither."""
     path, content = video.get("path"), video.get("bytes")
     if content is None and path and "://" in path:
         import fsspec

@@ -1,0 +1,89 @@
+"""Writing video files."""
+
+import os
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from ..atomic_files import atomic_file
+from .video_io import check_fps, check_timestamps
+
+
+def write_video(
+    path: str | os.PathLike,
+    frames: np.ndarray | Iterable[np.ndarray],
+    fps: float,
+    timestamps: Sequence[float] | np.ndarray | None = None,
+) -> None:
+    """Write an H.264 mp4 (yuv420p, BT.709, crf 18, playable while it downloads).
+
+    A failure leaves no new file and an existing file untouched. yuv420p needs even sizes: an odd height or width gains a
+    copy of its last row or column.
+
+    Args:
+        path: ends in `.mp4`; its folder must exist.
+        frames: uint8 RGB `(frames, height, width, 3)`, or an iterable of `(height, width, 3)` frames of one size.
+        fps: frames per second, 0.01 to 1000.
+        timestamps: seconds, strictly increasing, one per frame; written relative to the first. Gives a
+            video of variable frame rate, exact to 1/90000 s. By default frames are evenly spaced.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError: where the folder of `path` is missing or `path` is a folder.
+        ValueError: for another file ending, no frames, wrong or mixed dtypes or sizes, and bad times.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; expected the name of an .mp4 file")
+    if path.suffix.lower() != ".mp4":
+        raise ValueError(f"{path}: only .mp4 files can be written, got the ending {path.suffix!r}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: the folder {path.parent} does not exist")
+    check_fps(fps)
+    ticks = None
+    if timestamps is not None:
+        timestamps = check_timestamps(timestamps)
+        ticks = check_timestamps(np.rint((timestamps - timestamps[:1]) * 90000))
+    with atomic_file(path) as partial:
+        _encode(partial, frames, fps, ticks)
+
+
+def _encode(path: Path, frames: Iterable[np.ndarray], fps: float, ticks: np.ndarray | None) -> None:
+    """Write mp4 to `path`; `ticks` are presentation times in 1/90000 s, or None for evenly spaced frames."""
+    import av
+    from av.video.reformatter import ColorRange, Colorspace
+
+    rate = Fraction(fps).limit_denominator(1001)
+    time_base = 1 / rate if ticks is None else Fraction(1, 90000)
+    count, shape = 0, None
+    with av.open(path, "w", format="mp4", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream("libx264", rate=rate, options={"crf": "18"})
+        stream.pix_fmt = "yuv420p"
+        # say which YUV it is (limited BT.709): players guess differently for small and large videos
+        context = stream.codec_context
+        context.time_base = time_base
+        context.colorspace = context.color_primaries = context.color_trc = context.color_range = 1
+        for frame in frames:
+            frame = np.asarray(frame)
+            shape = shape or frame.shape
+            if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape != shape or shape[2] != 3 or 0 in shape:
+                raise ValueError(
+                    f"frame {count} is {frame.dtype} {frame.shape}; expected uint8 (height, width, 3) of one size"
+                )
+            frame = np.pad(frame, ((0, shape[0] % 2), (0, shape[1] % 2), (0, 0)), mode="edge")
+            if count == 0:
+                stream.height, stream.width = frame.shape[:2]
+            picture = av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(
+                format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
+            )
+            if ticks is not None and count == len(ticks):
+                raise ValueError(f"got {len(ticks)} timestamps for more frames; expected one per frame")
+            picture.pts, picture.time_base = count if ticks is None else int(ticks[count]), time_base
+            container.mux(stream.encode(picture))
+            count += 1
+        if count == 0:
+            raise ValueError("cannot write a video without frames")
+        container.mux(stream.encode(None))
+    if ticks is not None and count != len(ticks):
+        raise ValueError(f"got {len(ticks)} timestamps for {count} frames; expected one per frame")
