@@ -135,7 +135,7 @@ def test_looks_are_prefixes_of_the_final_tokens(complete_pipeline):
         ({"label": 0, "seed": None}, "seed must be"),
         ({"label": 0, "guidance": 0.5}, "guidance_scale must be at least 1"),
         ({"label": 0, "temperature": -1}, "temperature must be at least 0"),
-        ({"label": 0, "budget": 0.1}, "must lie in"),
+        ({"label": 0, "max_tokens": 0}, "must lie in"),
     ],
 )
 def test_bad_settings_of_generate(complete_pipeline, arguments, message):
