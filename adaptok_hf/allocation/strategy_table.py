@@ -118,6 +118,9 @@ class AllocationRequest:
                 there is none.
         """
         given = self.parameters(1)
+        amounts = [name for name in ("budget", "price", "threshold") if name in given]
+        if len(amounts) > 1:
+            raise ValueError(f"give only one of budget, price and threshold, got {', '.join(amounts)}")
         name = self.strategy
         if name is None:
             defaults = {"price": "quality", "threshold": "threshold", "budget": "joint" if has_scorer else "fixed"}
