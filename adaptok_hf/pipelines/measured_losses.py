@@ -76,7 +76,7 @@ def measure_losses(
         before, by_level = 0 if cache is None else cache.get_seq_length(), {}
         for level in sorted({*levels, full}):  # with all its tokens last, which is how the block stays in the cache
             if by_level and cache is not None:
-                cache.forget_block(cache.get_seq_length() - before)
+                cache.crop_block()
             counts[:, -1] = level
             decoded = tokenizer.decode(codes[:, given], counts, past_key_values=cache).pixel_values_videos
             error = decoded[:, -config.tubelet_size :].float().clamp(0, 1).sub_(original)
