@@ -1,8 +1,8 @@
 """The latents and patches of blocks as one sequence through transformer layers: the only way through our models.
 
-A clip lies block after block, each block's latents before its patches. Linear maps work on all tokens at once; attention is
-one product for all queries that see the same keys, over exactly these keys. A whole clip and a stream run the same function:
-in a stream the keys of earlier blocks come from a cache.
+A clip lies block after block, each block's latents before its patches. Linear maps work on all tokens at once. Attention
+is one product for all queries that see the same keys, over exactly these keys. A whole clip and a stream run the same
+function: in a stream the keys of earlier blocks come from a cache.
 """
 
 from collections.abc import Sequence
@@ -131,6 +131,11 @@ def run_blocks(
         rows = ATTENTION_TYPES[attention_type].values()
         cache.keep_spans(span for span in keys if any(row[span.kind] == "own and earlier" for row in rows))
     return hidden_states
+
+
+def everything_kept(hidden_states: torch.Tensor, length: int) -> torch.Tensor:
+    """Return (batch, length) bool, all `True`."""
+    return hidden_states.new_ones(len(hidden_states), length, dtype=torch.bool)
 
 
 def mask_dropped(segments: list[Segment], kept: torch.Tensor | None, past: int) -> list[Segment]:

@@ -367,10 +367,12 @@ def test_causal_types_by_gradient(tiny_config, tiny_video, attention_type):
     quantized = encoded.quantized.detach().requires_grad_()
     video = model.decode(quantized=quantized, token_counts=torch.tensor([[4, 2, 6], [6, 1, 3]])).pixel_values_videos
     for block in range(3):
-        assert gradient_per_block(encoded.latents[:, block], tiny_video, 3)[block] > 0
         for output, inputs in ((encoded.latents[:, block], tiny_video), (video[:, 4 * block : 4 * block + 4], quantized)):
             (gradient,) = torch.autograd.grad(output.sum(), inputs, retain_graph=True)
-            assert all(g.abs().max() == 0 for g in gradient.chunk(3, dim=1)[block + 1 :])
+            gradients = [float(g.abs().max()) for g in gradient.chunk(3, dim=1)]
+            assert all(g == 0 for g in gradients[block + 1 :])
+            if (attention_type, inputs is tiny_video) not in {("decoder", True), ("block_diagonal", False)}:
+                assert gradients[block] > 0  # in those two, what is read sees no token of what comes in
 
 
 @pytest.mark.parametrize("counts", [None, torch.tensor([[3, 0, 6], [1, 5, 2]])])
