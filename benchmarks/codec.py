@@ -31,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from adaptok_hf import AdapTokConfig, AdapTokModel, AdapTokPipeline, AdapTokScorerConfig, AdapTokScorerModel
 from adaptok_hf.allocation import allocate
-from adaptok_hf.models.attention_masks import block_rule, kept_rule, kept_tokens
+from adaptok_hf.models.attention_masks import Segment, dense_mask, kept_tokens
 from adaptok_hf.models.block_cache import BlockCache
 
 Stages = dict[str, Callable[[], object]]
@@ -40,26 +40,28 @@ Stages = dict[str, Callable[[], object]]
 # --- the original's way -------------------------------------------------------------------------------------------------
 
 
-def dense_layers(layers: nn.ModuleList, hidden_states: torch.Tensor, rule: Callable, rows: int) -> torch.Tensor:
-    """Layers under a mask over all pairs of the sequence; `rows` masks, 1 or one for each clip."""
-    index = torch.arange(hidden_states.shape[1], device=hidden_states.device)
-    row = torch.arange(rows, device=hidden_states.device)[:, None, None, None]
-    mask = rule(row, 0, index[:, None], index)  # (rows, 1, sequence, sequence)
+def dense_layers(layers: nn.ModuleList, hidden_states: torch.Tensor, mask: torch.Tensor, kept=None) -> torch.Tensor:
+    """Layers under a mask over all pairs of the sequence; dropped tokens see themselves only."""
+    if kept is not None:
+        mask = (mask & kept[:, None] & kept[..., None]) | torch.eye(len(mask), dtype=torch.bool, device=mask.device)
+        mask = mask[:, None]
+    else:
+        mask = mask[None, None]
     for layer in layers:
-        hidden_states = layer(hidden_states, mask)
+        hidden_states = layer(hidden_states, [Segment(mask=mask)])
     return hidden_states
 
 
 def block_of(config, patches_first: bool | None, device) -> tuple[torch.Tensor, torch.Tensor]:
-    """(1, sequence) block and (sequence,) is_patch of a sequence of all latents and patches; without patches if `None`."""
+    """(sequence,) block and (sequence,) is_patch of a sequence of all latents and patches; without patches if `None`."""
     blocks = torch.arange(config.num_blocks, device=device)
     latents = blocks.repeat_interleave(config.latents_per_block)
     if patches_first is None:
-        return latents[None], torch.zeros_like(latents, dtype=torch.bool)
+        return latents, torch.zeros_like(latents, dtype=torch.bool)
     patches = blocks.repeat_interleave(config.patches_per_block)
     parts = [(patches, True), (latents, False)] if patches_first else [(latents, False), (patches, True)]
     is_patch = torch.cat([torch.full_like(block, kind, dtype=torch.bool) for block, kind in parts])
-    return torch.cat([block for block, _ in parts])[None], is_patch
+    return torch.cat([block for block, _ in parts]), is_patch
 
 
 def dense_encode(tokenizer: AdapTokModel, video: torch.Tensor) -> torch.Tensor:
@@ -67,8 +69,8 @@ def dense_encode(tokenizer: AdapTokModel, video: torch.Tensor) -> torch.Tensor:
     patches = encoder.patch_embedding(video) + encoder.patch_positions()
     latents = encoder.latent_queries().expand(len(video), -1, -1)
     hidden_states = torch.cat([patches, latents], dim=1).to(video.dtype)
-    rule = block_rule(config.encoder_attention_type, *block_of(config, True, video.device))
-    return dense_layers(encoder.layers, hidden_states, rule, 1)[:, -config.num_latent_tokens :]
+    mask = dense_mask(config.encoder_attention_type, *block_of(config, True, video.device))
+    return dense_layers(encoder.layers, hidden_states, mask)[:, -config.num_latent_tokens :]
 
 
 def dense_scores(scorer: AdapTokScorerModel, latents: torch.Tensor, quantized: torch.Tensor, counts: torch.Tensor):
@@ -80,10 +82,10 @@ def dense_scores(scorer: AdapTokScorerModel, latents: torch.Tensor, quantized: t
         kept = kept_tokens(known, config.latents_per_block).flatten(1)
         inputs = torch.cat([latents, quantized], dim=-1).flatten(1, 2) * kept[..., None]
         hidden_states = scorer.project_in(inputs) + scorer.positions()
-        rule = kept_rule(block_rule(config.attention_type, *block_of(config, None, latents.device)), kept)
-        hidden_states = dense_layers(scorer.layers, hidden_states, rule, len(latents))
+        mask = dense_mask(config.attention_type, *block_of(config, None, latents.device))
+        hidden_states = dense_layers(scorer.layers, hidden_states, mask, kept)
         levels = hidden_states[:, config.score_step - 1 :: config.score_step]
-        scores.append(scorer._scores(levels).unflatten(1, (config.num_blocks, -1))[:, block])
+        scores.append(scorer.scores_of(levels).unflatten(1, (config.num_blocks, -1))[:, block])
     return torch.stack(scores, dim=1)
 
 
@@ -93,11 +95,9 @@ def masked_decode(tokenizer: AdapTokModel, quantized: torch.Tensor, counts: torc
     latents = quantized.flatten(1, 2) * kept[..., None] + decoder.latent_positions()
     queries = decoder.patch_queries() + (decoder.patch_type() if decoder.patch_type is not None else 0)
     hidden_states = torch.cat([latents, queries.expand(len(latents), -1, -1)], dim=1).to(quantized.dtype)
-    rule = block_rule(config.decoder_attention_type, *block_of(config, False, quantized.device))
+    mask = dense_mask(config.decoder_attention_type, *block_of(config, False, quantized.device))
     everyone = torch.ones(len(latents), queries.shape[1], dtype=torch.bool, device=kept.device)
-    hidden_states = dense_layers(
-        decoder.layers, hidden_states, kept_rule(rule, torch.cat([kept, everyone], dim=1)), len(latents)
-    )
+    hidden_states = dense_layers(decoder.layers, hidden_states, mask, torch.cat([kept, everyone], dim=1))
     return decoder.head(hidden_states[:, config.num_latent_tokens :])
 
 

@@ -15,7 +15,7 @@ from player import note, waiting
 from uploads import LIMITS, read_upload
 
 from adaptok_hf import AdapTokPipeline, EncodedVideos, Video
-from adaptok_hf.models.attention_masks import block_rule
+from adaptok_hf.models.attention_masks import dense_mask
 
 # Prefix lengths that are decoded for the slider.
 _PREFIXES = 14
@@ -112,20 +112,16 @@ def attention_weights(pipeline: AdapTokPipeline, video: Video, layer: int, block
         tokenizer.encode((clips.frames[:1].to(pipeline.device) / 255).to(tokenizer.dtype))
     finally:
         handle.remove()
-    (hidden,) = caught  # (1, all patches, then all latents, width)
+    (hidden,) = caught  # (1, all tokens, width): block after block, latents before patches
     blocks, patches, latents = config.num_blocks, config.patches_per_block, config.latents_per_block
     query, key, _ = attention.qkv(hidden[0]).reshape(hidden.shape[1], 3, attention.num_heads, -1).unbind(1)
     index = torch.arange(hidden.shape[1], device=hidden.device)
-    row = blocks * patches + block * latents + token
-    block_of = torch.cat([index[: blocks * patches] // patches, (index[: blocks * latents]) // latents])
-    rule = block_rule(config.encoder_attention_type, block_of[None], index < blocks * patches)
-    zero = torch.zeros_like(index)
-    allowed = rule(zero, zero, zero + row, index)
+    row = block * (latents + patches) + token
+    is_patch = index % (latents + patches) >= latents
+    allowed = dense_mask(config.encoder_attention_type, index // (latents + patches), is_patch)[row]
     logits = (torch.einsum("hd,nhd->hn", query[row], key) * attention.scaling).float()
     weights = logits.masked_fill(~allowed, -torch.inf).softmax(-1).cpu()
-    to_patches = weights[:, : blocks * patches].unflatten(1, (blocks, patches))
-    to_latents = weights[:, blocks * patches :].unflatten(1, (blocks, latents))
-    return torch.cat([to_patches, to_latents], dim=2)
+    return weights.unflatten(1, (blocks, latents + patches)).roll(patches, dims=2)  # patches first
 
 
 def attention_map(pipeline: AdapTokPipeline, video: Video | None, layer: int, block: int, token: int) -> str:

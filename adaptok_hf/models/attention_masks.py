@@ -1,8 +1,7 @@
-"""Who may attend to whom: index rules over blocks, patches, latents and kept tokens.
+"""Who attends to whom: one table of attention types, and what follows from it.
 
-Convention, everywhere: a rule answers "may this query see this key?" for the indices `(batch, head, query, key)`;
-`True` means that it may. A rule is handed to transformers' mask functions, which turn it into a boolean mask (sdpa), a
-float mask (eager) or a block mask (flex). With two blocks of one patch (`p`) and two latents (`l`), rows are queries:
+A row of the table gives, for queries and keys of either kind, the blocks whose keys a query sees. The masks of two blocks
+of one patch (`p`) and one latent (`l`) each; a row is a query:
 
 ```
     block_causal      decoder         block_diagonal        full
@@ -14,135 +13,148 @@ float mask (eager) or a block mask (flex). With two blocks of one patch (`p`) an
 ```
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+from typing import NamedTuple
 
 import torch
-from transformers.masking_utils import create_bidirectional_mask
 
-ATTENTION_TYPES = ("block_causal", "decoder", "block_diagonal", "full")
+KINDS = ("latent", "patch")
 
-IndexRule = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+# attention type -> kind of the query -> kind of the key -> blocks
+ATTENTION_TYPES = {
+    "block_causal": {
+        "latent": {"latent": "own and earlier", "patch": "own and earlier"},
+        "patch": {"latent": "own and earlier", "patch": "own and earlier"},
+    },
+    "decoder": {
+        "latent": {"latent": "own and earlier", "patch": "none"},
+        "patch": {"latent": "own and earlier", "patch": "own"},
+    },
+    "block_diagonal": {
+        "latent": {"latent": "own and earlier", "patch": "own"},
+        "patch": {"latent": "none", "patch": "own"},
+    },
+    "full": {
+        "latent": {"latent": "all", "patch": "all"},
+        "patch": {"latent": "all", "patch": "all"},
+    },
+}
 
 
-@dataclass
-class Segment:
-    """Some queries of a sequence and the keys that they see: attention without a mask over all pairs.
+def reaches(blocks: str, query_block, key_block):
+    """Return whether queries of a block see keys of a block, for an entry of the table; takes integers or tensors."""
+    if blocks == "own":
+        return key_block == query_block
+    if blocks == "own and earlier":
+        return key_block <= query_block
+    return key_block == key_block if blocks == "all" else key_block != key_block
+
+
+def dense_mask(attention_type: str, block: torch.Tensor, is_patch: torch.Tensor) -> torch.Tensor:
+    """Return the mask of a sequence, (queries, keys) bool, `True` where the query sees the key.
+
+    Args:
+        attention_type: one of `ATTENTION_TYPES`.
+        block: (sequence,) long, the block of each token.
+        is_patch: (sequence,) bool, `True` for patches, `False` for latents.
+    """
+    mask = torch.zeros(len(block), len(block), dtype=torch.bool, device=block.device)
+    kinds = {"latent": ~is_patch, "patch": is_patch}
+    for query_kind, row in ATTENTION_TYPES[attention_type].items():
+        for key_kind, blocks in row.items():
+            pairs = kinds[query_kind][:, None] & kinds[key_kind]
+            mask |= pairs & reaches(blocks, block[:, None], block)
+    return mask
+
+
+class Span(NamedTuple):
+    """Adjacent tokens of one kind that belong to one block of one clip.
+
+    Args:
+        kind: one of `KINDS`.
+        block: the block's position in its clip.
+        tokens: positions in the sequence.
+        clip: 0, unless a sequence holds the tokens of several clips.
+    """
+
+    kind: str
+    block: int
+    tokens: slice
+    clip: int = 0
+
+
+class Segment(NamedTuple):
+    """Queries of a sequence that see the same keys: one attention product.
 
     Args:
         queries: positions in the sequence.
-        keys: positions in the sequence, with those of a cache in front.
-        mask: for these queries and keys, as the attention function wants it.
+        keys: positions in the sequence, where those of a cache come first.
+        mask: (batch, 1, queries, keys) bool, `True` where the query sees the key; `None` where each sees all.
     """
 
-    queries: slice
+    queries: slice = slice(None)
     keys: tuple[slice, ...] = (slice(None),)
     mask: torch.Tensor | None = None
 
 
-def block_segments(
-    attention_type: str, counts: Sequence[int], num_patches: int, start: int = 0
-) -> tuple[list[Segment], list[Segment], list[Segment]]:
-    """The rule of a causal attention type for a clip that lies block after block, a block's latents before its patches.
-
-    Args:
-        attention_type: one of `ATTENTION_TYPES` but `"full"`.
-        counts: latents of each block, as far as they are kept.
-        num_patches: patches of a block.
-        start: position of the clip in the sequence.
-
-    Returns:
-        Segments that answer all tokens, the latents, the patches, in the order of the sequence.
-    """
-    everyone, latents, patches = [], [], []
-    seen: list[slice] = []  # latents up to this block
-    position = start
-    for count in counts:
-        own_latents = slice(position, position + count)
-        own_patches = slice(own_latents.stop, own_latents.stop + num_patches)
-        position = own_patches.stop
-        if count:
-            seen.append(own_latents)
-        if attention_type == "block_causal":
-            latent_keys = patch_keys = (slice(start, position),)
-        elif attention_type == "decoder":
-            latent_keys, patch_keys = tuple(seen), (*seen, own_patches)
-        else:  # block_diagonal
-            latent_keys, patch_keys = (*seen, own_patches), (own_patches,)
-        latent_part = [Segment(own_latents, latent_keys)] if count else []
-        patch_part = [Segment(own_patches, patch_keys)] if num_patches else []
-        latents, patches = latents + latent_part, patches + patch_part
-        if latent_keys == patch_keys:
-            everyone.append(Segment(slice(own_latents.start, position), latent_keys))
+def find_segments(attention_type: str, queries: Iterable[Span], keys: Sequence[Span]) -> list[Segment]:
+    """Return the attention products that answer `queries`, in their order; together they are `dense_mask`."""
+    segments: list[Segment] = []
+    for query in queries:
+        row, visible = ATTENTION_TYPES[attention_type][query.kind], []
+        for key in keys:
+            if key.clip != query.clip or not reaches(row[key.kind], query.block, key.block):
+                continue
+            if visible and visible[-1].stop == key.tokens.start:
+                visible[-1] = slice(visible[-1].start, key.tokens.stop)
+            else:
+                visible.append(key.tokens)
+        last = segments[-1] if segments else None
+        if last is not None and last.keys == tuple(visible) and last.queries.stop == query.tokens.start:
+            segments[-1] = Segment(slice(last.queries.start, query.tokens.stop), last.keys)
         else:
-            everyone += latent_part + patch_part
-    return everyone, latents, patches
+            segments.append(Segment(query.tokens, tuple(visible)))
+    return segments
 
 
-def takes_segments(config, attention_type: str) -> bool:
-    """Whether whole clips run without a mask: under `torch.inference_mode()`, where nobody asks for gradients later.
+def take(tokens: torch.Tensor, slices: Sequence[slice], dim: int) -> torch.Tensor:
+    """Return the slices of `tokens` along `dim`, concatenated."""
+    index = (slice(None),) * dim
+    taken = [tokens[(*index, positions)] for positions in slices or [slice(0)]]
+    return taken[0] if len(taken) == 1 else torch.cat(taken, dim=dim)
 
-    Not with flex attention, which skips by itself what a mask hides, and compiles for each size.
+
+def cut(tokens: torch.Tensor, groups: Sequence[Sequence[slice]], dim: int) -> Iterator[torch.Tensor]:
+    """Yield what `take` returns for each group of slices, with cheaper gradients.
+
+    The gradient of a slice is as long as all of `tokens`. So these are split once, at the ends of all slices; only a run of
+    several pieces stays a slice, which saves a copy.
     """
-    causal = attention_type != "full"
-    return causal and config._attn_implementation != "flex_attention" and torch.is_inference_mode_enabled()
-
-
-def block_rule(attention_type: str, block: torch.Tensor, is_patch: torch.Tensor) -> IndexRule:
-    """The rule of an attention type.
-
-    Args:
-        attention_type: one of `ATTENTION_TYPES`.
-        block: (batch or 1, sequence) long, the temporal block of each token.
-        is_patch: (sequence,) bool, `True` for patch tokens and patch queries, `False` for latents.
-    """
-    shared = block.shape[0] == 1  # one row of indices serves the whole batch
-
-    def rule(b, h, q, kv):
-        b = b * 0 if shared else b
-        query_block, key_block = block[b, q], block[b, kv]
-        earlier_or_same, same = key_block <= query_block, key_block == query_block
-        if attention_type == "block_causal":
-            return earlier_or_same
-        if attention_type == "decoder":
-            return torch.where(is_patch[kv], is_patch[q] & same, earlier_or_same)
-        if attention_type == "block_diagonal":
-            return torch.where(is_patch[kv], same, ~is_patch[q] & earlier_or_same)
-        return key_block == key_block  # full
-
-    return rule
-
-
-def kept_rule(rule: IndexRule, kept: torch.Tensor) -> IndexRule:
-    """`rule` without the tokens that are not kept: they are seen by nobody and see nobody but themselves.
-
-    Args:
-        kept: (batch, sequence) bool. The diagonal always stays open, so that no softmax row is empty.
-    """
-
-    def with_drops(b, h, q, kv):
-        return (rule(b, h, q, kv) & kept[b, q] & kept[b, kv]) | (q == kv)
-
-    return with_drops
-
-
-def build_attention_mask(config, hidden_states: torch.Tensor, rule: IndexRule, per_sample: bool):
-    """The mask that `config._attn_implementation` wants for a sequence (batch, sequence, width).
-
-    `per_sample=False` makes one mask that broadcasts over the batch.
-    """
-    return create_bidirectional_mask(
-        config, hidden_states if per_sample else hidden_states[:1], attention_mask=None, and_mask_function=rule
-    )
+    length = tokens.shape[dim]
+    bounds = [[positions.indices(length) for positions in group] for group in groups]
+    starts = sorted({0, length, *(end for group in bounds for positions in group for end in positions[:2])})
+    pieces = tokens.split([stop - start for start, stop in pairwise(starts)], dim)
+    for group, slices in zip(bounds, groups, strict=True):
+        runs = [pieces[starts.index(start) : starts.index(stop)] for start, stop, step in group if step == 1]
+        if len(runs) < len(group) or (len(runs) == 1 and len(runs[0]) > 1):
+            yield take(tokens, slices, dim)
+        else:
+            taken = [piece for run in runs for piece in run]
+            yield taken[0] if len(taken) == 1 else torch.cat(taken, dim)
 
 
 def kept_tokens(token_counts: torch.Tensor, latents_per_block: int) -> torch.Tensor:
-    """(batch, blocks) counts -> (batch, blocks, latents_per_block) bool: the leading `count` latents of a block."""
+    """Return (batch, blocks, latents_per_block) bool, `True` for the leading `count` latents of a block.
+
+    Args:
+        token_counts: (batch, blocks) long.
+    """
     return torch.arange(latents_per_block, device=token_counts.device) < token_counts[..., None]
 
 
 def check_token_counts(token_counts: torch.Tensor, batch: int, num_blocks: int, latents_per_block: int) -> None:
-    """Raises `ValueError` unless `token_counts` is an integer (batch, blocks) tensor with values 0..latents_per_block."""
+    """Raise `ValueError` unless `token_counts` is an integer (batch, blocks) tensor with values 0..latents_per_block."""
     if tuple(token_counts.shape) != (batch, num_blocks):
         raise ValueError(
             f"token_counts has shape {tuple(token_counts.shape)}, expected (batch, blocks) = {(batch, num_blocks)}"

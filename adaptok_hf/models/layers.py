@@ -9,7 +9,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .attention_masks import Segment
+from .attention_masks import Segment, cut, take
 
 
 def sincos_1d(positions: torch.Tensor, dim: int, base: float = 10000.0) -> torch.Tensor:
@@ -115,20 +115,16 @@ class PatchHead(nn.Module):
 
 
 def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
-    """Plain softmax(QK')V; `attention_mask` is added to the logits. Returns (batch, sequence, heads, head_dim), weights."""
+    """Return softmax(QK')V, (batch, sequence, heads, head_dim), and the weights.
+
+    `attention_mask` is boolean, `True` where a query sees a key, or `None`.
+    """
     logits = torch.matmul(query, key.transpose(-1, -2)) * scaling
     if attention_mask is not None:
-        logits = logits + attention_mask
+        logits = logits.masked_fill(~attention_mask, float("-inf"))
     weights = nn.functional.softmax(logits, dim=-1, dtype=torch.float32).to(query.dtype)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
-
-
-def take(tokens: torch.Tensor, parts: list[slice], dim: int) -> torch.Tensor:
-    """The parts of `tokens` along `dim`, one behind the other."""
-    index = (slice(None),) * dim
-    taken = [tokens[(*index, part)] for part in parts] or [tokens[(*index, slice(0))]]
-    return taken[0] if len(taken) == 1 else torch.cat(taken, dim=dim)
 
 
 class AdapTokAttention(nn.Module):
@@ -141,37 +137,44 @@ class AdapTokAttention(nn.Module):
         self.num_heads = config.num_attention_heads
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.scaling = self.head_dim**-0.5
-        self.is_causal = False  # causality comes from the block mask
+        self.is_causal = False  # causality comes from the segments
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask=None,
-        past_key_values: Cache | None = None,
-        segments: list[Segment] | None = None,
+        self, hidden_states: torch.Tensor, segments: Sequence[Segment], past_key_values: Cache | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(batch, queries, width) -> the same shape, attention weights (eager only).
+        """Return the attention of the segments' queries, and its weights.
 
-        With `past_key_values` the keys and values seen before are put in front, and `attention_mask` has their length.
-        With `segments`, only their queries are answered, in their order, and without weights.
+        Args:
+            hidden_states: (batch, tokens, width).
+            segments: which tokens are answered, and what they see.
+            past_key_values: a cache whose keys and values come before those of `hidden_states`.
+
+        Returns:
+            (batch, queries, width); (batch, heads, queries, keys), 0 where a query does not see a key, or `None` unless
+            the attention is eager.
         """
-        batch, length, width = hidden_states.shape
-        qkv = self.qkv(hidden_states).reshape(batch, length, 3, self.num_heads, self.head_dim)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (batch, heads, sequence, head_dim)
+        qkv = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, self.head_dim))
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (batch, heads, tokens, head_dim)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        if segments is None:
-            output, weights = attention(self, query, key, value, attention_mask, scaling=self.scaling, dropout=0.0)
-            return self.proj(output.reshape(batch, length, width)), weights
-        outputs = []
-        for segment in segments:
-            seen = (take(states, segment.keys, 2) for states in (key, value))
-            asked = query[:, :, segment.queries]
-            outputs.append(attention(self, asked, *seen, segment.mask, scaling=self.scaling, dropout=0.0)[0].flatten(2))
-        return self.proj(torch.cat(outputs, dim=1) if outputs else hidden_states[:, :0]), None
+        queries = cut(query, [(segment.queries,) for segment in segments], 2)
+        keys, values = (cut(states, [segment.keys for segment in segments], 2) for states in (key, value))
+        outputs, weights = [hidden_states[:, :0]], []
+        for segment, *states in zip(segments, queries, keys, values, strict=True):
+            output, segment_weights = attention(self, *states, segment.mask, scaling=self.scaling, dropout=0.0)
+            outputs.append(output.flatten(2))
+            if segment_weights is not None:
+                weights.append(spread(segment_weights, segment.keys, key.shape[2]))
+        return self.proj(torch.cat(outputs, dim=1)), torch.cat(weights, dim=2) if weights else None
+
+
+def spread(weights: torch.Tensor, keys: Sequence[slice], length: int) -> torch.Tensor:
+    """Return `weights` (batch, heads, queries, keys seen) as (batch, heads, queries, length), 0 at the other keys."""
+    index = take(torch.arange(length, device=weights.device), keys, 0)
+    return weights.new_zeros(*weights.shape[:3], length).index_copy(3, index, weights)
 
 
 class AdapTokMLP(nn.Module):
@@ -197,25 +200,15 @@ class AdapTokLayer(GradientCheckpointingLayer):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        attention_mask=None,
+        segments: Sequence[Segment] = (Segment(),),
         past_key_values: Cache | None = None,
-        segments: list[Segment] | None = None,
     ) -> torch.Tensor:
-        """(batch, sequence, width) -> the same shape; with `segments`, the outputs at their queries only."""
-        attended, _ = self.attention(self.norm1(hidden_states), attention_mask, past_key_values, segments)
-        if segments is not None and attended.shape[1] < hidden_states.shape[1]:
+        """Return the outputs at the segments' queries, (batch, queries, width); by default every token sees all."""
+        attended, _ = self.attention(self.norm1(hidden_states), segments, past_key_values)
+        if attended.shape[1] < hidden_states.shape[1]:
             hidden_states = take(hidden_states, [segment.queries for segment in segments], 1)
         hidden_states = hidden_states + attended
         return hidden_states + self.mlp(self.norm2(hidden_states))
-
-
-def run_segments(
-    layers: Sequence[AdapTokLayer], hidden_states: torch.Tensor, segments: list[Segment], read: list[Segment]
-) -> torch.Tensor:
-    """(batch, sequence, width) through `layers` -> the outputs at the queries of `read`; the last computes no others."""
-    for layer in layers[:-1]:
-        hidden_states = layer(hidden_states, segments=segments)
-    return layers[-1](hidden_states, segments=read)
 
 
 def init_layer_weights(module: nn.Module, std: float) -> None:

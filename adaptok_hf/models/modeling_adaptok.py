@@ -8,16 +8,9 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from .attention_masks import (
-    block_rule,
-    block_segments,
-    build_attention_mask,
-    check_token_counts,
-    kept_rule,
-    kept_tokens,
-    takes_segments,
-)
-from .block_cache import BlockCache, run_block
+from .attention_masks import check_token_counts, kept_tokens
+from .block_cache import BlockCache
+from .block_sequence import lay_out, run_blocks
 from .configuration_adaptok import AdapTokConfig
 from .layers import (
     AdapTokLayer,
@@ -28,7 +21,6 @@ from .layers import (
     init_layer_weights,
     latent_positions,
     patch_positions,
-    run_segments,
 )
 from .quantization import VectorQuantizer
 
@@ -100,9 +92,21 @@ def positions(config, learned: bool, length: int, kind: str) -> nn.Module:
     return SinCosPositions(lambda: latent_positions(length, width, config.latent_position_base))
 
 
-def block_after_block(latents: torch.Tensor, patches: torch.Tensor, num_blocks: int) -> torch.Tensor:
-    """Latents and patches (batch, blocks * own, width) -> (batch, all, width), each block's latents before its patches."""
-    return torch.cat([tokens.unflatten(1, (num_blocks, -1)) for tokens in (latents, patches)], dim=2).flatten(1, 2)
+def next_blocks(
+    table: torch.Tensor, type_embedding: TypeEmbedding | None, past_key_values: BlockCache | None, shape: tuple[int, int]
+) -> torch.Tensor:
+    """Return what a position table and a type embedding give for the blocks that follow those in the cache.
+
+    Args:
+        table: (1, blocks of a clip * tokens, width).
+        shape: number of blocks, and of tokens in each.
+
+    Returns:
+        (1, *shape, width).
+    """
+    first = 0 if past_key_values is None else past_key_values.num_blocks
+    rows = table.unflatten(1, (-1, shape[1]))[:, first : first + shape[0]]
+    return rows if type_embedding is None else rows + type_embedding()
 
 
 class AdapTokEncoder(nn.Module):
@@ -120,50 +124,24 @@ class AdapTokEncoder(nn.Module):
         self.layers = nn.ModuleList(AdapTokLayer(config, i) for i in range(config.num_encoder_layers))
 
     def forward(self, pixel_values_videos: torch.Tensor, past_key_values: BlockCache | None = None) -> torch.Tensor:
-        """(batch, frames, channels, height, width) -> (batch, blocks * latents_per_block, hidden_size).
+        """Return the latents of blocks.
 
-        With a cache, the frames are those of the blocks that follow the ones in it.
+        Args:
+            pixel_values_videos: (batch, frames, channels, height, width).
+            past_key_values: holds the blocks before these.
+
+        Returns:
+            (batch, blocks * latents_per_block, hidden_size).
         """
-        config = self.config
-        num_blocks = pixel_values_videos.shape[1] // config.tubelet_size
-        num_patches, num_latents = num_blocks * config.patches_per_block, num_blocks * config.latents_per_block
-        first = past_key_values.num_blocks if past_key_values is not None else 0
-        first_patch, first_latent = first * config.patches_per_block, first * config.latents_per_block
-
-        patches = self.patch_embedding(pixel_values_videos)
-        patches = patches + self.patch_positions()[:, first_patch : first_patch + num_patches]
-        if self.patch_type is not None:
-            patches = patches + self.patch_type()
-        latents = self.latent_queries()[:, first_latent : first_latent + num_latents]
-        if self.latent_type is not None:
-            latents = latents + self.latent_type()
-        latents = latents.expand(patches.shape[0], -1, -1)
+        config, cache = self.config, past_key_values
+        patches = self.patch_embedding(pixel_values_videos).unflatten(1, (-1, config.patches_per_block))
+        batch, num_blocks, num_patches = patches.shape[:3]
         # fixed position tables stay float32 when weights are loaded in half precision
         dtype = self.patch_embedding.projection.weight.dtype
-        latents, patches, attention_type = latents.to(dtype), patches.to(dtype), config.encoder_attention_type
-        if past_key_values is not None:
-            pairs = zip(latents.chunk(num_blocks, 1), patches.chunk(num_blocks, 1), strict=True)
-            return torch.cat([run_block(config, attention_type, self.layers, *p, past_key_values) for p in pairs], dim=1)
-        if takes_segments(config, attention_type):
-            hidden_states = block_after_block(latents, patches, num_blocks)
-            counts = [config.latents_per_block] * num_blocks
-            segments, read, _ = block_segments(attention_type, counts, config.patches_per_block)
-            return run_segments(self.layers, hidden_states, segments, read)
-        hidden_states = torch.cat([patches, latents], dim=1)
-
-        blocks = torch.arange(num_blocks, device=hidden_states.device)
-        block = torch.cat(
-            [
-                blocks.repeat_interleave(config.patches_per_block),
-                blocks.repeat_interleave(config.latents_per_block),
-            ]
-        )
-        is_patch = torch.arange(num_patches + num_latents, device=hidden_states.device) < num_patches
-        rule = block_rule(attention_type, block[None], is_patch)
-        mask = build_attention_mask(config, hidden_states, rule, per_sample=False)
-        for layer in self.layers:
-            hidden_states = layer(hidden_states, mask)
-        return hidden_states[:, num_patches:]
+        patches = patches + next_blocks(self.patch_positions(), self.patch_type, cache, (num_blocks, num_patches))
+        latents = next_blocks(self.latent_queries(), self.latent_type, cache, (num_blocks, config.latents_per_block))
+        sequence = lay_out(latents.to(dtype).expand(batch, -1, -1, -1), patches.to(dtype), None, cache)
+        return run_blocks(self.layers, config.encoder_attention_type, sequence, "latent", past_key_values=cache)
 
 
 class AdapTokDecoder(nn.Module):
@@ -188,101 +166,20 @@ class AdapTokDecoder(nn.Module):
         token_counts: torch.Tensor | None = None,
         past_key_values: BlockCache | None = None,
     ) -> torch.Tensor:
-        """
+        """Return the video of blocks, (batch, frames, channels, height, width).
+
         Args:
             quantized: (batch, blocks, latents_per_block, hidden_size).
             token_counts: (batch, blocks) long, the leading latents of each block that are kept; `None` keeps all.
-            past_key_values: with a cache, the blocks follow the ones in it.
+            past_key_values: holds the blocks before these.
         """
-        config = self.config
-        batch, num_blocks, per_block, width = quantized.shape
-        if past_key_values is not None:
-            counts = [None] * num_blocks if token_counts is None else token_counts.unbind(1)
-            pairs = zip(quantized.unbind(1), counts, strict=True)
-            return torch.cat([self._next_block(*pair, past_key_values) for pair in pairs], dim=1)
-        device, dtype = quantized.device, quantized.dtype
-        latents = quantized + self.latent_positions()[:, : num_blocks * per_block].unflatten(1, (num_blocks, per_block))
-        if self.latent_type is not None:
-            latents = latents + self.latent_type()
-        queries = self.patch_queries()[:, : num_blocks * config.patches_per_block]
-        if self.patch_type is not None:
-            queries = queries + self.patch_type()
-        latents, queries = latents.to(dtype), queries.to(dtype).expand(batch, -1, -1)
-
-        # counts that are read into Python would be compiled anew for all their values
-        in_python = token_counts is None or not torch.compiler.is_compiling()
-        if in_python and takes_segments(config, config.decoder_attention_type):
-            counts = [[per_block] * num_blocks] if token_counts is None else token_counts.tolist()
-            alike = all(row == counts[0] for row in counts)
-            # clips of different counts: many small products, which pay where starting one costs little
-            if alike or device.type == "cpu":
-                return self.head(self._without_mask(latents, queries, counts[:1] if alike else counts))
-
-        blocks = torch.arange(num_blocks, device=device)
-        latents, latent_block, kept = latents.flatten(1, 2), blocks.repeat_interleave(per_block)[None], None
-        if token_counts is not None:
-            kept = kept_tokens(token_counts, per_block).flatten(1)
-            # Dropped latents leave the sequence; clips that keep fewer than the others are padded at the end.
-            index = torch.argsort(~kept, dim=1, stable=True)[:, : int(kept.sum(1).max())]
-            kept = kept.gather(1, index)
-            latents = latents.gather(1, index[..., None].expand(-1, -1, width)) * kept[..., None]
-            latent_block = latent_block[0, index]
-        num_latents = latents.shape[1]
-        hidden_states = torch.cat([latents, queries], dim=1)
-
-        patch_block = blocks.repeat_interleave(config.patches_per_block)[None].expand(latent_block.shape[0], -1)
-        block = torch.cat([latent_block, patch_block], dim=1)
-        is_patch = torch.arange(hidden_states.shape[1], device=device) >= num_latents
-        rule = block_rule(config.decoder_attention_type, block, is_patch)
-        if kept is not None:
-            rule = kept_rule(rule, torch.cat([kept, torch.ones_like(patch_block, dtype=torch.bool)], dim=1))
-        mask = build_attention_mask(config, hidden_states, rule, per_sample=kept is not None)
-        for layer in self.layers:
-            hidden_states = layer(hidden_states, mask)
-        return self.head(hidden_states[:, num_latents:])
-
-    def _without_mask(self, latents: torch.Tensor, queries: torch.Tensor, counts: list[list[int]]) -> torch.Tensor:
-        """(batch, blocks, latents_per_block, width), (batch, all patches, width) -> (batch, all patches, width).
-
-        Args:
-            counts: the counts of each clip, or a single row that holds for all. Clips with counts of their own lie one
-                behind the other in one sequence.
-        """
-        attention_type, num_patches = self.config.decoder_attention_type, self.config.patches_per_block
-        queries = queries.unflatten(1, (-1, num_patches))
-        clips = latents.split(len(latents) // len(counts)), queries.split(len(latents) // len(counts))
-        tokens, segments, read, length = [], [], [], 0
-        for row, own_latents, own_queries in zip(counts, *clips, strict=True):
-            for block, count in enumerate(row):
-                tokens += [own_latents[:, block, :count], own_queries[:, block]]
-            own_segments, _, own_read = block_segments(attention_type, row, num_patches, start=length)
-            segments, read, length = segments + own_segments, read + own_read, length + sum(row) + len(row) * num_patches
-        patches = run_segments(self.layers, torch.cat(tokens, dim=1), segments, read)
-        return patches.reshape(len(latents), -1, patches.shape[-1])
-
-    def _next_block(self, latents: torch.Tensor, token_counts: torch.Tensor | None, cache: BlockCache) -> torch.Tensor:
-        """(batch, latents_per_block, hidden_size), (batch,) -> (batch, tubelet_size, channels, height, width)."""
-        config, batch, dtype = self.config, latents.shape[0], latents.dtype
-        first_latent = cache.num_blocks * config.latents_per_block
-        first_patch = cache.num_blocks * config.patches_per_block
-        kept = None
-        if token_counts is not None:
-            fewest, most = int(token_counts.min()), int(token_counts.max())
-            latents = latents[:, :most]
-            if fewest < most:
-                kept = kept_tokens(token_counts, most)
-                latents = latents * kept[..., None]
-        latents = latents + self.latent_positions()[:, first_latent : first_latent + latents.shape[1]]
-        if self.latent_type is not None:
-            latents = latents + self.latent_type()
-        queries = self.patch_queries()[:, first_patch : first_patch + config.patches_per_block]
-        if self.patch_type is not None:
-            queries = queries + self.patch_type()
-        queries = queries.expand(batch, -1, -1).to(dtype)
-        tokens = latents.to(dtype), queries
-        attention_type = config.decoder_attention_type
-        patches = run_block(config, attention_type, self.layers, *tokens, cache, kept, read_patches=True)
-        return self.head(patches)
+        config, cache, dtype = self.config, past_key_values, quantized.dtype
+        batch, num_blocks, num_latents, width = quantized.shape
+        latents = quantized + next_blocks(self.latent_positions(), self.latent_type, cache, (num_blocks, num_latents))
+        patches = next_blocks(self.patch_queries(), self.patch_type, cache, (num_blocks, config.patches_per_block))
+        sequence = lay_out(latents.to(dtype), patches.to(dtype).expand(batch, -1, -1, -1), token_counts, cache)
+        patches = run_blocks(self.layers, config.decoder_attention_type, sequence, "patch", past_key_values=cache)
+        return self.head(patches.reshape(batch, -1, width))
 
 
 class AdapTokPreTrainedModel(PreTrainedModel):
@@ -294,7 +191,6 @@ class AdapTokPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["AdapTokLayer"]
     _supports_sdpa = True
-    _supports_flex_attn = True
     _supports_flash_attn = False  # has no way to express the block masks
     _supports_attention_backend = True
 

@@ -10,7 +10,6 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput
 
-from .attention_masks import build_attention_mask
 from .configuration_adaptok_prior import AdapTokPriorConfig
 from .layers import LearnedPositions, eager_attention_forward
 
@@ -79,7 +78,6 @@ class AdapTokPriorPreTrainedModel(PreTrainedModel):
     _auto_class = "AutoModel"  # saved folders carry the code, for trust_remote_code
     _no_split_modules = ["AdapTokPriorLayer"]
     _supports_sdpa = True
-    _supports_flex_attn = True
     _supports_flash_attn = False
     _supports_attention_backend = True
 
@@ -136,7 +134,7 @@ class AdapTokPriorModel(AdapTokPriorPreTrainedModel):
         length = inputs.shape[1]
         table = self.positions()[:, :length] if position_ids is None else self.positions()[0, position_ids[:, :length]]
         hidden_states = self.dropout(self.project_in(inputs) + table)
-        mask = build_attention_mask(config, hidden_states, lambda b, h, q, kv: kv <= q, per_sample=False)
+        mask = torch.ones(length, length, dtype=torch.bool, device=inputs.device).tril()
         for layer in self.layers:
             hidden_states = layer(hidden_states, mask)
         predictions = torch.cat([inputs[:, :1], self.head(self.norm(hidden_states))], dim=1)

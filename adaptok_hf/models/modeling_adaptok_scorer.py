@@ -7,19 +7,11 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .attention_masks import (
-    Segment,
-    block_rule,
-    block_segments,
-    build_attention_mask,
-    check_token_counts,
-    kept_rule,
-    kept_tokens,
-    takes_segments,
-)
-from .block_cache import NOTHING, BlockCache
+from .attention_masks import check_token_counts, kept_tokens
+from .block_cache import BlockCache
+from .block_sequence import BlockTokens, run_blocks
 from .configuration_adaptok_scorer import AdapTokScorerConfig
-from .layers import AdapTokLayer, LearnedPositions, init_layer_weights, run_segments
+from .layers import AdapTokLayer, LearnedPositions, init_layer_weights
 
 
 @dataclass
@@ -40,7 +32,6 @@ class AdapTokScorerPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["AdapTokLayer"]
     _supports_sdpa = True
-    _supports_flex_attn = True
     _supports_flash_attn = False  # has no way to express the block masks
     _supports_attention_backend = True
 
@@ -83,7 +74,7 @@ class AdapTokScorerModel(AdapTokScorerPreTrainedModel):
         Raises:
             ValueError: for shapes or counts that do not fit the configuration.
         """
-        config, step = self.config, self.config.score_step
+        config = self.config
         if (
             latents.shape != quantized.shape
             or latents.ndim != 4
@@ -95,36 +86,39 @@ class AdapTokScorerModel(AdapTokScorerPreTrainedModel):
                 f"1..{config.num_blocks} blocks, {config.latents_per_block}, {config.latent_size})"
             )
         batch, num_blocks = latents.shape[:2]
-        inputs = torch.cat([latents, quantized], dim=-1).flatten(1, 2).to(self.dtype)
-        length = inputs.shape[1]
         kept = None
         if token_counts is not None:
             check_token_counts(token_counts, batch, num_blocks, config.latents_per_block)
-            kept = kept_tokens(token_counts, config.latents_per_block).flatten(1)
-            inputs = inputs * kept[..., None]
-        hidden_states = self.project_in(inputs) + self.positions()[:, :length]
-
-        if kept is None and takes_segments(config, config.attention_type):
-            segments, _, _ = block_segments(config.attention_type, [config.latents_per_block] * num_blocks, 0)
-            read = [Segment(slice(s.queries.start + step - 1, s.queries.stop, step), s.keys) for s in segments]
-            levels = run_segments(self.layers, hidden_states, segments, read)
-        else:
-            levels = self._under_mask(hidden_states, kept)[:, step - 1 :: step]
-        output = AdapTokScorerOutput(scores=self._scores(levels).unflatten(1, (num_blocks, config.num_levels)))
+            kept = kept_tokens(token_counts, config.latents_per_block)
+            latents, quantized = latents * kept[..., None], quantized * kept[..., None]
+        scores = self.scores_of(self._run(latents, quantized, kept)).unflatten(1, (num_blocks, config.num_levels))
+        output = AdapTokScorerOutput(scores=scores)
         return output if (return_dict is None or return_dict) else output.to_tuple()
 
-    def _under_mask(self, hidden_states: torch.Tensor, kept: torch.Tensor | None) -> torch.Tensor:
-        """(batch, tokens, hidden_size), (batch, tokens) bool or `None` -> (batch, tokens, hidden_size)."""
-        config = self.config
-        index = torch.arange(hidden_states.shape[1], device=hidden_states.device)
-        is_patch = torch.zeros_like(index, dtype=torch.bool)
-        rule = block_rule(config.attention_type, (index // config.latents_per_block)[None], is_patch)
-        if kept is not None:
-            rule = kept_rule(rule, kept)
-        mask = build_attention_mask(config, hidden_states, rule, per_sample=kept is not None)
-        for layer in self.layers:
-            hidden_states = layer(hidden_states, mask)
-        return hidden_states
+    def _run(
+        self,
+        latents: torch.Tensor,
+        quantized: torch.Tensor,
+        kept: torch.Tensor | None = None,
+        past_key_values: BlockCache | None = None,
+        read: bool = True,
+    ) -> torch.Tensor:
+        """Return the last layer's outputs at the last latents of levels, (batch, levels, hidden_size).
+
+        Args:
+            latents, quantized: (batch, blocks, leading tokens, latent_size).
+            kept: (batch, blocks, tokens) bool.
+        """
+        config, (num_blocks, tokens) = self.config, latents.shape[1:3]
+        first = past_key_values.num_blocks if past_key_values is not None else 0
+        table = self.positions().unflatten(1, (config.num_blocks, -1))[:, first : first + num_blocks, :tokens]
+        hidden_states = self.project_in(torch.cat([latents, quantized], dim=-1).to(self.dtype)) + table
+        sequence = [
+            BlockTokens("latent", first + block, hidden_states[:, block], None if kept is None else kept[:, block])
+            for block in range(num_blocks)
+        ]
+        read, step = "latent" if read else None, config.score_step
+        return run_blocks(self.layers, config.attention_type, sequence, read, step, past_key_values)
 
     def score_block(self, latents: torch.Tensor, quantized: torch.Tensor, past_key_values: BlockCache) -> torch.FloatTensor:
         """The scores of the block that follows those in the cache. It is in the cache afterwards, with all its tokens.
@@ -146,77 +140,65 @@ class AdapTokScorerModel(AdapTokScorerPreTrainedModel):
         config, cache = self.config, past_key_values
         self._check_block(latents, quantized)
         cache.check_next(config.attention_type, len(latents), 1, config.num_blocks)
-        levels = slice(config.score_step - 1, None, config.score_step)
-        hidden_states = self._embed(latents, quantized, cache.num_blocks)
-        scores = self._scores(cache.run(config, self.layers, hidden_states, read=levels))
-        cache.num_blocks += 1
-        cache.open_tokens = config.latents_per_block
-        return scores
+        return self.scores_of(self._run(latents[:, None], quantized[:, None], past_key_values=cache))
 
     def keep_tokens(
         self, latents: torch.Tensor, quantized: torch.Tensor, token_counts: torch.Tensor, past_key_values: BlockCache
     ) -> None:
-        """Takes the dropped tokens of the block that was scored last out of the cache.
+        """Keep only the leading tokens of the last block in the cache.
 
-        The tokens that stay are computed again, since they may not have seen those that go; none if all stay.
+        These are computed again, since they may not have seen those that go; nothing is computed if all stay.
 
         Args:
-            latents, quantized: as given to `score_block`.
+            latents, quantized: as passed to `score_block`.
             token_counts: (batch,) long, the leading latents that are kept, 0..latents_per_block.
-            past_key_values: as given to `score_block`.
+            past_key_values: as passed to `score_block`.
 
         Raises:
-            ValueError: for shapes or counts that do not fit, and if no block was scored since the last call.
+            ValueError: for shapes or counts that do not fit, and for a cache without a block.
         """
-        config, cache = self.config, past_key_values
-        self._check_block(latents, quantized)
-        check_token_counts(token_counts[:, None], len(latents), 1, config.latents_per_block)
-        if not cache.open_tokens:
-            raise ValueError("keep_tokens follows score_block: the cache holds no block whose count is open")
-        if int(token_counts.min()) < config.latents_per_block:
-            cache.forget_block(cache.open_tokens)
-            self.add_block(latents, quantized, token_counts, cache)
-        cache.open_tokens = 0
+        self._check_block(latents, quantized, token_counts)
+        if past_key_values.num_blocks == 0:
+            raise ValueError("keep_tokens drops tokens of the last block, but the cache holds 0 blocks")
+        if int(token_counts.min()) < self.config.latents_per_block:
+            past_key_values.crop_block()
+            self.add_block(latents, quantized, token_counts, past_key_values)
 
     def add_block(
         self, latents: torch.Tensor, quantized: torch.Tensor, token_counts: torch.Tensor, past_key_values: BlockCache
     ) -> None:
-        """Puts the next block into the cache with its kept tokens, without scoring it: its count is known already.
+        """Put the next block into the cache with its kept tokens, without scoring it: its count is known already.
 
         Args: as those of `keep_tokens`.
 
         Raises:
             ValueError: for shapes or counts that do not fit the configuration or the cache.
         """
-        config, cache = self.config, past_key_values
-        self._check_block(latents, quantized)
-        check_token_counts(token_counts[:, None], len(latents), 1, config.latents_per_block)
-        cache.check_next(config.attention_type, len(latents), 1, config.num_blocks)
+        self._check_block(latents, quantized, token_counts)
+        past_key_values.check_next(self.config.attention_type, len(latents), 1, self.config.num_blocks)
         fewest, most = int(token_counts.min()), int(token_counts.max())
-        cache.num_blocks += 1
         if most == 0:
+            past_key_values.num_blocks += 1
             return
-        latents, quantized, kept = latents[:, :most], quantized[:, :most], None
+        latents, quantized, kept = latents[:, None, :most], quantized[:, None, :most], None
         if fewest < most:
-            kept = kept_tokens(token_counts, most)
+            kept = kept_tokens(token_counts[:, None], most)
             latents, quantized = latents * kept[..., None], quantized * kept[..., None]
-        cache.run(config, self.layers, self._embed(latents, quantized, cache.num_blocks - 1), kept, read=NOTHING)
+        self._run(latents, quantized, kept, past_key_values, read=False)
 
-    def _check_block(self, latents: torch.Tensor, quantized: torch.Tensor) -> None:
+    def _check_block(
+        self, latents: torch.Tensor, quantized: torch.Tensor, token_counts: torch.Tensor | None = None
+    ) -> None:
         expected = (self.config.latents_per_block, self.config.latent_size)
         if latents.shape != quantized.shape or latents.ndim != 3 or tuple(latents.shape[1:]) != expected:
             raise ValueError(
                 f"latents {tuple(latents.shape)} and quantized {tuple(quantized.shape)} must both be (batch, "
                 f"{expected[0]}, {expected[1]}): one block"
             )
+        if token_counts is not None:
+            check_token_counts(token_counts[:, None], len(latents), 1, expected[0])
 
-    def _embed(self, latents: torch.Tensor, quantized: torch.Tensor, block: int) -> torch.Tensor:
-        """Leading tokens of a block (batch, tokens, latent_size) -> (batch, tokens, hidden_size)."""
-        first = block * self.config.latents_per_block
-        inputs = torch.cat([latents, quantized], dim=-1).to(self.dtype)
-        return self.project_in(inputs) + self.positions()[:, first : first + inputs.shape[1]]
-
-    def _scores(self, levels: torch.Tensor) -> torch.FloatTensor:
+    def scores_of(self, levels: torch.Tensor) -> torch.FloatTensor:
         """Outputs at the last latents of levels (batch, levels, hidden_size) -> their scores (batch, levels) float32."""
         config = self.config
         scores = self.head_out(torch.tanh(self.head_in(self.norm(levels)))).squeeze(-1)

@@ -73,10 +73,10 @@ def measure_losses(
     for block, original in enumerate(frames.split(config.tubelet_size, dim=1)):
         given = slice(0 if cache is None else block, block + 1)
         counts = torch.full_like(codes[:, given, 0], full)
-        before, by_level = 0 if cache is None else cache.get_seq_length(), {}
+        by_level = {}
         for level in sorted({*levels, full}):  # with all its tokens last, which is how the block stays in the cache
             if by_level and cache is not None:
-                cache.forget_block(cache.get_seq_length() - before)
+                cache.crop_block()
             counts[:, -1] = level
             decoded = tokenizer.decode(codes[:, given], counts, past_key_values=cache).pixel_values_videos
             error = decoded[:, -config.tubelet_size :].float().clamp(0, 1).sub_(original)

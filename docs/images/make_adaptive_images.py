@@ -11,7 +11,7 @@ from PIL import Image
 from adaptok_hf import AdapTokPipeline
 from adaptok_hf.allocation import joint
 from adaptok_hf.figures.plot_style import COLORS, figure_file
-from adaptok_hf.models.attention_masks import block_rule, kept_rule
+from adaptok_hf.models.attention_masks import dense_mask
 
 HERE = Path(__file__).parent
 EXAMPLE = HERE.parents[1] / "examples" / "surfing.mp4"
@@ -56,19 +56,18 @@ def draw_attention() -> None:
     block = torch.arange(15) // 5
     is_patch = torch.arange(15) % 5 < 2
     dropped = torch.tensor([0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0, 1]).bool()  # all, 1 and 2 latents are kept
-    causal, decoder = (block_rule(name, block[None], is_patch) for name in ("block_causal", "decoder"))
+    causal, decoder = (dense_mask(name, block, is_patch) for name in ("block_causal", "decoder"))
     everyone, latents = torch.arange(15), torch.arange(15)[~is_patch]
     panels = [
         ("encoder: patches p and latents z", causal, everyone, torch.zeros_like(dropped)),
-        ("decoder: empty patches p and kept latents z", kept_rule(decoder, ~dropped[None]), everyone, dropped),
+        ("decoder: empty patches p and kept latents z", decoder, everyone, dropped),
         ("scorer: latents z", causal, latents, torch.zeros_like(dropped)),
     ]
     colours = {"its own block": BLUE, "an earlier block": "#9ecae1", "not seen": "#efefef", "dropped": "#fbe3d3"}
     with figure_file(HERE / "adaptive_attention.png", 10, 4.2, 1, 3, width_ratios=[15, 15, 9]) as (figure, axes):
-        for axis, (title, rule, tokens, gone) in zip(axes[0], panels, strict=True):
+        for axis, (title, mask, tokens, gone) in zip(axes[0], panels, strict=True):
             queries, keys = tokens[:, None], tokens[None, :]
-            zero = torch.zeros(1, dtype=torch.long)
-            seen = rule(zero, zero, queries, keys)
+            seen = mask[queries, keys]
             cells = torch.where(seen, (block[queries] != block[keys]).long(), 2)
             cells = torch.where(gone[queries] | gone[keys], 3, cells)
             axis.imshow(cells, cmap=ListedColormap(list(colours.values())), vmin=0, vmax=3)

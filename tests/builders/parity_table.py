@@ -8,12 +8,10 @@ here) is used as well where `ADAPTOK_PARITY_DIR` names one.
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from types import ModuleType
-from unittest import mock
 
 import torch
 from builders.parity_generators import class_conditional, filtering, frame_prediction
@@ -22,8 +20,7 @@ from torch.nn.functional import normalize, pad
 
 from adaptok_hf.allocation import ipal
 from adaptok_hf.conversion.convert import convert_checkpoint
-from adaptok_hf.models import modeling_adaptok, modeling_adaptok_scorer
-from adaptok_hf.models.attention_masks import block_rule, kept_tokens
+from adaptok_hf.models.attention_masks import dense_mask, kept_tokens
 from adaptok_hf.models.layers import latent_positions, patch_positions, sincos_1d, sincos_3d
 from adaptok_hf.models.modeling_adaptok import AdapTokModel
 from adaptok_hf.models.modeling_adaptok_ar import AdapTokARForCausalLM
@@ -130,17 +127,27 @@ def kept(token_counts: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def recorded_masks(module: ModuleType) -> Iterator[list[torch.Tensor]]:
-    """The attention masks (batch or 1, 1, query, key) bool that the models of `module` build meanwhile."""
+def recorded_masks(layer: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
+    """The masks (sequence, sequence) bool of what a layer is asked to attend to meanwhile."""
     masks = []
-    build = module.build_attention_mask
 
-    def record(*args, **kwargs):
-        masks.append(build(*args, **kwargs))
-        return masks[-1]
+    def record(module, inputs):
+        hidden_states, segments = inputs
+        mask = torch.zeros(hidden_states.shape[1], hidden_states.shape[1], dtype=torch.bool)
+        for segment in segments:
+            for keys in segment.keys:
+                mask[segment.queries, keys] = True
+        masks.append(mask)
 
-    with mock.patch.object(module, "build_attention_mask", record):
-        yield masks
+    handle = layer.register_forward_pre_hook(record)
+    yield masks
+    handle.remove()
+
+
+def sorted_by_kind(latents_per_block: Sequence[int], latent_first: bool, patches: int = 16) -> torch.Tensor:
+    """Where the latents and patches of the original's sequence lie in ours, block after block."""
+    is_patch = torch.tensor([kind for count in latents_per_block for kind in [0] * count + [1] * patches])
+    return torch.argsort(is_patch if latent_first else 1 - is_patch, stable=True)
 
 
 def encode(parity: Parity) -> Iterator[Comparison]:
@@ -156,7 +163,8 @@ def encode(parity: Parity) -> Iterator[Comparison]:
     yield "patch_tokens", encoder.patch_embedding(video) + encoder.patch_positions(), golden["patch_tokens"], 1e-5
     queries = encoder.latent_queries().expand(3, -1, -1)
     yield "queries", stored_clips(queries, golden["queries"]), golden["queries"], 0
-    yield "encoder_block0_out", first_layer[0], golden["encoder_block0_out"], 1e-4
+    first_layer = first_layer[0][:, sorted_by_kind([16] * 4, latent_first=False)]
+    yield "encoder_block0_out", first_layer, golden["encoder_block0_out"], 1e-4
     yield "z", latents, golden["z"], 1e-4
     yield "projected_z", projected, golden["projected_z"], 1e-4
     yield "normalized_z", quantizer.project(latents), golden["normalized_z"], 1e-5
@@ -179,21 +187,26 @@ def decode(parity: Parity) -> Iterator[Comparison]:
     yield "nomask.video", stored_clips(parity.decode(None), golden["nomask.video"]), golden["nomask.video"], 1e-5
     for pattern in PATTERNS:
         counts = parity.counts(pattern)
-        with recorded_masks(modeling_adaptok) as masks:
+        with recorded_masks(parity.tokenizer.decoder.layers[0]) as masks:
             video = parity.decode(counts)
         for way in ("with_drop", "with_mask"):
             if f"{pattern}.{way}" in golden:
                 stored = golden[f"{pattern}.{way}"]
                 yield f"{pattern}.{way}", stored_clips(video, stored), stored, 1e-5
         yield f"{pattern}.latent_mask", kept(counts), golden[f"{pattern}.latent_mask"], 0
-        # Our sequence holds the kept latents first; the original's keeps all in their order.
+        # The original keeps as many latents of each clip as the longest has, in their order.
         num_latents = int(counts.sum(1).max())
         index = torch.argsort(kept(counts) == 0, dim=1, stable=True)[:, :num_latents]
         present = torch.zeros_like(kept(counts)).scatter(1, index, 1)
         yield f"{pattern}.padded_mask", present, golden[f"{pattern}.padded_mask"], 0
-        order = pad(index.argsort(1), (0, 64))
-        order[:, num_latents:] = torch.arange(num_latents, num_latents + 64)
-        mask = torch.stack([m[0][o][:, o] for m, o in zip(masks[0], order, strict=True)])
+        # Clips that keep different numbers lie one after the other in our sequence; the others share one mask.
+        mask, start = torch.eye(num_latents + 64, dtype=torch.bool).repeat(len(counts), 1, 1), 0
+        for clip, row in enumerate(counts.tolist()):
+            order = start + sorted_by_kind(row, latent_first=True)
+            slots = index[clip].sort().values
+            places = torch.cat([kept(counts)[clip, slots].nonzero()[:, 0], num_latents + torch.arange(64)])
+            mask[clip, places[:, None], places] = masks[0][order][:, order]
+            start += len(order) if len(masks[0]) > len(order) else 0
         yield f"{pattern}.drop_attn_mask", mask.to(torch.uint8), golden[f"{pattern}.drop_attn_mask"], 0
 
 
@@ -271,12 +284,14 @@ def scores(parity: Parity) -> Iterator[Comparison]:
 def masks(parity: Parity) -> Iterator[Comparison]:
     golden = parity.golden("tokenizer_tiny/attention_masks")
     encoded = parity.golden("tokenizer_tiny/encode")
-    with recorded_masks(modeling_adaptok) as built:
+    tokenizer, scorer = parity.tokenizer, parity.scorer
+    with recorded_masks(tokenizer.encoder.layers[0]) as encoder, recorded_masks(tokenizer.decoder.layers[0]) as decoder:
         parity.tokenizer(encoded["video"].transpose(1, 2))
-    with recorded_masks(modeling_adaptok_scorer) as built_scorer:
+    with recorded_masks(scorer.layers[0]) as scored:
         parity.scorer(blocks(encoded["z"]), blocks(encoded["encoded"]))
-    for name, mask in zip(("encoder", "decoder", "scorer"), built + built_scorer, strict=True):
-        yield name, mask[0, 0].to(torch.uint8), golden[name], 0
+    orders = [sorted_by_kind([16] * 4, latent_first) for latent_first in (False, True)] + [torch.arange(64)]
+    for name, (mask,), order in zip(("encoder", "decoder", "scorer"), (encoder, decoder, scored), orders, strict=True):
+        yield name, mask[order][:, order].to(torch.uint8), golden[name], 0
 
     for prefix, patches, latents, num_blocks in (("", 16, 16, 4), ("small_3_2_3.", 3, 2, 3)):
         block = torch.arange(num_blocks)
@@ -286,9 +301,7 @@ def masks(parity: Parity) -> Iterator[Comparison]:
                 parts = [(patch_block, True), (latent_block, False)][:: -1 if latent_first else 1]
                 order = torch.cat([part for part, _ in parts])
                 is_patch = torch.cat([torch.full(part.shape, patch) for part, patch in parts])
-                index = torch.arange(len(order))
-                rule = block_rule(ours, order[None], is_patch)
-                mask = rule(torch.tensor(0), torch.tensor(0), index[:, None], index).expand(len(order), -1)
+                mask = dense_mask(ours, order, is_patch)
                 name = f"{prefix}{original}.latent_first_{latent_first}"
                 yield name, mask.to(torch.uint8), golden[name], 0
 

@@ -216,10 +216,10 @@ def test_attention_maps_are_those_of_eager_attention(tiny_tokenizer, tiny_video)
     with torch.no_grad():
         tiny_tokenizer.encode(tiny_video[:1])
     handle.remove()
-    wanted = weights[0].mean(1)[0]  # patches (3 blocks of 4), then latents (3 blocks of 6)
+    wanted = weights[0].mean(1)[0]  # queries: 3 blocks of 6 latents; keys: 3 blocks of 6 latents and 4 patches
     for row, token in enumerate(tokens):
         for block in range(3):
-            found = wanted[12 + 6 * block + token, 4 * block : 4 * block + 4].view(2, 2)
+            found = wanted[6 * block + token, 10 * block + 6 : 10 * block + 10].view(2, 2)
             np.testing.assert_allclose(maps[row, block], found, atol=1e-6)
     np.testing.assert_allclose(attention_maps(tiny_tokenizer, tiny_video[0], tokens), maps, atol=1e-6)
     with pytest.raises(ValueError, match="0 to 5, got 6"):

@@ -1,7 +1,14 @@
 import pytest
 import torch
 
-from adaptok_hf.models.attention_masks import ATTENTION_TYPES, block_rule, check_token_counts, kept_rule, kept_tokens
+from adaptok_hf.models.attention_masks import (
+    ATTENTION_TYPES,
+    Span,
+    check_token_counts,
+    dense_mask,
+    find_segments,
+    kept_tokens,
+)
 
 # The pictures in the module's docstring: p0 p1 l0 l1, rows are queries.
 EXPECTED = {
@@ -12,29 +19,28 @@ EXPECTED = {
 }
 
 
-def dense(rule, length, batch=1):
-    index = torch.arange(length)
-    b = torch.arange(batch)[:, None, None]
-    return rule(b, torch.zeros_like(b), index[:, None], index[None, :]).expand(batch, length, length)
+@pytest.mark.parametrize("attention_type", ATTENTION_TYPES)
+def test_table_is_the_picture_in_the_docstring(attention_type):
+    mask = dense_mask(attention_type, torch.tensor([0, 1, 0, 1]), torch.tensor([True, True, False, False]))
+    assert mask.tolist() == [[c == "x" for c in row] for row in EXPECTED[attention_type]]
 
 
 @pytest.mark.parametrize("attention_type", ATTENTION_TYPES)
-def test_rule_is_the_picture_in_the_docstring(attention_type):
-    rule = block_rule(attention_type, torch.tensor([[0, 1, 0, 1]]), torch.tensor([True, True, False, False]))
-    expected = torch.tensor([[c == "x" for c in row] for row in EXPECTED[attention_type]])
-    assert torch.equal(dense(rule, 4)[0], expected)
-
-
-def test_dropped_tokens_see_and_are_seen_by_nobody_but_themselves():
-    rule = block_rule("full", torch.zeros(1, 4, dtype=torch.long), torch.zeros(4, dtype=torch.bool))
-    mask = dense(kept_rule(rule, torch.tensor([[True, False, True, True], [True] * 4])), 4, batch=2)
-    assert mask[0].tolist() == [
-        [True, False, True, True],
-        [False, True, False, False],
-        [True, False, True, True],
-        [True, False, True, True],
-    ]
-    assert mask[1].all()
+@pytest.mark.parametrize("first", [0, 1])
+def test_segments_are_the_dense_mask(attention_type, first):
+    """Queries from block `first` on; two latents and three patches a block, and a second clip that none of them sees."""
+    spans, start = [], 0
+    for clip, block, kind in ((clip, block, kind) for clip in (0, 1) for block in range(3) for kind in ("latent", "patch")):
+        stop = start + (2 if kind == "latent" else 3)
+        spans.append(Span(kind, block, slice(start, stop), clip))
+        start = stop
+    mask = torch.zeros(30, 30, dtype=torch.bool)
+    for segment in find_segments(attention_type, [span for span in spans if span.block >= first], spans):
+        for keys in segment.keys:
+            mask[segment.queries, keys] = True
+    index = torch.arange(15)
+    expected = dense_mask(attention_type, index // 5, index % 5 >= 2) & (index // 5 >= first)[:, None]
+    assert torch.equal(mask, torch.block_diag(expected, expected).bool())
 
 
 def test_kept_tokens_are_the_leading_ones():

@@ -77,19 +77,6 @@ def test_other_attention_types_and_implementations(tiny_config, tiny_video, type
         assert_close(torch.cat(frames, 1), expected, **CLOSE)
 
 
-@pytest.mark.slow
-def test_flex_attention(tiny_tokenizer, tiny_video):
-    whole, cache, frames = tiny_tokenizer.encode(tiny_video), BlockCache(), []
-    expected = tiny_tokenizer.decode(whole.codes, RAGGED).pixel_values_videos
-    tiny_tokenizer.set_attn_implementation("flex_attention")
-    for block in range(3):
-        part = slice(block, block + 1)
-        frames.append(
-            tiny_tokenizer.decode(whole.codes[:, part], RAGGED[:, part], past_key_values=cache).pixel_values_videos
-        )
-    assert_close(torch.cat(frames, 1), expected, **CLOSE)
-
-
 def test_a_model_that_looks_ahead_takes_no_cache(tiny_config, tiny_video):
     tiny_config.encoder_attention_type = "full"
     with pytest.raises(ValueError, match="'full' is not causal"):
@@ -99,7 +86,7 @@ def test_a_model_that_looks_ahead_takes_no_cache(tiny_config, tiny_video):
 def test_bad_use_of_a_cache_is_named(tiny_tokenizer, tiny_video):
     cache = BlockCache()
     codes = tiny_tokenizer.encode(tiny_video[:, :8], past_key_values=cache).codes
-    with pytest.raises(ValueError, match="2 more blocks do not fit behind the 2 in the cache: a clip has 3"):
+    with pytest.raises(ValueError, match="2 .* 2 .* 3 blocks"):
         tiny_tokenizer.encode(tiny_video[:, :8], past_key_values=cache)
     with pytest.raises(ValueError, match="cache holds a batch of 2, got 1"):
         tiny_tokenizer.encode(tiny_video[:1, 8:], past_key_values=cache)
@@ -150,7 +137,7 @@ def test_a_block_that_keeps_all_is_not_computed_again(tiny_scorer):
 def test_bad_use_of_the_scorer_is_named(tiny_scorer):
     latents, quantized = torch.randn(2, 2, 6, 32).unbind(0)
     cache, counts = BlockCache(), torch.tensor([2, 2])
-    with pytest.raises(ValueError, match="keep_tokens follows score_block"):
+    with pytest.raises(ValueError, match="0 blocks"):
         tiny_scorer.keep_tokens(latents, quantized, counts, cache)
     with pytest.raises(ValueError, match="must both be .*: one block"):
         tiny_scorer.score_block(latents[:, :4], quantized[:, :4], cache)
@@ -158,5 +145,4 @@ def test_bad_use_of_the_scorer_is_named(tiny_scorer):
     with pytest.raises(ValueError, match="0..6, got values from 2 to 7"):
         tiny_scorer.keep_tokens(latents, quantized, torch.tensor([2, 7]), cache)
     tiny_scorer.keep_tokens(latents, quantized, counts, cache)
-    with pytest.raises(ValueError, match="keep_tokens follows score_block"):
-        tiny_scorer.keep_tokens(latents, quantized, counts, cache)
+    assert cache.num_blocks == 1 and cache.get_seq_length() == 2

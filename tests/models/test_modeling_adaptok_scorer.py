@@ -119,7 +119,6 @@ def test_mean_and_deviation_turn_the_output(tiny_scorer, inputs):
     [
         ("eager", None),
         ("eager", COUNTS),
-        pytest.param("flex_attention", COUNTS, marks=pytest.mark.slow),  # is compiled
     ],
 )
 def test_attention_implementations_agree(tiny_scorer, inputs, implementation, counts):

@@ -227,8 +227,8 @@ def test_attention_is_that_of_the_eager_encoder(complete_pipeline, clip_file):
     attention.register_forward_hook(lambda module, inputs, output: caught.append(output[1]))
     clips = complete_pipeline.video_processor.clips(video)
     complete_pipeline.tokenizer.encode(clips.pixel_values_videos)
-    row = caught[0][0, :, 3 * 4 + 1 * 6 + 4]  # behind the patches of 3 blocks
-    expected = torch.cat([row[:, :12].unflatten(1, (3, 4)), row[:, 12:].unflatten(1, (3, 6))], dim=2)
+    row = caught[0][0, :, 1 * 6 + 4].unflatten(1, (3, 10))  # the last layer answers latents; keys: latents, then patches
+    expected = torch.cat([row[..., 6:], row[..., :6]], dim=2)
     torch.testing.assert_close(weights, expected)
 
 
