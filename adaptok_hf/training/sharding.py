@@ -78,7 +78,7 @@ def whole_copy(model: PreTrainedModel, weights: dict[str, torch.Tensor] | None =
 class ShardedAverage:
     """The exponential moving average of a sharded model's weights: each process averages its part.
 
-    It takes the steps of `run_folder.average_of_weights`.
+    It takes the steps of `trainer.average_of_weights`.
     """
 
     def __init__(self, model: nn.Module, decay: float):
