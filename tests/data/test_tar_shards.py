@@ -54,7 +54,6 @@ def run(*arguments):
 @pytest.fixture
 def run_here(monkeypatch, capsys):
     """The script in this process, which saves its imports: gives what it printed, raises what it raises."""
-    monkeypatch.syspath_prepend(SCRIPTS)
     main = runpy.run_path(str(SCRIPTS / "write_shards.py"))["main"]
 
     def run_main(folder, output, *options):
@@ -198,7 +197,7 @@ def test_too_many_bad_files_and_bad_arguments(folder, tmp_path, run_here):
     (tmp_path / "b" / "mine.tar").touch()
     with pytest.raises(ValueError, match="tar files that this script did not write, such as mine.tar"):
         run_here(folder, tmp_path / "b")
-    with pytest.raises(ValueError, match="short_side must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="short_side .* 0"):
         run_here(folder, tmp_path / "c", "--short_side", "0")
 
 

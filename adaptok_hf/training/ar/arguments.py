@@ -15,7 +15,7 @@ class Arguments(RunArguments, LengthArguments):
     )
     num_workers: int = field(default=0, metadata={"help": "Processes that read ahead, per training process."})
 
-    use_lora: bool = field(default=False, metadata={"help": "Train adapters (peft) on top of the weights of init_from, which are frozen."})
+    use_lora: bool = field(default=False, metadata={"help": "Train adapters (peft) of init_from, whose weights stay."})
     lora: dict = field(
         default_factory=dict,
         metadata={"help": "peft.LoraConfig fields (in the recipe file); target_modules is needed."},

@@ -124,9 +124,7 @@ def _set_patch_embedding(model: AdapTokModel, layout: TransformCodecLayout, comp
     embedding.bias[layout.content.start :][: len(weight)] = -weight @ components.mean
 
 
-def _scale_encoder(
-    model: AdapTokModel, video: torch.Tensor, layout: TransformCodecLayout, components: _Components
-) -> None:
+def _scale_encoder(model: AdapTokModel, video: torch.Tensor, layout: TransformCodecLayout, components: _Components) -> None:
     """Measure how large the components of each group come out of the encoder, and scale its heads accordingly."""
     lengths = torch.stack([deviations.norm() for deviations in components.groups])
     unit = CODE_LENGTH / lengths.mean().sqrt()

@@ -62,7 +62,9 @@ class TransformCodecLayout:
             start += size
         size = min(start, config.codebook_dim - 1) if self.coarse else 0
         self.fallback = slice(self.content.start + start, self.content.start + start + size)
-        self.writes = [slice(self.content.start + chunk.start, self.content.start + chunk.stop) for chunk in self.components]
+        self.writes = [
+            slice(self.content.start + chunk.start, self.content.start + chunk.stop) for chunk in self.components
+        ]
         if self.coarse:
             self.components.insert(0, slice(0, size))
             self.writes.insert(0, self.fallback)

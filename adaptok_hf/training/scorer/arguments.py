@@ -16,7 +16,8 @@ class ExampleArguments:
         default=None, metadata={"help": "File with the weights of LPIPS; default: the cached or downloaded one."}
     )
     levels_per_step: int | None = field(
-        default=None, metadata={"help": "Levels measured per batch, a random sample; default: every level, as the paper does."}
+        default=None,
+        metadata={"help": "Levels measured per batch, a random sample; default: every level, as the paper does."},
     )
     augment: bool = field(
         default=False, metadata={"help": "Vary zoom and contrast of the clips: a scorer overfits few videos quickly."}
