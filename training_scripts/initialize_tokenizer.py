@@ -11,8 +11,8 @@ The tokenizer of the checkpoint "detailed" is such an initialization, without tr
     python training_scripts/initialize_tokenizer.py training_scripts/recipes/demo/tokenizer_init.json \
         --data_root DATA --output_dir runs/tokenizer
 
-The recipe holds every number; an option on the command line overrides it. With `--val_folder` the PSNR at several budgets is
-printed. `adaptok_hf/training/closed_form/transform_codec.py` explains the method; it needs learned position tables.
+The recipe holds every number; an option on the command line overrides it. With `--val_folder` it prints the PSNR at several
+budgets. `adaptok_hf/training/closed_form/transform_codec.py` explains the method; it needs learned position tables.
 """
 
 from accelerate import Accelerator

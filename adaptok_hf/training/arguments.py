@@ -51,9 +51,7 @@ class RunArguments:
     output_dir: str = field(metadata={"help": "Where models, checkpoints, pictures and the log go."})
 
     # model
-    model: dict = field(
-        default_factory=dict, metadata={"help": "Fields of the model's configuration (in the recipe file)."}
-    )
+    model: dict = field(default_factory=dict, metadata={"help": "Fields of the model's configuration (in the recipe)."})
     init_from: str | None = field(
         default=None, metadata={"help": "Start from this saved model, folder or Hub id, and keep its configuration."}
     )
@@ -107,9 +105,7 @@ class LengthArguments:
 
     batch_size: int = field(default=16, metadata={"help": "Clips or sequences of a step, on all processes together."})
     steps: int | None = field(default=None, metadata={"help": "Length of the run and of its schedule; or give epochs."})
-    epochs: float | None = field(
-        default=None, metadata={"help": "Instead of steps. An epoch takes one window of each video."}
-    )
+    epochs: float | None = field(default=None, metadata={"help": "Instead of steps; one window of each video."})
 
     def __post_init__(self):
         if (self.steps is None) == (self.epochs is None):

@@ -153,8 +153,9 @@ def write_manifest(clips: list[Clip], packages: dict[str, Package], folder: Path
             with av.open(str(path)) as container:
                 fps = float(container.streams.video[0].average_rate)
             folders, package = clip.path.split("/"), packages[clip.source_package]
-            row = (clip.path, folders[0], folders[1], folders[2] if len(folders) == 4 else "", package.name, package.version,
-                   clip.source_file, package.licence, clip.num_frames, f"{fps:.3f}", sha256)  # fmt: skip
+            label = folders[2] if len(folders) == 4 else ""
+            row = (clip.path, folders[0], folders[1], label, package.name, package.version, clip.source_file,
+                    package.licence, clip.num_frames, f"{fps:.3f}", sha256)  # fmt: skip
             writer.writerow(dict(zip(MANIFEST_COLUMNS, row, strict=True)))
     return others
 

@@ -151,7 +151,7 @@ def start_run(args: RunArguments, name: str, **accelerator_options: Any) -> RunF
         name: of the script; trackers call the project so.
 
     Raises:
-        ValueError: if the folder has checkpoints and the run shall not resume from one, and for launchers that shard models.
+        ValueError: if the folder has checkpoints but the run shall not resume, and for launchers that shard models.
     """
     report_to = None if args.report_to == "none" else args.report_to
     project = ProjectConfiguration(args.output_dir, str(Path(args.output_dir) / "tracker"))

@@ -28,8 +28,8 @@ class ARTrainer(Trainer):
         description = read_description(args.tokens, labeled)
         if args.validation_tokens and read_description(args.validation_tokens, labeled) != description:
             raise ValueError(
-                f"validation_tokens {args.validation_tokens} and tokens {args.tokens} were made by different models, or have "
-                "different classes"
+                f"validation_tokens {args.validation_tokens} and tokens {args.tokens} were made by different models, or "
+                "have different classes"
             )
         self.generator = build_model(args, description, accelerator.print)
         self.model = add_adapters(self.generator, args) if args.use_lora else self.generator

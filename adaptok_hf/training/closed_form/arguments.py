@@ -10,9 +10,7 @@ from ..scorer.arguments import ExampleArguments
 @dataclass(kw_only=True)
 class InitializationArguments(ClipArguments):
     output_dir: str = field(metadata={"help": "The model's folder, which the training scripts' --init_from reads."})
-    model: dict = field(
-        default_factory=dict, metadata={"help": "Fields of the model's configuration (in the recipe file)."}
-    )
+    model: dict = field(default_factory=dict, metadata={"help": "Fields of the model's configuration (in the recipe)."})
     seed: int = field(default=0)
 
     def __post_init__(self):

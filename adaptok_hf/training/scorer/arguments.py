@@ -17,7 +17,7 @@ class ExampleArguments:
     )
     levels_per_step: int | None = field(
         default=None,
-        metadata={"help": "Levels measured per batch, a random sample; default: every level, as the paper does."},
+        metadata={"help": "Levels measured per batch, a random sample; default: all, as the paper does."},
     )
     augment: bool = field(
         default=False, metadata={"help": "Vary zoom and contrast of the clips: a scorer overfits few videos quickly."}

@@ -51,7 +51,10 @@ class Reconstructor:
 
 
 def measure_psnr(reconstruct: Reconstructor, clips: VideoFolderClips, accelerator: Accelerator) -> dict[str, float]:
-    """Return the mean PSNR in dB at each budget (per clip over all its pixels, then the mean). Every process measures its share."""
+    """Return the mean PSNR in dB at each budget (per clip over all its pixels, then the mean).
+
+    Every process must call this, and measures its share.
+    """
     share = range(accelerator.process_index, len(clips), accelerator.num_processes)
     totals = torch.zeros(len(reconstruct.budgets), device=accelerator.device)
     for start in range(0, len(share), BATCH_SIZE):
@@ -64,7 +67,7 @@ def measure_psnr(reconstruct: Reconstructor, clips: VideoFolderClips, accelerato
 
 
 def draw_reconstructions(reconstruct: Reconstructor, clips: VideoFolderClips, device: torch.device) -> np.ndarray:
-    """Return a picture, uint8 (height, width, 3). Each clip has a row of original frames and one for each budget, rising."""
+    """Return a picture, uint8 (height, width, 3): of each clip a row of original frames, then one for each budget."""
     video = reconstruct.prepare(clips, range(min(PICTURE_CLIPS, len(clips))), device)
     columns = torch.linspace(0, video.shape[1] - 1, min(PICTURE_FRAMES, video.shape[1])).round().long()
     rows = torch.stack([video, *reconstruct(video).values()], dim=1)[:, :, columns.to(device)]
