@@ -228,7 +228,8 @@ def check() -> None:
     from torch.profiler import ProfilerActivity, profile
 
     recipe = json.loads((SCRIPTS / "recipes" / "tokenizer_tiny.json").read_text())
-    for name in ("transform_codec_initialization", "train_folders", "train_weights", "val_folder"):
+    recipe |= {"model": json.loads((SCRIPTS / "recipes" / "tokenizer_tiny_init.json").read_text())["model"]}
+    for name in ("train_folders", "train_weights", "val_folder"):
         recipe.pop(name)
     recipe["prior"]["attention_dropout"] = 0.0  # a CPU has no fused attention with dropout
     for checkpointing in (False, True):

@@ -53,7 +53,8 @@ def test_every_doubling_of_the_budget_helps(initialized):
     video = smooth_clips(8, 1)
     codes = initialized.encode(video).codes
     values = [
-        psnr(initialized.decode(codes, torch.full((8, 2), count)).pixel_values_videos, video) for count in (4, 8, 16, 32, 64)
+        psnr(initialized.decode(codes, torch.full((8, 2), count)).pixel_values_videos, video)
+        for count in (4, 8, 16, 32, 64)
     ]
     mean_picture = psnr(video.mean((0, 1, 3, 4), keepdim=True).expand_as(video), video)
     assert values[2] > mean_picture + 1, values  # one latent at every patch

@@ -14,7 +14,7 @@ class InitializationArguments(ClipArguments):
     seed: int = field(default=0)
 
     def __post_init__(self):
-        super().__post_init__()
+        ClipArguments.__post_init__(self)
         folder = Path(self.output_dir)
         if folder.exists() and any(folder.iterdir()):
             raise ValueError(f"output_dir {folder} exists and is not empty")
@@ -42,5 +42,6 @@ class ScorerInitialization(ExampleArguments, InitializationArguments):
     )
 
     def __post_init__(self):
-        super().__post_init__()
-        check_positive(self, "batch_size", "num_batches", "levels_per_step")
+        ExampleArguments.__post_init__(self)
+        InitializationArguments.__post_init__(self)
+        check_positive(self, "batch_size", "num_batches")

@@ -1,6 +1,7 @@
 """The arguments of `train_scorer.py`, which its recipes fill."""
 
 from dataclasses import dataclass, field
+from typing import get_args
 
 from ..arguments import ClipArguments, LengthArguments, RunArguments, check_positive
 from .targets import Target
@@ -23,6 +24,11 @@ class ExampleArguments:
         default=False, metadata={"help": "Vary zoom and contrast of the clips: a scorer overfits few videos quickly."}
     )
 
+    def __post_init__(self):
+        if self.target not in get_args(Target):
+            raise ValueError(f"target must be one of {', '.join(get_args(Target))}; got {self.target!r}")
+        check_positive(self, "levels_per_step")
+
 
 @dataclass(kw_only=True)
 class Arguments(ExampleArguments, ClipArguments, RunArguments, LengthArguments):
@@ -34,9 +40,9 @@ class Arguments(ExampleArguments, ClipArguments, RunArguments, LengthArguments):
     )
 
     def __post_init__(self):
-        for base in (ClipArguments, RunArguments, LengthArguments):
+        for base in (ExampleArguments, ClipArguments, RunArguments, LengthArguments):
             base.__post_init__(self)
-        check_positive(self, "statistics_batches", "levels_per_step")
+        check_positive(self, "statistics_batches")
         if self.difference_weight < 0:
             raise ValueError(f"difference_weight must not be negative, got {self.difference_weight}")
         if self.difference_weight and self.levels_per_step == 1:
