@@ -32,6 +32,7 @@ from ..data import (
 )
 from ..models.configuration_adaptok import AdapTokConfig
 from .arguments import ClipArguments
+from .extras import require
 
 
 @contextmanager
@@ -76,6 +77,7 @@ class StreamBatches:
     """
 
     def __init__(self, source: "JoinedSources", config: AdapTokConfig, seed: int, num_workers: int):
+        require("torchdata")
         from torchdata.stateful_dataloader import StatefulDataLoader
 
         windows = partial(random_window, clip_length=config.num_frames)

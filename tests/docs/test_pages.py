@@ -195,11 +195,10 @@ def check_script(script: str, options: list[str], page: str, monkeypatch) -> Non
         return read_and_stop
 
     with monkeypatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "training_scripts"))
         patch.setattr(sys, "argv", [script, *options])
-        import recipe_arguments
+        from adaptok_hf.training import recipes
 
-        patch.setattr(recipe_arguments, "parse_arguments", stopping(recipe_arguments.parse_arguments))
+        patch.setattr(recipes, "parse_arguments", stopping(recipes.parse_arguments))
         patch.setattr(argparse.ArgumentParser, "parse_args", stopping(argparse.ArgumentParser.parse_args))
         with pytest.raises(Parsed):
             runpy.run_path(str(ROOT / script), run_name="__main__")

@@ -21,6 +21,7 @@ from adaptok_hf.training import clips as training_clips
 from adaptok_hf.training import recipes
 from adaptok_hf.training.ar import arguments as ar_arguments
 from adaptok_hf.training.closed_form.arguments import ScorerInitialization, TokenizerInitialization
+from adaptok_hf.training.extras import require
 from adaptok_hf.training.run_folder import RunFolder
 from adaptok_hf.training.running_means import RunningMeans
 from adaptok_hf.training.schedule import Schedule, epochs_to_steps
@@ -218,8 +219,8 @@ def test_stages_in_epochs():
         ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps .* 0"),
         ({"prior_weight": -1.0}, "prior .* -1.0"),
         ({"stages": [{"num_blocks": 1, "batch_size": 1}]}, "either steps or epochs"),
-        ({"init_from": "saved", "model": {"image_size": 64}}, "init_from .* saved.* 'image_size'"),
-        ({"decoder_only": True}, "decoder_only needs init_from"),
+        ({"init_from": "saved", "model": {"image_size": 64}}, "saved.*'image_size'"),
+        ({"decoder_only": True, "init_from": None}, "decoder_only needs init_from"),
         ({"max_train_steps": 0}, "max_train_steps .* 0"),
     ],
 )
@@ -312,3 +313,10 @@ def test_shipped_recipes_fit_their_scripts():
         kind = recipe.stem.split("_")[0] + ("_init" if recipe.stem.endswith("_init") else "")
         known = {field.name for field in dataclasses.fields(kinds[kind])}
         assert set(json.loads(recipe.read_text())) <= known, recipe.name
+
+
+@pytest.mark.parametrize("name", ["datasets", "peft", "torchdata"])
+def test_missing_libraries_are_named(monkeypatch, name):
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match=rf"{name} .*adaptok_hf\[train\]"):
+        require(name)

@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import dataclass, field
 
 from ..arguments import LengthArguments, RunArguments, check_positive
+from ..extras import require
 
 
 @dataclass(kw_only=True)
@@ -32,6 +33,7 @@ class Arguments(RunArguments, LengthArguments):
             raise ValueError(f"lora entries {sorted(self.lora)} need use_lora")
 
     def _check_lora(self) -> None:
+        require("peft")
         from peft import LoraConfig
 
         if not self.init_from:
