@@ -75,7 +75,7 @@ class _Roles:
 
 
 def check_groups(config: AdapTokScorerConfig, codebook_dim: int, starts: Sequence[int] | None) -> list[int]:
-    """Return where the groups of a block's latents begin whose energies are told apart, by one head each.
+    """Return where the groups of a block's latents begin whose energies are measured apart, by one head each.
 
     Args:
         codebook_dim: the tokenizer's.

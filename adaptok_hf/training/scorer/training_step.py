@@ -155,7 +155,7 @@ def scorer_loss(
     Args:
         predicted, target: (batch, levels), levels in rising order.
         std: of the targets.
-        typical_difference: (levels - 1,), root mean square of the targets' differences between neighbours.
+        typical_difference: (levels - 1,), root mean square of the targets' differences between neighbors.
 
     Returns:
         Scalars: `loss`, the weighted sum of `score_loss` and, where it has a weight, `difference_loss`.
