@@ -21,8 +21,8 @@ Finished shards are not made again: the same command resumes an interrupted run.
 the shards, and the result is the same. `datasets.load_dataset("parquet", data_files="tokens/*/*.parquet")` reads them.
 Columns: `codes` (blocks * latents_per_block), `token_counts` (blocks), `label` (-1 without), `source` (the video), `start`
 (the window's first frame), `config_hash` (of `dataset.json`, which says how they were made) and, with
-`--num_condition_frames`, `condition_codes`: the codes of the clip that repeats the last of the window's first frames. Videos
-that cannot be used are skipped and named, in the `.json` next to each shard too; too many are an error.
+`--num_condition_frames`, `condition_codes`: the codes of the clip that repeats the last of the window's first frames.
+Videos that cannot be used are skipped and named, in the `.json` next to each shard too; too many are an error.
 """
 
 from accelerate import Accelerator
