@@ -85,6 +85,7 @@ def assert_alike(one: Path, other: Path) -> None:
         torch.testing.assert_close(model, expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_two_processes_that_share_the_weights_train_like_one(runs):
     runs("one", processes=1)
     assert_alike(runs.folder / "sharded", runs.folder / "one")
@@ -93,6 +94,7 @@ def test_two_processes_that_share_the_weights_train_like_one(runs):
     assert configs[0] == configs[1]
 
 
+@pytest.mark.slow
 def test_each_process_keeps_its_part(runs):
     checkpoint = runs.folder / "sharded" / "checkpoint-4"
     parts = [torch.load(checkpoint / f"shard_{rank}.pt", weights_only=True) for rank in range(2)]

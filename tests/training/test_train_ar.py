@@ -61,7 +61,7 @@ def class_run(made, recipe) -> Path:
     """A class-conditional generator that was trained without interruption."""
     folder = made.tokens.parent / "class_run"
     options = ["--tokens", made.tokens, "--validation_tokens", made.tokens, "--output_dir", folder]
-    run_script("train_ar.py", recipe("class", RECIPE), *options, launch=True)
+    run_script("train_ar.py", recipe("class", RECIPE), *options)
     return folder
 
 
@@ -156,7 +156,6 @@ def test_adapters(lora_run, trained, made):
     assert pipeline_with(made, merged).generate("a_jump", budget=4).frames.shape == (1, 16, 32, 32, 3)
 
 
-@pytest.mark.slow
 def test_a_killed_run_is_resumed_exactly(class_run, made, tmp_path):
     folder = tmp_path / "interrupted"
     options = [made.tokens.parent / "class.json", "--tokens", made.tokens, "--validation_tokens", made.tokens]

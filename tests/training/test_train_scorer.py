@@ -75,7 +75,7 @@ def scorer_run(inputs) -> Path:
     """The folder of an uninterrupted run."""
     run = inputs.folder / "uninterrupted"
     recipe = inputs.recipe(RECIPE | {"report_to": "tensorboard"}, inputs.folder)
-    run_script("train_scorer.py", recipe, *inputs.options, "--output_dir", run, launch=True)
+    run_script("train_scorer.py", recipe, *inputs.options, "--output_dir", run)
     return run
 
 

@@ -101,7 +101,7 @@ def tokenizer_run(tmp_path_factory) -> Trained:
     recipe = folder / "tokenizer.json"
     recipe.write_text(json.dumps(TOKENIZER_RECIPE))
     trained = Trained(folder, recipe, folder / "uninterrupted")
-    run_script("train_tokenizer.py", recipe, *trained.options, "--output_dir", str(trained.run), launch=True)
+    run_script("train_tokenizer.py", recipe, *trained.options, "--output_dir", str(trained.run))
     return trained
 
 
@@ -146,7 +146,6 @@ def test_tracker_gets_the_log(tokenizer_run):
     assert [image.step for image in events.Images("reconstructions")] == [2, 4]
 
 
-@pytest.mark.slow
 def test_a_killed_run_is_resumed_exactly(tokenizer_run, tmp_path):
     folder = tmp_path / "interrupted"
     arguments = ["train_tokenizer.py", tokenizer_run.recipe, *tokenizer_run.options, "--output_dir", str(folder)]
@@ -174,6 +173,7 @@ def causaltok_options(tokenizer_run, tmp_path_factory) -> list[str]:
     return [str(folder / "recipe.json"), *tokenizer_run.options, "--perceptual_network", str(folder / "lpips.safetensors")]
 
 
+@pytest.mark.slow
 def test_causaltok_on_a_stream(causaltok_options, tmp_path):
     run_script("train_tokenizer.py", *causaltok_options, "--output_dir", str(tmp_path / "run"))
     records = metrics(tmp_path / "run")
@@ -184,8 +184,7 @@ def test_causaltok_on_a_stream(causaltok_options, tmp_path):
     assert not AutoModel.from_pretrained(tmp_path / "run" / "model").config.adaptive
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("num_workers", ["0", "2"])
+@pytest.mark.parametrize("num_workers", ["0", pytest.param("2", marks=pytest.mark.slow)])
 def test_a_stream_is_resumed_exactly(causaltok_options, tmp_path, num_workers):
     options = [*causaltok_options, "--perceptual_weight", "0", "--num_workers", num_workers]
     whole, halves = (
