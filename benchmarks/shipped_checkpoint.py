@@ -8,7 +8,6 @@ tokens kept in earlier blocks.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +16,8 @@ from accelerate import Accelerator
 from adaptok_hf import AdapTokPipeline
 from adaptok_hf.cli.reports import measure
 from adaptok_hf.data import VideoFolderClips
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "training_scripts"))
-from adaptok_hf.training.scorer.targets import BlockLoss  # noqa: E402
-from adaptok_hf.training.scorer.validation import measure_scores, predict_scores, rank_correlations  # noqa: E402
+from adaptok_hf.training.scorer.targets import BlockLoss
+from adaptok_hf.training.scorer.validation import measure_scores, predict_scores, rank_correlations
 
 
 def main() -> None:

@@ -15,7 +15,6 @@ import argparse
 import gc
 import json
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,17 +26,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-ROOT = Path(__file__).parents[1]
-SCRIPTS = ROOT / "training_scripts"
-sys.path.insert(0, str(SCRIPTS))
+from adaptok_hf import AdapTokARConfig, AdapTokARForCausalLM, AdapTokScorerConfig, AdapTokScorerModel
+from adaptok_hf.losses import TokenizerLoss
+from adaptok_hf.losses import prior as prior_module
+from adaptok_hf.metrics.lpips_network import LPIPSNetwork
+from adaptok_hf.training.tokenizer.arguments import Arguments
+from adaptok_hf.training.tokenizer.training_step import TrainingStep, build_adversarial_loss, build_model, build_prior
 
-from adaptok_hf import AdapTokARConfig, AdapTokARForCausalLM, AdapTokScorerConfig, AdapTokScorerModel  # noqa: E402
-from adaptok_hf.losses import TokenizerLoss  # noqa: E402
-from adaptok_hf.losses import prior as prior_module  # noqa: E402
-from adaptok_hf.metrics.lpips_network import LPIPSNetwork  # noqa: E402
-from adaptok_hf.training.tokenizer.arguments import Arguments  # noqa: E402
-from adaptok_hf.training.tokenizer.training_step import TrainingStep, build_adversarial_loss, build_model, build_prior  # noqa: E402
-
+SCRIPTS = Path(__file__).parents[1] / "training_scripts"
 SHARDS = 8
 USABLE = 0.9  # of a GPU's memory, a guess at what the list above leaves
 GB = 1e9
@@ -228,7 +224,8 @@ def check() -> None:
     from torch.profiler import ProfilerActivity, profile
 
     recipe = json.loads((SCRIPTS / "recipes" / "tokenizer_tiny.json").read_text())
-    for name in ("transform_codec_initialization", "train_folders", "train_weights", "val_folder"):
+    recipe |= {"model": json.loads((SCRIPTS / "recipes" / "tokenizer_tiny_init.json").read_text())["model"]}
+    for name in ("init_from", "train_folders", "train_weights", "val_folder"):
         recipe.pop(name)
     recipe["prior"]["attention_dropout"] = 0.0  # a CPU has no fused attention with dropout
     for checkpointing in (False, True):

@@ -19,6 +19,7 @@ from adaptok_hf import (
     AdapTokScorerModel,
     AdapTokVideoProcessor,
 )
+from adaptok_hf.atomic_files import atomic_folder, write_json
 
 OPTIONAL = {"scorer": AdapTokScorerModel, "ar_model": AdapTokARForCausalLM, "fp_model": AdapTokARForCausalLM}
 
@@ -38,19 +39,17 @@ def main() -> None:
     }
     config = tokenizer.config
     processor = AdapTokVideoProcessor(config.image_size, config.num_frames, config.tubelet_size)
-    partial = arguments.output.with_name(f".{arguments.output.name}.tmp")
-    shutil.rmtree(partial, ignore_errors=True)
-    AdapTokPipeline(processor, tokenizer, **optional).save_pretrained(partial)
-    for code in partial.rglob("*.py"):  # the copies for loading without this package; here it is the package
-        code.unlink()
-    for config_file in partial.rglob("config.json"):
-        entries = json.loads(config_file.read_text())
-        entries.pop("auto_map", None)
-        config_file.write_text(json.dumps(entries, indent=2) + "\n")
-    for weights in partial.rglob("*.safetensors"):
-        weights.chmod(0o644)
-    shutil.rmtree(arguments.output, ignore_errors=True)
-    partial.rename(arguments.output)
+    with atomic_folder(arguments.output) as partial:
+        AdapTokPipeline(processor, tokenizer, **optional).save_pretrained(partial)
+        for code in partial.rglob("*.py"):  # the copies for loading without this package; here it is the package
+            code.unlink()
+        for config_file in partial.rglob("config.json"):
+            entries = json.loads(config_file.read_text())
+            entries.pop("auto_map", None)
+            write_json(config_file, entries)
+        for weights in partial.rglob("*.safetensors"):
+            weights.chmod(0o644)
+        shutil.rmtree(arguments.output, ignore_errors=True)  # of an earlier call
     size = sum(file.stat().st_size for file in arguments.output.rglob("*") if file.is_file())
     print(f"wrote {arguments.output}: {size / 1e6:.2f} MB")
 

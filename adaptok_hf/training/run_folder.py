@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import DistributedType, ProjectConfiguration
+from PIL import Image
 from safetensors import SafetensorError
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import PreTrainedModel
 
+from ..atomic_files import atomic_file, write_json
 from .arguments import RunArguments
 from .running_means import RunningMeans
 
 
 class Progress:
-    """What a resumed run needs beside weights, optimisers and the place in the data: `step` is that of the next update."""
+    """What a resumed run needs next to weights, optimizers and the place in the data: `step` is that of the next update."""
 
     def __init__(self):
         self.step = 0
@@ -36,7 +36,7 @@ class Progress:
 
 
 class RunFolder:
-    """Written by the main process only; all is made beside its place and renamed, so that a crash leaves the old.
+    """Written by the main process; each part is written next to its place and renamed, so that a crash leaves the old.
 
     Args:
         path: the folder; made if it is missing.
@@ -48,12 +48,10 @@ class RunFolder:
         self.path, self.accelerator = Path(path), accelerator
         if accelerator.is_main_process:
             self.path.mkdir(parents=True, exist_ok=True)
-            partial = self.path / "recipe.json.new"
-            partial.write_text(json.dumps(dataclasses.asdict(arguments), indent=2) + "\n")
-            os.replace(partial, self.path / "recipe.json")
+            write_json(self.path / "recipe.json", dataclasses.asdict(arguments))
 
     def log(self, record: dict[str, Any]) -> None:
-        """Prints a record, appends it to `metrics.jsonl` and gives it to the trackers; its `step` says when it was."""
+        """Print a record, append it to `metrics.jsonl` and give it to the trackers, at the record's `step`."""
         if self.accelerator.is_main_process:
             text = json.dumps({k: round(v, 5) if isinstance(v, float) else v for k, v in record.items()})
             with (self.path / "metrics.jsonl").open("a") as file:
@@ -61,37 +59,36 @@ class RunFolder:
             print(text, flush=True)
         self.accelerator.log({k: v for k, v in record.items() if k != "step"}, step=record.get("step"))
 
-    def log_picture(self, name: str, picture: np.ndarray, step: int) -> None:
-        """Gives a picture, uint8 (height, width, 3), to the trackers."""
+    def save_picture(self, name: str, picture: np.ndarray, step: int) -> None:
+        """Write a picture, uint8 (height, width, 3), to `validation/` and give it to the trackers."""
+        folder = self.path / "validation"
+        folder.mkdir(exist_ok=True)
+        with atomic_file(folder / f"step-{step:06d}.png") as partial:
+            Image.fromarray(picture).save(partial)
         for tracker in self.accelerator.trackers:
             layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
             tracker.log_images({name: picture[None]}, step=step, **layout)
 
     def save(
-        self,
-        model: PreTrainedModel,
-        step: int | None = None,
-        model_ema: PreTrainedModel | None = None,
-        checkpoints_total_limit: int = 1,
+        self, model: PreTrainedModel, step: int, checkpoints_total_limit: int, model_ema: PreTrainedModel | None = None
     ) -> None:
-        """Writes the models, and all that a resumed run needs. Every process must call this.
+        """Write the models, and all that a resumed run needs. Every process must call this.
 
         Args:
             model: goes to `model/`.
-            step: the checkpoint is `checkpoint-<step>/`; without a step it is `checkpoint/`, which is replaced.
+            step: names the checkpoint, `checkpoint-<step>/`.
+            checkpoints_total_limit: how many checkpoints are kept, the newest ones.
             model_ema: goes to `model_ema/`.
-            checkpoints_total_limit: how many checkpoints with a step are kept, the newest ones.
 
         Raises:
             OSError: if something cannot be written, such as on a full disk; checkpoints and models stay as they were.
         """
-        # the checkpoint comes last: a run that is killed before it is there makes the models again
+        # the checkpoint comes last: a run that is killed before it is complete makes the models again
         for name, saved in (("model", model), ("model_ema", model_ema)):
             if saved is not None:
-                write = saved.save_pretrained if self.accelerator.is_main_process else lambda path: None
-                self.replace(name, write)
-        self.replace("checkpoint" if step is None else f"checkpoint-{step}", self.accelerator.save_state)
-        if step is not None and self.accelerator.is_main_process:
+                self.replace(name, saved.save_pretrained if self.accelerator.is_main_process else lambda path: None)
+        self.replace(f"checkpoint-{step}", self.accelerator.save_state)
+        if self.accelerator.is_main_process:
             # those of later steps are left from before the run was taken back to an earlier one
             past = [path for path in self.checkpoints() if _step_of(path) <= step]
             for path in self.checkpoints():
@@ -99,32 +96,33 @@ class RunFolder:
                     shutil.rmtree(path)
 
     def checkpoints(self) -> list[Path]:
-        """The checkpoints with a step, from the oldest to the newest."""
+        """Return the checkpoints, from the oldest to the newest."""
         return sorted((path for path in self.path.glob("checkpoint-*") if path.name[11:].isdigit()), key=_step_of)
 
     def resume(self, checkpoint: str = "latest") -> bool:
-        """Loads a checkpoint; with "latest", if there is one.
+        """Load a checkpoint; return whether there was one to load.
 
         Args:
             checkpoint: "latest", or a name such as "checkpoint-500".
 
         Raises:
-            ValueError: if the named checkpoint is not there.
+            ValueError: if the named checkpoint is missing.
         """
-        single, old = self.path / "checkpoint", self.path / "checkpoint.old"
-        if self.accelerator.is_main_process and old.exists() and not single.exists():
-            os.replace(old, single)  # killed between the two renames of `replace`
-        self.accelerator.wait_for_everyone()
-        found = self.checkpoints() or [path for path in [single] if path.exists()]
+        checkpoints = self.checkpoints()
         if checkpoint != "latest":
-            if checkpoint not in [path.name for path in found]:
-                raise ValueError(f"{self.path} has no {checkpoint!r}; there are {[path.name for path in found]}")
-            found = [self.path / checkpoint]
-        if found:
-            self.accelerator.load_state(str(found[-1]))
-        return bool(found)
+            if checkpoint not in [path.name for path in checkpoints]:
+                raise ValueError(f"{self.path} has no {checkpoint!r}; there are {[path.name for path in checkpoints]}")
+            checkpoints = [self.path / checkpoint]
+        if checkpoints:
+            self.accelerator.load_state(str(checkpoints[-1]))
+        return bool(checkpoints)
 
     def replace(self, name: str, write: Callable[[str], Any]) -> None:
+        """Replace a folder by what `write` puts into the folder that it is given. Every process must call this.
+
+        Raises:
+            OSError: if it cannot be written; the old folder stays.
+        """
         final, new, old = (self.path / (name + suffix) for suffix in ("", ".new", ".old"))
         if self.accelerator.is_main_process:
             shutil.rmtree(new, ignore_errors=True)
@@ -146,18 +144,21 @@ def _step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
-def start_run(args: RunArguments, name: str, **accelerator_options: Any) -> tuple[Accelerator, RunFolder]:
-    """The accelerator, with the trackers that `report_to` names, and the folder of a run.
+def start_run(args: RunArguments, name: str, **accelerator_options: Any) -> RunFolder:
+    """Return the folder of a run, with the accelerator and the trackers that `report_to` names.
 
     Args:
         name: of the script; trackers call the project so.
 
     Raises:
-        ValueError: if the folder has checkpoints and the run is not told to go on from one.
+        ValueError: if the folder has checkpoints but the run shall not resume, and for launchers that shard models.
     """
     report_to = None if args.report_to == "none" else args.report_to
     project = ProjectConfiguration(args.output_dir, str(Path(args.output_dir) / "tracker"))
     accelerator = Accelerator(log_with=report_to, project_config=project, **accelerator_options)
+    kind = accelerator.distributed_type
+    if kind != DistributedType.NO and not kind.name.startswith("MULTI_"):
+        raise ValueError(f"processes hold whole models: launch without {kind} (train_tokenizer.py shards by --shard_over)")
     run = RunFolder(args.output_dir, args, accelerator)
     if run.checkpoints() and args.resume_from_checkpoint is None:
         raise ValueError(f"{run.path} has checkpoints: give --resume_from_checkpoint latest, or another output_dir")
@@ -165,9 +166,4 @@ def start_run(args: RunArguments, name: str, **accelerator_options: Any) -> tupl
         entries = dataclasses.asdict(args).items()
         flat = {k: v if isinstance(v, int | float | str) else json.dumps(v) for k, v in entries}
         accelerator.init_trackers(name, config=flat)
-    return accelerator, run
-
-
-def average_of_weights(model: torch.nn.Module, decay: float) -> AveragedModel | None:
-    """The exponential moving average of a model's weights, from now on; `None` if `decay` is 0."""
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
+    return run

@@ -7,7 +7,7 @@ from accelerate import Accelerator
 
 
 class RunningMeans:
-    """Sums stay on their device, so that adding to them does not wait for it. A resumed run goes on with the sums."""
+    """Sums stay on their device, so that adding to them does not wait for it. A resumed run continues the sums."""
 
     def __init__(self):
         self.sums: dict[str, torch.Tensor] = {}
@@ -21,7 +21,7 @@ class RunningMeans:
             self.counts[name] = self.counts.get(name, 0) + 1
 
     def pop(self, accelerator: Accelerator) -> dict[str, float]:
-        """The means, also over processes, which must all call this with the same names; starts anew."""
+        """Return the means, also over processes, which must all call this with the same names; reset them."""
         names = list(self.sums)
         if not names:
             return {}

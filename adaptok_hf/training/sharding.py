@@ -1,4 +1,4 @@
-"""Sharding (FSDP) for models whose weights, gradients and optimiser states do not fit into one accelerator's memory.
+"""Sharding (FSDP) for models whose weights, gradients and optimizer states do not fit into one accelerator's memory.
 
 torch's `fully_shard` is used as it is, since accelerate's own FSDP needs GPUs and takes one model only: here the same code
 runs on two processes of a CPU, where it is tested. Each transformer layer is gathered when it is needed.
@@ -78,7 +78,7 @@ def whole_copy(model: PreTrainedModel, weights: dict[str, torch.Tensor] | None =
 class ShardedAverage:
     """The exponential moving average of a sharded model's weights: each process averages its part.
 
-    It takes the steps of `run_folder.average_of_weights`.
+    It takes the steps of `trainer.average_of_weights`.
     """
 
     def __init__(self, model: nn.Module, decay: float):

@@ -30,7 +30,7 @@ def environment() -> dict[str, str]:
 
 def command(script: str, *options, processes: int = 1) -> list[str]:
     """How a user starts a script: `accelerate launch`, or `torchrun` for more than one process, of which
-    `accelerate launch` starts one on a CPU whatever it is told."""
+    `accelerate launch` always starts one on a CPU."""
     python = [sys.executable]
     if processes > 1:
         with socket.socket() as free:
@@ -95,7 +95,6 @@ def _be_script(arguments: list[str], folder: str) -> None:
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
     os.environ.update(environment())
     sys.argv = arguments
-    sys.path.insert(0, str(SCRIPTS))
     runpy.run_path(arguments[0], run_name="__main__")
 
 

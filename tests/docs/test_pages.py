@@ -200,7 +200,6 @@ def check_script(script: str, options: list[str], page: str, monkeypatch) -> Non
         return read_and_stop
 
     with monkeypatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "training_scripts"))
         patch.setattr(sys, "argv", [script, *options])
         patch.setattr(recipes, "parse_arguments", stopping(recipes.parse_arguments))
         patch.setattr(argparse.ArgumentParser, "parse_args", stopping(argparse.ArgumentParser.parse_args))

@@ -354,7 +354,7 @@ def test_evaluation_measures_in_the_precision_of_the_protocol(varied_pipeline, v
 def test_evaluation_refuses_what_cannot_be(without_scorer, varied_pipeline, videos, tmp_path):
     for pipeline, options, message in (
         (without_scorer, {"strategies": ["measured", "joint"]}, "joint"),
-        (varied_pipeline, {"strategies": ["measured"], "budgets": [1]}, " 1 .* 2 "),
+        (varied_pipeline, {"strategies": ["measured"], "budgets": [1]}, " 1.0 .* 2 "),
     ):
         with pytest.raises(ValueError, match=message):
             evaluate(pipeline, videos, tmp_path / "refused", **options)

@@ -1,4 +1,4 @@
-"""The start of scorer training: a scorer that predicts before the first step (`training_scripts/scorer_start.py`)."""
+"""Closed-form initialization of a scorer: it predicts before the first step of training."""
 
 import numpy as np
 import pytest
@@ -7,19 +7,14 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from adaptok_hf import AdapTokScorerConfig, AdapTokScorerModel
+from adaptok_hf.training.closed_form import energy_scorer
+from adaptok_hf.training.closed_form.energy_scorer import MeasuredBlocks, check_groups, initialize_as_energy_scorer
 
 SIZES = {"latent_size": 24, "num_blocks": 3, "latents_per_block": 32, "score_step": 4, "score_mean": 0.5, "score_std": 0.4}
 
 
-@pytest.fixture
-def scorer_start(scripts):
-    import scorer_start
-
-    return scorer_start
-
-
 def codec_projection() -> nn.Linear:
-    """6 of the 24 channels, as a tokenizer's quantiser sees them."""
+    """6 of the 24 channels, as a tokenizer's quantizer sees them."""
     project_in = nn.Linear(24, 6)
     with torch.no_grad():
         project_in.weight.copy_(torch.eye(6, 24))
@@ -27,8 +22,8 @@ def codec_projection() -> nn.Linear:
     return project_in
 
 
-def measured_blocks(scorer_start, count, seed):
-    """Batches of 4 clips whose blocks have more or less content, in two parts; the loss is the energy that is dropped."""
+def measured_blocks(count, seed):
+    """Batches of 4 clips whose blocks have more or less content, in two groups; the loss is the energy that is dropped."""
     generator = torch.Generator().manual_seed(seed)
     batches = []
     for index in range(count):
@@ -39,34 +34,34 @@ def measured_blocks(scorer_start, count, seed):
         latents[..., 10] += torch.linspace(-20, 20, 32)  # of the place, not of the content
         levels = torch.randperm(8, generator=generator)[:4].sort().values
         energies = latents[:, -1, :, :6].square().sum(-1) + 0.05
-        dropped = energies.flip(1).cumsum(1).flip(1)  # of each latent and those behind it
+        dropped = energies.flip(1).cumsum(1).flip(1)  # of each latent and those after it
         dropped = torch.cat([dropped, torch.zeros(4, 1)], 1)[:, (levels + 1) * 4]
         losses = ((dropped + 0.2 * (energies.sum(1, keepdim=True) - dropped)) / 200).sqrt()
-        batches.append(scorer_start.MeasuredBlocks(latents, levels, losses))
+        batches.append(MeasuredBlocks(latents, levels, losses))
     return batches
 
 
 @pytest.mark.parametrize("starts", [[0, 16], None])
-def test_losses_are_predicted_from_the_start(scorer_start, starts, monkeypatch):
-    monkeypatch.setattr(scorer_start, "HEAD_STEPS", 1000)
+def test_losses_are_predicted(starts, monkeypatch):
+    monkeypatch.setattr(energy_scorer, "HEAD_STEPS", 400)
     torch.manual_seed(0)
     config = AdapTokScorerConfig(**SIZES, hidden_size=128, num_attention_heads=8, num_hidden_layers=2)
     scorer = AdapTokScorerModel(config).eval()
-    scorer_start.initialize_as_energy_scorer(scorer, measured_blocks(scorer_start, 60, seed=1), codec_projection(), starts)
-    new = measured_blocks(scorer_start, 15, seed=2)
+    initialize_as_energy_scorer(scorer, measured_blocks(30, seed=1), codec_projection(), starts)
+    new = measured_blocks(15, seed=2)
     with torch.no_grad():
         scores = [scorer(b.latents, b.latents).scores[:, -1, b.levels] for b in new]
-    predicted, wanted = torch.cat(scores), torch.cat([b.losses for b in new])
-    assert np.corrcoef(predicted.flatten(), wanted.flatten())[0, 1] > 0.98
-    assert spearmanr(predicted.mean(1), wanted.mean(1)).statistic > 0.95  # across clips
-    assert np.mean([spearmanr(row, other).statistic for row, other in zip(predicted, wanted, strict=True)]) > 0.95
+    predicted, losses = torch.cat(scores), torch.cat([b.losses for b in new])
+    assert np.corrcoef(predicted.flatten(), losses.flatten())[0, 1] > 0.98
+    assert spearmanr(predicted.mean(1), losses.mean(1)).statistic > 0.95  # across clips
+    assert np.mean([spearmanr(row, other).statistic for row, other in zip(predicted, losses, strict=True)]) > 0.95
 
 
 @pytest.mark.parametrize("starts", [[], [4, 16], [0, 16, 16], [0, 20, 10], [0, 32], list(range(9))])
-def test_parts_that_do_not_fit(scorer_start, starts):
+def test_groups_that_do_not_fit(starts):
     config = AdapTokScorerConfig(**SIZES, hidden_size=128, num_attention_heads=8, num_hidden_layers=2)
-    with pytest.raises(ValueError, match="parts must begin at rising latents, from 0 to below 32, at most 8"):
-        scorer_start.part_starts(config, 6, starts)
+    with pytest.raises(ValueError, match="below 32, at most 8"):
+        check_groups(config, 6, starts)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +72,7 @@ def test_parts_that_do_not_fit(scorer_start, starts):
         {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 1},
     ],
 )
-def test_too_small(scorer_start, sizes):
+def test_too_small(sizes):
     config = AdapTokScorerConfig(**SIZES, **sizes)
     with pytest.raises(ValueError, match="needs 2 layers"):
-        scorer_start.part_starts(config, 24 if sizes["hidden_size"] == 32 else 6, None)
+        check_groups(config, 24 if sizes["hidden_size"] == 32 else 6, None)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import resource
 import sys
 from dataclasses import dataclass
@@ -19,9 +18,14 @@ from transformers import AutoModel
 
 from adaptok_hf import AdapTokConfig, AdapTokPriorConfig, AdapTokPriorModel
 from adaptok_hf.training import clips as training_clips
-from adaptok_hf.training import learning_rate as training_learning_rate
-from adaptok_hf.training import run_folder as training_run_folder
-from adaptok_hf.training import running_means as training_running_means
+from adaptok_hf.training import recipes
+from adaptok_hf.training.ar import arguments as ar_arguments
+from adaptok_hf.training.closed_form.arguments import ScorerInitialization, TokenizerInitialization
+from adaptok_hf.training.extras import require
+from adaptok_hf.training.run_folder import RunFolder
+from adaptok_hf.training.running_means import RunningMeans
+from adaptok_hf.training.schedule import Schedule, epochs_to_steps
+from adaptok_hf.training.scorer import arguments as scorer_arguments
 from adaptok_hf.training.tokenizer import arguments as tokenizer_arguments
 from adaptok_hf.training.tokenizer import training_step as tokenizer_training_step
 
@@ -46,7 +50,7 @@ def run_folder(tmp_path):
             self.value = state["value"]
 
     accelerator = Accelerator(cpu=True)
-    folder = training_run_folder.RunFolder(str(tmp_path / "run"), Arguments(), accelerator)
+    folder = RunFolder(str(tmp_path / "run"), Arguments(), accelerator)
     folder.counter = Counter()
     accelerator.register_for_checkpointing(folder.counter)
     config = AdapTokPriorConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=1, num_latent_tokens=4)
@@ -67,19 +71,10 @@ def test_checkpoints_rotate(run_folder):
     run_folder.counter.value = 0
     assert run_folder.resume() and run_folder.counter.value == 100
     assert run_folder.resume("checkpoint-10") and run_folder.counter.value == 10
-    with pytest.raises(ValueError, match=r"no 'checkpoint-5'; there are \['checkpoint-10', 'checkpoint-100'\]"):
+    with pytest.raises(ValueError, match=r"'checkpoint-5'.*'checkpoint-10', 'checkpoint-100'"):
         run_folder.resume("checkpoint-5")
     save_steps(run_folder, 20)  # the run was taken back: what followed before is gone
     assert [path.name for path in run_folder.checkpoints()] == ["checkpoint-10", "checkpoint-20"]
-
-
-def test_one_checkpoint_without_steps(run_folder):
-    run_folder.counter.value = 3
-    run_folder.save(run_folder.model)
-    os.replace(run_folder.path / "checkpoint", run_folder.path / "checkpoint.old")  # killed between two renames
-    run_folder.counter.value = 0
-    assert run_folder.resume() and run_folder.counter.value == 3
-    assert not run_folder.checkpoints()
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(run_folder):
@@ -87,7 +82,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(run_folder):
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, limit[1]))
-        with pytest.raises(OSError, match=r"model\.new could not be written: .*was saved before is still there"):
+        with pytest.raises(OSError, match=r"model\.new"):
             save_steps(run_folder, 2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
@@ -100,14 +95,11 @@ def test_a_full_disk_leaves_the_last_checkpoint(run_folder):
 def test_an_output_folder_under_a_file(run_folder, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError, match="file"):
-        training_run_folder.RunFolder(str(tmp_path / "file" / "run"), None, run_folder.accelerator)
+        RunFolder(str(tmp_path / "file" / "run"), None, run_folder.accelerator)
 
 
-def test_running_means_go_on(run_folder):
-    means, resumed = (
-        training_running_means.RunningMeans(),
-        training_running_means.RunningMeans(),
-    )
+def test_running_means_are_resumed(run_folder):
+    means, resumed = RunningMeans(), RunningMeans()
     means.add({"a": torch.tensor(1.0), "b": torch.tensor(5.0)})
     resumed.load_state_dict(means.state_dict())
     resumed.add({"a": torch.tensor(2.0)})
@@ -116,7 +108,8 @@ def test_running_means_go_on(run_folder):
 
 
 def test_learning_rates():
-    rates = [training_learning_rate.learning_rate_at(i, 12, peak=1.0, final=0.2, warmup_steps=2) for i in range(13)]
+    schedule = Schedule(total_steps=12, last_step=12, warmup_steps=2, peak=1.0, final=0.2)
+    rates = [schedule.learning_rate(step) for step in range(13)]
     assert rates[:3] == [0.5, 1.0, 1.0] and rates[7] == pytest.approx(0.6) and rates[12] == pytest.approx(0.2)
     assert rates[2:] == sorted(rates[2:], reverse=True)
 
@@ -139,7 +132,7 @@ def test_sources_are_joined(tmp_path):
         kinetics_csv="k600.csv",
     )
     config = AdapTokConfig(image_size=16, num_frames=8, hidden_size=16, num_attention_heads=2)
-    clips = training_clips.make_training_clips(args, config)
+    clips, val_clips = training_clips.open_clips(args, config)
     source = clips.make_stream().source
     assert clips.num_videos == source.num_shards == 4
     keys = [source.read_shard(i)[0].key for i in range(4)]
@@ -147,7 +140,7 @@ def test_sources_are_joined(tmp_path):
     sample = clips.sample(2)
     before = torch.get_rng_state()
     assert sample.shape == (2, 8, 3, 16, 16) and torch.equal(clips.next_batch(2), sample)
-    assert torch.equal(torch.get_rng_state(), before)  # else a resumed run would draw other token counts
+    assert torch.equal(torch.get_rng_state(), before)  # else a resumed run would sample other token counts
 
 
 def test_a_hub_data_set(tmp_path, monkeypatch, caplog):
@@ -164,7 +157,7 @@ def test_a_hub_data_set(tmp_path, monkeypatch, caplog):
     data = {"data_root": ".", "output_dir": "out", "hub_dataset": str(tmp_path / "videos"), "hub_split": "train"}
     args = tokenizer_arguments.Arguments(**data)
     config = AdapTokConfig(image_size=16, num_frames=8, hidden_size=16, num_attention_heads=2)
-    clips = training_clips.make_training_clips(args, config)
+    clips, val_clips = training_clips.open_clips(args, config)
     assert clips.num_videos is None  # it takes reading to count them
     source = clips.make_stream().source
     assert sum(len(list(source.read_shard(i))) for i in range(source.num_shards)) == 7
@@ -178,7 +171,7 @@ def test_a_hub_data_set(tmp_path, monkeypatch, caplog):
     # the next clips after a restart
     state = clips.state_dict()
     expected = clips.next_batch(3)
-    resumed = training_clips.make_training_clips(args, config)
+    resumed, _ = training_clips.open_clips(args, config)
     resumed.load_state_dict(state)
     assert torch.equal(resumed.next_batch(3), expected)
     with pytest.raises(ValueError, match="either train_folders"):
@@ -186,15 +179,15 @@ def test_a_hub_data_set(tmp_path, monkeypatch, caplog):
 
 
 def test_random_numbers_are_shared_and_leave_the_others_alone():
-    shared_draws = training_clips.shared_draws
+    shared_sampling = training_clips.shared_sampling
     torch.manual_seed(0)
     expected = torch.rand(2)
     torch.manual_seed(0)
-    drawn = []
+    numbers = []
     for seed, step in ((1, 5), (1, 6), (2, 5), (1, 5)):
-        with shared_draws(seed, step):
-            drawn.append(float(torch.rand(())))
-    assert drawn[0] == drawn[3] and len(set(drawn)) == 3
+        with shared_sampling(seed, step):
+            numbers.append(float(torch.rand(())))
+    assert numbers[0] == numbers[3] and len(set(numbers)) == 3
     assert torch.equal(torch.rand(2), expected)
 
 
@@ -204,10 +197,10 @@ def test_stages_in_epochs():
     args = module.Arguments(data_root=".", output_dir="out", shard_folders=["shards"], **recipe)
     (stage,) = module.plan_stages(args, 9537, num_processes=32, num_blocks=4)
     assert (stage.start, stage.end, stage.batch_size) == (0, 18627, 128)  # 250 epochs of UCF-101
-    assert module.epochs_to_steps(args, args.warmup_epochs, 128, 9537) == 597
+    assert epochs_to_steps(args.warmup_epochs, 128, 9537) == 597
     for changes, message in (
         ({"num_videos": None}, "give videos_per_epoch"),
-        ({"num_processes": 3}, "128 cannot be shared evenly by 3 processes"),
+        ({"num_processes": 3}, "128 .* 3 processes"),
         ({"num_blocks": 2}, "a stage has 4 blocks, the model 2"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -220,16 +213,15 @@ def test_stages_in_epochs():
         ({"train_weights": []}, "2 train_folders but 0 train_weights"),
         ({"shard_folders": ["shards"]}, r"either train_folders .* got .*'action32/train'\] and \['shards'\]"),
         ({"train_folders": [], "train_weights": []}, r"either train_folders .* got \[\] and \[\]"),
-        ({"ucf101_folder": "UCF-101"}, "ucf101_folder and ucf101_splits need each other; got UCF-101 and None"),
-        ({"resume_from_checkpoint": "step-3"}, "'latest' or such as 'checkpoint-500', got 'step-3'"),
-        ({"ema_decay": 1.0}, r"ema_decay must lie in \[0, 1\), got 1.0"),
-        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps must be at least 1, got 0"),
-        ({"prior_weight": -1.0}, "weight prior must be finite and not negative, got -1.0"),
+        ({"ucf101_folder": "UCF-101"}, "UCF-101 and None"),
+        ({"resume_from_checkpoint": "step-3"}, "step-3"),
+        ({"ema_decay": 1.0}, "ema_decay .* 1.0"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps .* 0"),
+        ({"prior_weight": -1.0}, "prior .* -1.0"),
         ({"stages": [{"num_blocks": 1, "batch_size": 1}]}, "either steps or epochs"),
-        ({"init_from": "model"}, "with init_from, model, .* have no place"),
-        ({"decoder_only": True}, "decoder_only needs init_from"),
-        ({"max_train_steps": -1}, "max_train_steps must not be negative, got -1"),
-        ({"coarse_latents": True, "transform_codec_initialization": False}, "coarse_latents needs"),
+        ({"init_from": "saved", "model": {"image_size": 64}}, "saved.*'image_size'"),
+        ({"decoder_only": True, "init_from": None}, "decoder_only needs init_from"),
+        ({"max_train_steps": 0}, "max_train_steps .* 0"),
     ],
 )
 def test_bad_tokenizer_recipes_are_named(entries, message):
@@ -273,13 +265,10 @@ def test_sizes_of_published_recipes(name, total):
 @pytest.fixture
 def parse_arguments(monkeypatch):
     """`parse_arguments` with a command line."""
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    from adaptok_hf.training.recipes import parse_arguments
-    from adaptok_hf.training.tokenizer.arguments import Arguments
 
     def parse(*argv: str):
         monkeypatch.setattr(sys, "argv", ["train_tokenizer.py", *map(str, argv)])
-        return parse_arguments(Arguments)
+        return recipes.parse_arguments(tokenizer_arguments.Arguments)
 
     return parse
 
@@ -289,7 +278,7 @@ def test_options_override_the_recipe(parse_arguments, tmp_path):
     required = ["--data_root", "data", "--output_dir", "out"]
     arguments = parse_arguments(tmp_path / "recipe.json", *required, "--logging_steps", "7")
     assert arguments.logging_steps == 7 and arguments.validation_steps == TINY["validation_steps"]
-    assert arguments.model == TINY["model"] and arguments.data_root == "data"
+    assert arguments.stages == TINY["stages"] and arguments.data_root == "data"
 
 
 @pytest.mark.parametrize(
@@ -297,7 +286,7 @@ def test_options_override_the_recipe(parse_arguments, tmp_path):
     [
         ({"batch_sise": 3}, r"unknown entries \['batch_sise'\]"),
         ({"train_weights": [0.5]}, "2 train_folders but 1 train_weights"),
-        ({"resume_from_checkpoint": "step-3"}, "must be 'latest' or such as 'checkpoint-500', got 'step-3'"),
+        ({"resume_from_checkpoint": "step-3"}, "step-3"),
     ],
 )
 def test_bad_recipes_are_named(parse_arguments, tmp_path, entries, message):
@@ -306,12 +295,28 @@ def test_bad_recipes_are_named(parse_arguments, tmp_path, entries, message):
         parse_arguments(tmp_path / "recipe.json", "--data_root", "d", "--output_dir", "o")
 
 
-def test_shipped_recipes_fit_their_scripts(scripts):
+def test_shipped_recipes_fit_their_scripts():
     folders = (SCRIPTS / "recipes", SCRIPTS / "recipes" / "demo", SCRIPTS / "recipes" / "claims")
     recipes = [path for folder in folders for path in sorted(folder.glob("*.json"))]
     assert {recipe.parent for recipe in recipes} == set(folders)
+    kinds = {
+        "tokenizer": tokenizer_arguments.Arguments,
+        "causaltok": tokenizer_arguments.Arguments,
+        "adaptok": tokenizer_arguments.Arguments,
+        "scorer": scorer_arguments.Arguments,
+        "ar": ar_arguments.Arguments,
+        "fp": ar_arguments.Arguments,
+        "tokenizer_init": TokenizerInitialization,
+        "scorer_init": ScorerInitialization,
+    }
     for recipe in recipes:
-        part = recipe.stem.split("_")[0]
-        script = scripts("train_" + {"fp": "ar", "causaltok": "tokenizer", "adaptok": "tokenizer"}.get(part, part))
-        known = {field.name for field in dataclasses.fields(script.Arguments)}
+        kind = recipe.stem.split("_")[0] + ("_init" if recipe.stem.endswith("_init") else "")
+        known = {field.name for field in dataclasses.fields(kinds[kind])}
         assert set(json.loads(recipe.read_text())) <= known, recipe.name
+
+
+@pytest.mark.parametrize("name", ["datasets", "peft", "torchdata"])
+def test_missing_libraries_are_named(monkeypatch, name):
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match=rf"{name} .*adaptok_hf\[train\]"):
+        require(name)

@@ -1,4 +1,4 @@
-"""Training of the scorer: targets, draws, statistics, loss and validation, each against a direct computation."""
+"""Training of the scorer: targets, sampling, statistics, loss and validation, each against a direct computation."""
 
 import numpy as np
 import pytest
@@ -100,20 +100,21 @@ def test_measured_levels_are_those_of_the_whole_clip():
         torch.testing.assert_close(losses[:, index], expected, rtol=1e-4, atol=1e-6)
 
 
-def test_draws():
+def test_sampled_settings():
     module, config = scorer_examples, AdapTokScorerConfig(**SCORER_CONFIG)
     torch.manual_seed(0)
-    many = [module.draw(config, 6, 2, True) for _ in range(50)]
-    assert {draws.block for draws in many} == {0, 1, 2, 3}
-    assert {tuple(draws.levels.tolist()) for draws in many} == {(a, b) for a in range(4) for b in range(a + 1, 4)}
-    for draws in many:
-        assert draws.counts.shape == (6, draws.block + 1) and 1 <= draws.counts.min() <= draws.counts.max() <= 16
-        shares = [draws.of(slice(rank, None, 2)) for rank in range(2)]
+    many = [module.sample_settings(config, 6, 2, True) for _ in range(50)]
+    assert {settings.block for settings in many} == {0, 1, 2, 3}
+    assert {tuple(settings.levels.tolist()) for settings in many} == {(a, b) for a in range(4) for b in range(a + 1, 4)}
+    for settings in many:
+        assert settings.counts.shape == (6, settings.block + 1)
+        assert 1 <= settings.counts.min() <= settings.counts.max() <= 16
+        shares = [settings.of(slice(rank, None, 2)) for rank in range(2)]
         for name in ("counts", "zoom"):
             together = torch.stack([getattr(share, name) for share in shares], dim=1).flatten(0, 1)
-            assert torch.equal(together, getattr(draws, name))
-    assert module.draw(config, 6, None, False).levels.tolist() == [0, 1, 2, 3]
-    assert module.draw(config, 6, None, False).zoom is None
+            assert torch.equal(together, getattr(settings, name))
+    assert module.sample_settings(config, 6, None, False).levels.tolist() == [0, 1, 2, 3]
+    assert module.sample_settings(config, 6, None, False).zoom is None
 
 
 def test_zoom_and_contrast():
@@ -121,8 +122,8 @@ def test_zoom_and_contrast():
     video = torch.rand(3, 4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     most = 1 - 2**-24
     # the whole picture at contrast 1; the top left quarter; the bottom right one
-    draws = torch.tensor([[most, 0, 0, 0.5 / 0.7], [0, 0, 0, 0.5 / 0.7], [0, most, most, 0]])
-    whole, top, bottom = zoom_and_contrast(video, draws)
+    amounts = torch.tensor([[most, 0, 0, 0.5 / 0.7], [0, 0, 0, 0.5 / 0.7], [0, most, most, 0]])
+    whole, top, bottom = zoom_and_contrast(video, amounts)
     torch.testing.assert_close(whole, video[0], rtol=0, atol=1e-5)
     crop = torch.nn.functional.interpolate(video[1, ..., :8, :8], size=(16, 16), mode="bilinear", antialias=True)
     torch.testing.assert_close(top, crop, rtol=0, atol=1e-5)
@@ -232,5 +233,5 @@ def test_validation_scores(accelerator):
     torch.testing.assert_close(predicted[8, 2], scores, rtol=1e-4, atol=1e-5)
     loss = float((decoded - video)[:, 8:12].square().mean())
     assert float(measured[8, 2, 2]) == pytest.approx(loss, rel=1e-4)
-    assert module.draw_scores(predicted, measured, 4, "mse").shape == (4 * 180, 4 * 240, 3)
-    assert module.draw_scores(predicted[:1, :2], measured[:1, :2], 4, "mse").dtype == np.uint8
+    assert module.plot_scores(predicted, measured, 4, "mse").shape == (4 * 180, 4 * 240, 3)
+    assert module.plot_scores(predicted[:1, :2], measured[:1, :2], 4, "mse").dtype == np.uint8

@@ -1,6 +1,5 @@
 """Training of the scorer: runs as users start them, and their arguments."""
 
-import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +22,12 @@ from adaptok_hf import (
     AdapTokVideoProcessor,
 )
 from adaptok_hf.metrics.lpips_network import LPIPSNetwork
+from adaptok_hf.training.closed_form.arguments import ScorerInitialization
+from adaptok_hf.training.closed_form.energy_scorer import check_groups
 from adaptok_hf.training.scorer import arguments as scorer_arguments
 from adaptok_hf.training.scorer import training_step as scorer_training_step
 
-# Streamed data, the paper's loss and optimiser, epochs, batches in two parts.
+# Streamed data, the paper's loss and optimizer, epochs, batches in two parts.
 STREAM_RECIPE = {
     "stream_folders": ["train"],
     "model": RECIPE["model"] | {"score_mean": 0.2, "score_std": 0.1},
@@ -74,20 +75,8 @@ def scorer_run(inputs) -> Path:
     """The folder of an uninterrupted run."""
     run = inputs.folder / "uninterrupted"
     recipe = inputs.recipe(RECIPE | {"report_to": "tensorboard"}, inputs.folder)
-    run_script("train_scorer.py", recipe, *inputs.options, "--output_dir", run, launch=True)
+    run_script("train_scorer.py", recipe, *inputs.options, "--output_dir", run)
     return run
-
-
-def test_the_start_of_the_weights_alone(inputs, tmp_path):
-    model = {"score_step": 4, "hidden_size": 128, "num_attention_heads": 8, "num_hidden_layers": 2}
-    entries = {"model": model, "energy_initialization": True, "initialization_batches": 2, "max_train_steps": 0}
-    run_script(
-        "train_scorer.py", inputs.recipe(RECIPE | entries, tmp_path), *inputs.options, "--output_dir", tmp_path / "run"
-    )
-    records = metrics(tmp_path / "run")
-    assert list(records) == [0] and -1 <= records[0]["rank_correlation_across_levels"] <= 1
-    scorer = AutoModel.from_pretrained(tmp_path / "run" / "model")
-    assert type(scorer) is AdapTokScorerModel and scorer.config.target == "rmse"
 
 
 def test_scorer_run(inputs, scorer_run):
@@ -127,7 +116,7 @@ def test_every_weight_is_trained(scorer_run):
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_exactly(inputs, scorer_run, tmp_path):
+def test_a_killed_run_is_resumed_exactly(inputs, scorer_run, tmp_path):
     folder = tmp_path / "interrupted"
     recipe = inputs.recipe(RECIPE, tmp_path)
     arguments = ["train_scorer.py", recipe, *inputs.options, "--output_dir", folder]
@@ -219,16 +208,16 @@ def test_training_on_from_a_scorer(inputs, scorer_run, tmp_path):
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ({"target": "lpips"}, "target must be one of perceptual, mse, psnr, ssim, rmse, l1; got 'lpips'"),
+        ({"target": "lpips"}, "target .* 'lpips'"),
         ({"steps": None}, "either steps or epochs, got None and None"),
         ({"epochs": 2.0}, "either steps or epochs, got 4 and 2.0"),
-        ({"batch_size": 0}, "batch_size must be positive, got 0"),
-        ({"levels_per_step": 0, "difference_weight": 0.0}, "levels_per_step must be positive, got 0"),
-        ({"levels_per_step": 1}, "levels_per_step must not be 1"),
-        ({"difference_weight": -1.0}, "difference_weight must not be negative, got -1"),
-        ({"init_from": "scorer"}, "model has no place"),
+        ({"batch_size": 0}, "batch_size .* 0"),
+        ({"levels_per_step": 0, "difference_weight": 0.0}, "levels_per_step .* 0"),
+        ({"levels_per_step": 1}, "levels_per_step .* 1"),
+        ({"difference_weight": -1.0}, "difference_weight .* -1"),
+        ({"init_from": "saved"}, "init_from .* saved"),
         ({"train_weights": []}, "1 train_folders but 0 train_weights"),
-        ({"resume_from_checkpoint": "best"}, "must be 'latest' or such as 'checkpoint-500', got 'best'"),
+        ({"resume_from_checkpoint": "best"}, "best"),
     ],
 )
 def test_bad_arguments(entries, message):
@@ -241,8 +230,8 @@ def test_bad_arguments(entries, message):
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ({"levels_per_step": 5}, "levels_per_step must be 1..4, got 5"),
-        ({"model": {"score_step": 16}, "levels_per_step": None}, "needs two levels or more, score_step 16 gives 1"),
+        ({"levels_per_step": 5}, "levels_per_step .* 5"),
+        ({"model": {"score_step": 16}, "levels_per_step": None}, "score_step 16"),
         ({"model": {"latents_per_block": 32, "score_step": 4}}, "scorer's latents_per_block is 32, the tokenizer's 16"),
         ({"model": {}, "init_from": "saved"}, "scorer's num_blocks is 2, the tokenizer's 4"),
         ({"model": {}, "init_from": "fits", "target": "l1"}, "scorer's target is 'psnr', that of this run 'l1'"),
@@ -252,34 +241,36 @@ def test_scorers_that_do_not_fit(tmp_path, monkeypatch, entries, message):
     monkeypatch.chdir(tmp_path)
     AdapTokScorerConfig(**SCORER_CONFIG | {"num_blocks": 2}).save_pretrained("saved")
     AdapTokScorerConfig(**SCORER_CONFIG, target="psnr").save_pretrained("fits")
-    build_config, arguments = (
-        scorer_training_step.build_config,
-        scorer_arguments.Arguments,
-    )
+    build_config, arguments = scorer_training_step.build_config, scorer_arguments.Arguments
     tokenizer = make_tokenizer().config
     with pytest.raises(ValueError, match=message):
         build_config(arguments(**REQUIRED | RECIPE | entries), tokenizer)
     kept = build_config(arguments(**REQUIRED | RECIPE | {"model": {}, "init_from": "fits", "target": "psnr"}), tokenizer)
     assert kept.score_step == 4 and kept.target == "psnr"
-    tokenizer.adaptive = False
-    with pytest.raises(ValueError, match="tokenizer is not adaptive"):
-        build_config(arguments(**REQUIRED | RECIPE), tokenizer)
+    causaltok = make_tokenizer()
+    causaltok.config.adaptive = False
+    causaltok.save_pretrained("causaltok")
+    with pytest.raises(ValueError, match="causaltok"):
+        scorer_training_step.load_tokenizer(arguments(**REQUIRED | RECIPE | {"tokenizer": "causaltok"}), "cpu")
 
 
 def tokenizer_of(name: str) -> AdapTokConfig:
     """What the recipe's scorer is trained for."""
-    recipe = SCRIPTS / "recipes" / f"{name.replace('scorer', 'tokenizer')}.json"
+    tokenizer = {"scorer_tiny": "tokenizer_tiny_init"}.get(name, name.replace("scorer", "tokenizer"))
+    recipe = SCRIPTS / "recipes" / f"{tokenizer}.json"
     return AdapTokConfig(**json.loads(recipe.read_text())["model"])
 
 
-@pytest.mark.parametrize("name", ["scorer_paper", "demo/scorer", "scorer_tiny"])
+@pytest.mark.parametrize("name", ["scorer_paper", "demo/scorer_init", "scorer_tiny_init", "scorer_tiny"])
 def test_shipped_recipes(name):
     recipe = json.loads((SCRIPTS / "recipes" / f"{name}.json").read_text())
     sources = {} if recipe.get("train_folders") else {"shard_folders": ["shards"]}
-    args = scorer_arguments.Arguments(**REQUIRED | recipe | sources)
-    names = {field.name for field in dataclasses.fields(args)}
-    assert set(recipe) <= names
-    config = scorer_training_step.build_config(args, tokenizer_of(name))
+    kind = ScorerInitialization if name.endswith("_init") else scorer_arguments.Arguments
+    args = kind(**REQUIRED | recipe | sources)
+    tokenizer = tokenizer_of(name)
+    config = scorer_training_step.new_config(args, tokenizer, args.model)
+    if name.endswith("_init"):
+        check_groups(config, tokenizer.codebook_dim, args.group_starts)  # raises ValueError
     with torch.device("meta"):
         size = sum(p.numel() for p in AdapTokScorerModel(config).parameters()) / 1e6
     if name == "scorer_paper":

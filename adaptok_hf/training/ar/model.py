@@ -1,4 +1,4 @@
-"""The generator that `train_ar.py` trains: a new one, a trained one, or adapters beside a trained one."""
+"""The generator that `train_ar.py` trains: a new one, a trained one, or adapters of a trained one."""
 
 import copy
 from collections.abc import Callable
@@ -17,20 +17,21 @@ GEOMETRY = ("codebook_size", "num_blocks", "latents_per_block")
 
 
 def is_class_conditional(args: Arguments) -> bool:
-    """Whether the generator of a run is conditioned on a class; otherwise it continues frames."""
+    """Return whether the generator of a run is conditioned on a class; otherwise it continues frames."""
     if args.init_from:
         return AdapTokARConfig.from_pretrained(args.init_from).is_class_conditional
     return not args.model.get("num_condition_codes")
 
 
-def build_model(args: Arguments, description: dict, tell: Callable[[str], None]) -> AdapTokARForCausalLM:
-    """
+def build_model(args: Arguments, description: dict, report: Callable[[str], None]) -> AdapTokARForCausalLM:
+    """Return the generator, in training mode.
+
     Args:
         description: of the tokens, see `token_rows.read_description`.
-        tell: prints what happens to the classes of `init_from`.
+        report: prints what happens to the classes of `init_from`.
 
     Raises:
-        ValueError: if a trained generator and the tokens do not belong together.
+        ValueError: if a trained generator and the tokens do not fit each other.
     """
     names = description["class_names"]
     if args.init_from:
@@ -42,7 +43,7 @@ def build_model(args: Arguments, description: dict, tell: Callable[[str], None])
                     "are of different tokenizers"
                 )
         if names and names != class_names(model):
-            tell(change_classes(model, names))
+            report(change_classes(model, names))
     else:
         entries = {name: description[name] for name in GEOMETRY} | args.model
         if not entries.get("num_condition_codes"):
@@ -56,16 +57,16 @@ def build_model(args: Arguments, description: dict, tell: Callable[[str], None])
 
 
 def class_names(model: AdapTokARForCausalLM) -> list[str]:
-    """Names of a generator's classes, in the order of their ids; none for frame prediction."""
+    """Return the names of a generator's classes, in the order of their ids; none for frame prediction."""
     return [model.config.id2label[label] for label in range(model.config.num_classes)]
 
 
 @torch.no_grad()
 def change_classes(model: AdapTokARForCausalLM, names: list[str]) -> str:
-    """Gives a generator other classes: those that it knows by name stay what they are, new ones start as "no class".
+    """Give a generator other classes: those that it knows by name keep their weights, new ones start as "no class".
 
     Returns:
-        What was done, in a line.
+        A line that says what was done.
     """
     old, first = class_names(model), model.config.first_class_token_id
     known = [name for name in names if name in old]
@@ -82,16 +83,16 @@ def change_classes(model: AdapTokARForCausalLM, names: list[str]) -> str:
 
 
 def shorten(names: list[str]) -> str:
-    """Some names, in brackets."""
+    """Return some of the names, in brackets."""
     return f"({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})" if names else "()"
 
 
 def add_adapters(model: AdapTokARForCausalLM, args: Arguments) -> "PeftModel":
-    """Freezes a generator and puts trained adapters into it. The rows of its classes are trained too, unless `lora` says
+    """Freeze a generator and put trainable adapters into it. The rows of its classes are trained too, unless `lora` says
     which embeddings are.
 
     Raises:
-        ValueError: for target modules that are not there, as peft.
+        ValueError: for unknown target modules, as peft.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -102,5 +103,5 @@ def add_adapters(model: AdapTokARForCausalLM, args: Arguments) -> "PeftModel":
 
 
 def merged(model: "PeftModel") -> AdapTokARForCausalLM:
-    """A generator whose weights hold the adapters'; the model itself stays as it is."""
+    """Return a copy of the generator with the adapters merged into its weights."""
     return copy.deepcopy(model).merge_and_unload()

@@ -15,29 +15,29 @@ from torch.utils.data import DataLoader, Sampler, Subset
 
 from ...models.modeling_adaptok_ar import AdapTokARForCausalLM
 
-# what `dataset.json` says of the tokens, beside their classes
+# what `dataset.json` says of the tokens, next to their classes
 ENTRIES = ("model_hash", "codebook_size", "num_blocks", "latents_per_block")
 COLUMNS = ("codes", "token_counts", "label", "condition_codes")
 
 
-def read_description(folders: Sequence[str], labelled: bool) -> dict:
-    """What `dataset.json` says of all folders alike.
+def read_description(folders: Sequence[str], labeled: bool) -> dict:
+    """Return what the `dataset.json` of all folders have in common.
 
     Args:
-        labelled: whether the labels count, so that all folders must have the same classes.
+        labeled: whether the labels count, so that all folders must have the same classes.
 
     Raises:
-        ValueError: for a folder without shards, or folders that do not belong together.
+        ValueError: for a folder without shards, or folders that cannot be used together.
     """
     descriptions = []
     for folder in map(Path, folders):
         if not (folder / "dataset.json").is_file() or not any(folder.glob("*.parquet")):
             raise ValueError(f"{folder} holds no tokens: no *.parquet and dataset.json of tokenize_dataset.py")
         descriptions.append(json.loads((folder / "dataset.json").read_text()))
-        for name in ENTRIES + (("class_names",) if labelled else ()):
+        for name in ENTRIES + (("class_names",) if labeled else ()):
             if descriptions[-1][name] != descriptions[0][name]:
                 raise ValueError(f"{folder} has another {name} than {folders[0]}; they cannot be used together")
-    names = descriptions[0]["class_names"] if labelled else []
+    names = descriptions[0]["class_names"] if labeled else []
     return {name: descriptions[0][name] for name in ENTRIES} | {"class_names": names}
 
 
@@ -52,16 +52,16 @@ class TokenRows:
     """
 
     def __init__(self, folders: Sequence[str]):
-        parts, videos = [], []
+        tables, videos = [], []
         self.num_videos = 0
         for folder in map(Path, folders):
             shards = sorted(map(str, folder.glob("*.parquet")))
-            part = load_dataset("parquet", data_files=shards, split="train")
-            for chunk in (sources := part.data.column("source").dictionary_encode().unify_dictionaries()).chunks:
+            table = load_dataset("parquet", data_files=shards, split="train")
+            for chunk in (sources := table.data.column("source").dictionary_encode().unify_dictionaries()).chunks:
                 videos.append(chunk.indices.to_numpy().astype(np.int64) + self.num_videos)
             self.num_videos += len(sources.chunk(0).dictionary) if sources.num_chunks else 0
-            parts.append(part)
-        rows = concatenate_datasets(parts)
+            tables.append(table)
+        rows = concatenate_datasets(tables)
         self.video_of_row = np.concatenate(videos)
         if not len(rows):
             raise ValueError(f"{', '.join(folders)}: the shards have no rows")
@@ -75,9 +75,10 @@ class TokenRows:
         return len(self.rows)
 
     def check(self, model: AdapTokARForCausalLM) -> None:
-        """
+        """Check that the generator can learn from the rows.
+
         Raises:
-            ValueError: if the rows are not what the generator learns from.
+            ValueError: if it cannot.
         """
         config = model.config
         if config.is_class_conditional and self.largest_label >= config.num_classes:
@@ -88,18 +89,18 @@ class TokenRows:
     def training_batches(
         self, batch_size: int, steps: range, *, seed: int, rank: int, world_size: int, num_workers: int
     ) -> DataLoader:
-        """A process' share of the batch of each step: columns of `batch_size / world_size` rows."""
+        """Return a process' share of the batch of each step: columns of `batch_size / world_size` rows."""
         sampler = WindowSampler(self.video_of_row, batch_size, steps, seed=seed, rank=rank, world_size=world_size)
         return DataLoader(self.rows, batch_sampler=sampler, num_workers=num_workers)
 
     def validation_batches(self, batch_size: int, most: int, *, rank: int, world_size: int) -> DataLoader:
-        """A process' share of at most `most` rows, evenly spread over all; the same in every run."""
+        """Return a process' share of at most `most` rows, evenly spread over all; the same in every run."""
         chosen = np.linspace(0, len(self) - 1, min(most, len(self))).round().astype(int)
         return DataLoader(Subset(self.rows, chosen[rank::world_size].tolist()), batch_size=batch_size)
 
 
 class WindowSampler(Sampler[list[int]]):
-    """In each epoch one random window of each video, in random order; batches go on from one epoch into the next.
+    """In each epoch one random window of each video, in random order; a batch may reach into the next epoch.
 
     So long videos, which have more windows, do not crowd out short ones. What a step reads depends on seed and step only.
 
@@ -120,7 +121,7 @@ class WindowSampler(Sampler[list[int]]):
         self.starts = np.concatenate([[0], self.ends[:-1]])
 
     def rows_of_epoch(self, epoch: int) -> np.ndarray:
-        """(videos,) a row of each video."""
+        """Return a row of each video, (videos,)."""
         rng = np.random.default_rng([self.seed, epoch])
         videos = rng.permutation(len(self.ends))
         return self.rows[rng.integers(self.starts[videos], self.ends[videos])]
@@ -141,7 +142,7 @@ class WindowSampler(Sampler[list[int]]):
 
 
 def model_inputs(model: AdapTokARForCausalLM, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Columns of some rows -> arguments of the generator."""
+    """Turn columns of some rows into arguments of the generator."""
     config = model.config
     shape = (-1, config.num_blocks, config.latents_per_block)
     if config.is_class_conditional:

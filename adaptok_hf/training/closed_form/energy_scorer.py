@@ -1,18 +1,24 @@
-"""A start for the scorer's weights that already predicts: the energy of a block's latents, part by part."""
+"""Closed-form initialization of a scorer that already predicts: the energy of a block's latents, group by group."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from accelerate import Accelerator
 from scipy.optimize import nnls
 from torch import nn
 
 from ...models.configuration_adaptok_scorer import AdapTokScorerConfig
+from ...models.modeling_adaptok import AdapTokModel
 from ...models.modeling_adaptok_scorer import AdapTokScorerModel
+from ..clips import FolderBatches, StreamBatches
+from ..scorer.examples import measure_example, sample_settings
+from ..scorer.targets import BlockLoss
+from .arguments import ScorerInitialization
 
-# Typical sizes beside the position's of about 3. What varies much, as content does from one latent to another, must be
+# Typical sizes next to the position's of about 3. What varies much, as content does from one latent to another, must be
 # small, or layer norms would level it.
-CONTENT, ENERGY, LENGTH = 0.03, 0.003, 0.2  # the last of standardised energies together, and of the estimate
+CONTENT, ENERGY, LENGTH = 0.03, 0.003, 0.2  # the last of standardized energies together, and of the estimate
 CURVATURE = (2 / torch.pi) ** 0.5  # gelu(u) + gelu(-u) is this times u squared, for small u
 SMALL = 0.1  # typical u
 HEAD_STEPS, HEAD_BATCH, HEAD_RATE = 3000, 16, 5e-3
@@ -20,7 +26,8 @@ HEAD_STEPS, HEAD_BATCH, HEAD_RATE = 3000, 16, 5e-3
 
 @dataclass(frozen=True)
 class MeasuredBlocks:
-    """
+    """The losses of a block of some clips.
+
     Args:
         latents: (clips, blocks, latents_per_block, latent_size) float32, up to and with the block that was measured.
         levels: (levels,) long, indices of the levels that were measured.
@@ -32,14 +39,33 @@ class MeasuredBlocks:
     losses: torch.Tensor
 
 
-class _Roles:
-    """Which channels do what: number of the block, part, constants, content, and results."""
+@torch.no_grad()
+def measure_blocks(
+    args: ScorerInitialization,
+    config: AdapTokScorerConfig,
+    tokenizer: AdapTokModel,
+    clips: FolderBatches | StreamBatches,
+    block_loss: BlockLoss,
+    accelerator: Accelerator,
+) -> list[MeasuredBlocks]:
+    """Measure `num_batches` batches of random clips, by torch's global generator."""
+    measured = []
+    for videos in clips.sample(args.num_batches * args.batch_size).split(args.batch_size):
+        settings = sample_settings(config, args.batch_size, args.levels_per_step, args.augment)
+        with accelerator.autocast():
+            example = measure_example(tokenizer, videos, settings, config.score_step, block_loss)
+        measured.append(MeasuredBlocks(example.latents.cpu(), settings.levels, example.losses.cpu()))
+    return measured
 
-    def __init__(self, config: AdapTokScorerConfig, num_parts: int, num_content: int):
+
+class _Roles:
+    """Which channels do what: number of the block, group, constants, content, and results."""
+
+    def __init__(self, config: AdapTokScorerConfig, num_groups: int, num_content: int):
         self.num_content = num_content
         sizes = {
-            "blocks": config.num_blocks, "parts": num_parts, "one": 1, "zero": 1,
-            "content": self.num_content, "energy": 1, "means": num_parts, "weights": num_parts, "estimate": 1,
+            "blocks": config.num_blocks, "groups": num_groups, "one": 1, "zero": 1,
+            "content": self.num_content, "energy": 1, "means": num_groups, "weights": num_groups, "estimate": 1,
         }  # fmt: skip
         stop = 0
         for name, size in sizes.items():
@@ -48,12 +74,12 @@ class _Roles:
         self.size = stop
 
 
-def part_starts(config: AdapTokScorerConfig, codebook_dim: int, starts: Sequence[int] | None) -> list[int]:
-    """Where the parts of a block begin, whose energies are told apart: one head each.
+def check_groups(config: AdapTokScorerConfig, codebook_dim: int, starts: Sequence[int] | None) -> list[int]:
+    """Return where the groups of a block's latents begin whose energies are measured apart, by one head each.
 
     Args:
         codebook_dim: the tokenizer's.
-        starts: indices of latents, rising from 0; `None`: as many parts of equal size as there are heads.
+        starts: indices of latents, rising from 0; `None`: as many groups of equal size as there are heads.
 
     Raises:
         ValueError: for other indices, and for a scorer that is too small for them.
@@ -61,7 +87,7 @@ def part_starts(config: AdapTokScorerConfig, codebook_dim: int, starts: Sequence
     m, heads = config.latents_per_block, config.num_attention_heads
     starts = [m * head // heads for head in range(heads)] if starts is None else list(starts)
     if starts[:1] != [0] or starts != sorted(set(starts)) or starts[-1] >= m or len(starts) > heads:
-        raise ValueError(f"parts must begin at rising latents, from 0 to below {m}, at most {heads} (heads); got {starts}")
+        raise ValueError(f"groups must begin at rising latents, from 0 to below {m}, at most {heads} (heads); got {starts}")
     roles = _Roles(config, len(starts), codebook_dim)
     head_dim, units = config.hidden_size // heads, config.mlp_ratio * config.hidden_size
     needed = max(2 * roles.num_content, 4 * len(starts))
@@ -72,7 +98,7 @@ def part_starts(config: AdapTokScorerConfig, codebook_dim: int, starts: Sequence
         or config.num_hidden_layers < 2
     ):
         raise ValueError(
-            f"this start of the scorer needs 2 layers, a hidden_size of at least {roles.size} whose heads have "
+            f"this initialization needs 2 layers, a hidden_size of at least {roles.size} whose heads have "
             f"{1 + config.num_blocks} channels or more, and {needed} units in an MLP; got {config.num_hidden_layers}, "
             f"{config.hidden_size}, {head_dim} and {units}"
         )
@@ -86,37 +112,37 @@ def initialize_as_energy_scorer(
     project_in: nn.Linear,
     starts: Sequence[int] | None = None,
 ) -> None:
-    """Starts the scorer with layers that estimate a squared loss from energies of latents, and a head fitted on estimates.
+    """Initialize layers that estimate a squared loss from energies of latents, and a head fitted on the estimates.
 
-    What a block loses without its later latents is, first of all, what they would have told. For a codec of orthogonal
+    What a block loses without its later latents is, first of all, what they would have added. For a codec of orthogonal
     components the squared error is the sum of the dropped latents' energies, plus some share of the others' (their
-    quantisation). From a random start the scorer needs thousands of measured blocks to find that out. Here
+    quantization). From random weights the scorer needs thousands of measured blocks to find that out. Here
 
-    * the channels have roles; content is what the quantiser sees of a latent, about its mean, whose squares add up to the
+    * the channels have roles; content is what the quantizer sees of a latent, about its mean, whose squares add up to the
       energy;
     * the first layer's MLP squares them: gelu(u) + gelu(-u) is proportional to the square of a small u;
-    * each head of the second layer takes the mean energy of one part of the block;
+    * each head of the second layer takes the mean energy of one group of latents;
     * the second layer's MLP multiplies these means by what they weigh at a level, which non-negative least squares finds:
-      for each part one weight of dropped and one of kept latents;
+      for each group one weight of dropped and one of kept latents;
     * the output head, two linear maps, is trained on the resulting estimates by AdamW, which takes seconds.
 
-    The other weights start with no effect. Draws from torch's global generator.
+    The other weights have no effect at first. Samples by torch's global generator.
 
     Args:
-        scorer: for latents as they are (not standardised), in float32 on the CPU.
+        scorer: for latents as they are (not standardized), in float32 on the CPU.
         measured: some hundred clips in all.
-        project_in: the tokenizer's, of its quantiser.
-        starts: see `part_starts`; best the beginnings of the tokenizer's groups of latents.
+        project_in: of the tokenizer's quantizer.
+        starts: see `check_groups`; best those of the tokenizer's groups, if it was initialized as a transform codec.
 
     Raises:
-        ValueError: see `part_starts`.
+        ValueError: see `check_groups`.
     """
     config = scorer.config
-    starts = part_starts(config, project_in.out_features, starts)
+    starts = check_groups(config, project_in.out_features, starts)
     roles = _Roles(config, len(starts), project_in.out_features)
     m, step, width = config.latents_per_block, config.score_step, config.hidden_size
-    part = torch.bucketize(torch.arange(m), torch.tensor(starts), right=True) - 1
-    sizes = part.bincount()
+    group = torch.bucketize(torch.arange(m), torch.tensor(starts), right=True) - 1
+    sizes = group.bincount()
 
     for layer in scorer.layers:
         for linear in (layer.attention.proj, layer.mlp.fc1, layer.mlp.fc2):
@@ -124,7 +150,7 @@ def initialize_as_energy_scorer(
             linear.bias.zero_()
     rows = torch.zeros(config.num_blocks, m, width)
     rows[..., roles.blocks] = torch.eye(config.num_blocks)[:, None]
-    rows[..., roles.parts] = nn.functional.one_hot(part, len(starts)).float()
+    rows[..., roles.groups] = nn.functional.one_hot(group, len(starts)).float()
     rows[..., roles.one] = 2.0
     gain = 1 / rows.std(-1).mean()  # of the layer norms
     _set_content(scorer, roles, rows, measured, project_in)
@@ -132,15 +158,15 @@ def initialize_as_energy_scorer(
     _set_energies(scorer, roles, gain)
 
     inputs = _states(scorer, measured, scorer.norm, inputs=True)
-    energies = inputs[:, 0, roles.means]  # (clips, parts), the same at each level
+    energies = inputs[:, 0, roles.means]  # (clips, groups), the same at each level
     mean, std = energies.mean(0), energies.std(0).clamp(min=1e-8)
     levels = torch.cat([example.levels.expand(len(example.losses), -1) for example in measured])
     squared = torch.cat([example.losses for example in measured]).square()
-    dropped = torch.stack([_dropped(count, part) for count in range(step, m + 1, step)])  # (levels, parts)
+    dropped = torch.stack([_dropped(count, group) for count in range(step, m + 1, step)])  # (levels, groups)
     weights, constant = _fit_weights(energies * sizes, dropped[levels], squared)
-    weights = (weights[0] * dropped + weights[1] * (1 - dropped)) * sizes  # (levels, parts), of mean energies
+    weights = (weights[0] * dropped + weights[1] * (1 - dropped)) * sizes  # (levels, groups), of mean energies
 
-    # The means standardised, their weights beside them, and the estimate as sum of products.
+    # The means standardized, their weights next to them, and the estimate as sum of products.
     projection = scorer.layers[1].attention.proj
     length = LENGTH / len(starts) ** 0.5
     projection.weight[roles.means] *= (length / std)[:, None]
@@ -155,27 +181,27 @@ def initialize_as_energy_scorer(
     mlp = scorer.layers[1].mlp
     sharpness = SMALL / (gain * length)
     for index in range(len(starts)):
-        own = slice(4 * index, 4 * index + 4)
+        units = slice(4 * index, 4 * index + 4)
         for channels, signs in ((roles.means, (1, -1, 1, -1)), (roles.weights, (1, -1, -1, 1))):
-            mlp.fc1.weight[own, channels.start + index] = sharpness * torch.tensor(signs)
-        mlp.fc1.weight[own, roles.zero] = -mlp.fc1.weight[own].sum(1, keepdim=True)  # the layer norm's shift
+            mlp.fc1.weight[units, channels.start + index] = sharpness * torch.tensor(signs)
+        mlp.fc1.weight[units, roles.zero] = -mlp.fc1.weight[units].sum(1, keepdim=True)  # the layer norm's shift
         squares = torch.tensor((1.0, 1.0, -1.0, -1.0))  # (a + b)^2 - (a - b)^2 = 4 a b
-        mlp.fc2.weight[roles.estimate, own] = squares / (4 * CURVATURE * SMALL**2) * unit / scale * LENGTH
+        mlp.fc2.weight[roles.estimate, units] = squares / (4 * CURVATURE * SMALL**2) * unit / scale * LENGTH
 
-    # The head reads the estimate alone: what else it could learn from misleads allocation.
+    # The head reads the estimate alone: whatever else it could learn from misleads allocation.
     estimates = _states(scorer, measured, scorer.norm, inputs=False)[..., roles.estimate]
     _fit_head(scorer, estimates, torch.cat([example.losses for example in measured]), roles.estimate)
 
 
-def _dropped(count: int, part: torch.Tensor) -> torch.Tensor:
-    """(parts,), the share of each part's latents at or behind `count`."""
-    return part[count:].bincount(minlength=int(part.max()) + 1) / part.bincount()
+def _dropped(count: int, group: torch.Tensor) -> torch.Tensor:
+    """Return the share of each group's latents from `count` on, (groups,)."""
+    return group[count:].bincount(minlength=int(group.max()) + 1) / group.bincount()
 
 
 def _set_content(
     scorer: AdapTokScorerModel, roles: _Roles, rows: torch.Tensor, measured: list[MeasuredBlocks], project_in: nn.Linear
 ) -> None:
-    """Maps latents to what the quantiser sees of them, about its mean, which goes into `rows`, in place."""
+    """Map latents to what the quantizer sees of them, about its mean, which goes into `rows`, in place."""
     size = scorer.config.latent_size
     content = torch.cat([project_in(example.latents[:, -1]) for example in measured]).flatten(0, 1)
     mean = content.mean(0)
@@ -187,22 +213,22 @@ def _set_content(
 
 
 def _set_energies(scorer: AdapTokScorerModel, roles: _Roles, gain: torch.Tensor) -> None:
-    """Squares the content in the first layer; averages over each part of the own block in the second."""
+    """Square the content in the first layer; average over each group of the same block in the second."""
     config = scorer.config
-    num_parts, heads = roles.parts.stop - roles.parts.start, config.num_attention_heads
+    num_groups, heads = roles.groups.stop - roles.groups.start, config.num_attention_heads
     mlp = scorer.layers[0].mlp
     sharpness = SMALL / (gain * CONTENT / roles.num_content**0.5)
     for unit, sign in ((0, sharpness), (1, -sharpness)):
-        own = slice(unit, 2 * roles.num_content, 2)
-        mlp.fc1.weight[own, roles.content] = sign * torch.eye(roles.num_content)
-        mlp.fc1.weight[own, roles.zero] = -sign
+        units = slice(unit, 2 * roles.num_content, 2)
+        mlp.fc1.weight[units, roles.content] = sign * torch.eye(roles.num_content)
+        mlp.fc1.weight[units, roles.zero] = -sign
     mlp.fc2.weight[roles.energy, : 2 * roles.num_content] = ENERGY / (CURVATURE * SMALL**2 * roles.num_content)
     attention = scorer.layers[1].attention
     attention.qkv.weight.zero_()
     query, key, value = attention.qkv.weight.view(3, heads, -1, config.hidden_size)
-    for index in range(num_parts):
+    for index in range(num_groups):
         query[index, 0, roles.one] = 3.0
-        key[index, 0, roles.parts.start + index] = 1.0
+        key[index, 0, roles.groups.start + index] = 1.0
         query[index, 1 : 1 + config.num_blocks, roles.blocks] = 6 * torch.eye(config.num_blocks)
         key[index, 1 : 1 + config.num_blocks, roles.blocks] = torch.eye(config.num_blocks)
         value[index, 0, roles.energy] = 1.0
@@ -211,15 +237,15 @@ def _set_energies(scorer: AdapTokScorerModel, roles: _Roles, gain: torch.Tensor)
 
 
 def _fit_weights(energies: torch.Tensor, dropped: torch.Tensor, squared: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Non-negative least squares for squared losses, each in units of its loss.
+    """Solve non-negative least squares for squared losses, each in units of its loss.
 
     Args:
-        energies: (clips, parts), of all latents of a part together.
-        dropped: (clips, levels, parts), see `_dropped`.
+        energies: (clips, groups), of all latents of a group together.
+        dropped: (clips, levels, groups), see `_dropped`.
         squared: (clips, levels).
 
     Returns:
-        (2, parts), the weights of dropped and of kept latents' energies, and the constant.
+        (2, groups), the weights of dropped and of kept latents' energies, and the constant.
     """
     energies = energies[:, None]
     columns = torch.cat([energies * dropped, energies * (1 - dropped), torch.ones_like(squared)[..., None]], -1)
@@ -232,14 +258,13 @@ def _fit_weights(energies: torch.Tensor, dropped: torch.Tensor, squared: torch.T
 
 
 def _states(scorer: AdapTokScorerModel, measured: list[MeasuredBlocks], module: nn.Module, inputs: bool) -> torch.Tensor:
-    """(clips, levels, width), what goes into a module or comes out of it, at the levels that were measured."""
+    """Return what goes into a module or comes out of it, at the levels that were measured: (clips, levels, width)."""
     kept = []
     hook = module.register_forward_hook(lambda module, args, output: kept.append(args[0] if inputs else output))
     states = []
     for example in measured:
         kept.clear()
-        with torch.inference_mode():  # without a mask
-            scorer(example.latents, torch.zeros_like(example.latents))
+        scorer(example.latents, torch.zeros_like(example.latents))
         at_levels = kept[0].unflatten(1, (example.latents.shape[1], -1))[:, -1]
         states.append(at_levels[:, example.levels])
     hook.remove()
@@ -247,10 +272,10 @@ def _states(scorer: AdapTokScorerModel, measured: list[MeasuredBlocks], module: 
 
 
 def _fit_head(scorer: AdapTokScorerModel, estimates: torch.Tensor, losses: torch.Tensor, channel: slice) -> None:
-    """Trains the output head to turn estimates (clips, levels, 1), found in `channel`, into losses (clips, levels)."""
+    """Train the output head to turn estimates (clips, levels, 1), which are in `channel`, into losses (clips, levels)."""
     mean, scale = estimates.mean(), 1 / estimates.std()
     inputs = (estimates - mean) * scale
-    wanted = (losses - scorer.config.score_mean) / scorer.config.score_std
+    targets = (losses - scorer.config.score_mean) / scorer.config.score_std
     importance = losses.mean() / losses.clamp(min=0.3 * losses.mean())
     head_in, head_out = nn.Linear(1, scorer.head_in.out_features), scorer.head_out
     with torch.enable_grad():
@@ -260,7 +285,7 @@ def _fit_head(scorer: AdapTokScorerModel, estimates: torch.Tensor, losses: torch
             optimizer.param_groups[0]["lr"] = HEAD_RATE * (1 - step / HEAD_STEPS)
             rows = torch.randint(len(inputs), (min(HEAD_BATCH, len(inputs)),))
             predicted = head_out(torch.tanh(head_in(inputs[rows])))[..., 0]
-            loss = ((predicted - wanted[rows]).square() * importance[rows]).mean()
+            loss = ((predicted - targets[rows]).square() * importance[rows]).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

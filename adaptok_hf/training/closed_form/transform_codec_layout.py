@@ -1,4 +1,4 @@
-"""The plan of the start of `transform_codec.py`: places of latents, roles of channels."""
+"""The plan of `transform_codec.py`: places of latents, roles of channels."""
 
 import torch
 from torch import nn
@@ -15,18 +15,18 @@ class TransformCodecLayout:
 
     Attributes:
         place, time, groups, kind, code, zero, content (slice): the channels of each role; the one of `zero` is always 0, so
-            that behind a layer norm it tells what the norm has subtracted.
+            that after a layer norm it holds what the norm has subtracted.
         num_groups (int): groups of latents; one group has a latent at every patch, a coarse one at every 2 x 2 patches.
         coarse (bool): whether the first group is a coarse one.
         group, place_of (torch.Tensor): (latents_per_block,) long, each latent's group, and (latents_per_block, 2), the row
             and column at which it is, in patches; between patches for coarse ones.
-        parts (list[slice]): the principal components that each group carries. A coarse group carries the means of the
+        components (list[slice]): the principal components that each group carries. A coarse group carries the means of the
             first ones, which its patches fall back on where later groups' latents were dropped.
         slots (list[int]): by group, which head it has, counted over all layers. Where patches fall back on what the coarse
             group carries, that has been copied in the first layer.
         fallback (slice): channels of patches for what the coarse group carries; empty without one.
         writes (list[slice]): the channels of patches for what each group carries, in `fallback` or in `content`.
-        neighbours (list[slice]): the channels of `content` for the first components of the patches above, below, left
+        neighbors (list[slice]): the channels of `content` for the first components of the patches above, below, left
             and right, if there is room for them; empty if not.
         previous (dict[int, slice]): by group, the channels of `content` for the group's components one block before.
 
@@ -55,16 +55,18 @@ class TransformCodecLayout:
         self.content = slice(starts[-1], width)
         # Sizes by trial with 1, 2, 4 and 8 groups on wild/val: later components vary less, so that more of them share a
         # code, and with few groups the first must do more. A first group below 3 costs much at small budgets.
-        self.parts, start = [], 0
+        self.components, start = [], 0
         for group in range(fine):
             size = min(max(3, int((6 + 4 * group) / fine**0.5)), config.codebook_dim - 1)
-            self.parts.append(slice(start, start + size))
+            self.components.append(slice(start, start + size))
             start += size
         size = min(start, config.codebook_dim - 1) if self.coarse else 0
         self.fallback = slice(self.content.start + start, self.content.start + start + size)
-        self.writes = [slice(self.content.start + part.start, self.content.start + part.stop) for part in self.parts]
+        self.writes = [
+            slice(self.content.start + chunk.start, self.content.start + chunk.stop) for chunk in self.components
+        ]
         if self.coarse:
-            self.parts.insert(0, slice(0, size))
+            self.components.insert(0, slice(0, size))
             self.writes.insert(0, self.fallback)
             start += size
         slots = range(heads * min(config.num_encoder_layers, config.num_decoder_layers))
@@ -76,7 +78,7 @@ class TransformCodecLayout:
                 f"hidden_size of at least {self.content.start + start}, got {len(slots)} heads (those of encoder or "
                 f"decoder) of {self.head_dim} channels and a hidden_size of {width}"
             )
-        self.neighbours, self.previous = self._context(start)
+        self.neighbors, self.previous = self._context(start)
         cells, index = scattered_order(g), torch.arange(m - count)
         self.group, self.place_of = index // g**2, torch.stack([cells // g, cells % g], 1).float()[index % g**2]
         if coarse:
@@ -86,11 +88,11 @@ class TransformCodecLayout:
             self.place_of = torch.cat([places, self.place_of])
 
     def _assign(self, slots: range, fallback: int) -> list[int] | None:
-        """A slot for each group, the first for the first; none if they do not suffice."""
+        """Return a slot for each group, the first for the first; `None` if they do not suffice."""
         heads = self.config.num_attention_heads
         taken, free = [0], [slot for slot in slots if slot]
-        for part in self.parts[1:]:
-            later = [slot for slot in free if slot >= heads] if part.start < fallback else free
+        for chunk in self.components[1:]:
+            later = [slot for slot in free if slot >= heads] if chunk.start < fallback else free
             if not later:
                 return None
             taken.append(later[0])
@@ -98,28 +100,28 @@ class TransformCodecLayout:
         return taken
 
     def _context(self, start: int) -> tuple[list[slice], dict[int, slice]]:
-        """What the last decoder layer and the spare heads before it add, in the channels of content from `start` on."""
+        """Return `neighbors` and `previous`, in the channels of content from `start` on."""
         heads, layers = self.config.num_attention_heads, self.config.num_decoder_layers
         room = self.config.hidden_size - self.content.start - start
-        size = self.parts[min(4 + self.coarse, self.num_groups - 1)].stop
-        neighbours, previous = [], {}
+        size = self.components[min(4 + self.coarse, self.num_groups - 1)].stop
+        neighbors, previous = [], {}
         self.spare_slots = [slot for slot in range(heads * (layers - 1)) if slot not in self.slots]
         if heads < 4 or max(self.slots) >= heads * (layers - 1) or 4 * size > room:
-            return neighbours, previous
+            return neighbors, previous
         for _ in range(4):
-            neighbours.append(slice(start, start + size))
+            neighbors.append(slice(start, start + size))
             start += size
         if self.config.num_blocks > 1:
             for group in range(self.coarse, min(self.num_groups, self.coarse + len(self.spare_slots))):
-                stop = start + self.parts[group].stop - self.parts[group].start
+                stop = start + self.components[group].stop - self.components[group].start
                 if self.content.start + stop > self.config.hidden_size:
                     break
                 previous[group] = slice(start, stop)
                 start = stop
-        return neighbours, previous
+        return neighbors, previous
 
     def shift(self, rows: int, columns: int, blocks: int) -> torch.Tensor:
-        """The matrix that turns the place and time channels of a position into those of another one, so far away."""
+        """Return the matrix that turns the place and time channels of a position into those of another one, so far away."""
         g, num_blocks = self.config.grid_size, self.config.num_blocks
         matrices = []
         for distance, period, channels in (
@@ -133,13 +135,13 @@ class TransformCodecLayout:
         return torch.block_diag(*matrices)
 
     def head(self, layers: nn.ModuleList, slot: int) -> tuple[nn.Module, slice]:
-        """The layer and the channels of a head, counted over all layers."""
+        """Return the layer and the channels of a head, counted over all layers."""
         heads = self.config.num_attention_heads
         head = slot % heads
         return layers[slot // heads], slice(head * self.head_dim, (head + 1) * self.head_dim)
 
     def position_tables(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows of patches and of latents, (blocks * patches, width) and (blocks * latents, width)."""
+        """Return the rows of patches and of latents, (blocks * patches, width) and (blocks * latents, width)."""
         config = self.config
         g, blocks = config.grid_size, config.num_blocks
 
@@ -165,7 +167,7 @@ class TransformCodecLayout:
 
 
 def scattered_order(grid_size: int) -> torch.Tensor:
-    """The cells of a grid in an order in which each is as far as possible from all before it (cyclic distance)."""
+    """Return the cells of a grid in an order in which each is as far as possible from all before it (cyclic distance)."""
     index = torch.arange(grid_size**2)
     points = torch.stack([index // grid_size, index % grid_size], -1)
     apart = (points[:, None] - points).abs()

@@ -12,8 +12,8 @@ from .targets import BlockLoss, measure_levels
 
 
 @dataclass(frozen=True)
-class Draws:
-    """What is drawn at random for a batch.
+class ExampleSettings:
+    """What is random about the examples of a batch.
 
     Args:
         block: the one that is measured; of all clips.
@@ -27,17 +27,18 @@ class Draws:
     levels: torch.Tensor
     zoom: torch.Tensor | None
 
-    def of(self, clips: slice) -> "Draws":
-        """Those of some of the clips."""
+    def of(self, clips: slice) -> "ExampleSettings":
+        """Return those of some of the clips."""
         return dataclasses.replace(self, counts=self.counts[clips], zoom=None if self.zoom is None else self.zoom[clips])
 
 
 @dataclass(frozen=True)
 class Example:
-    """
+    """What the scorer is shown of a batch of clips, and what it shall predict.
+
     Args:
         latents, quantized: (clips, blocks, latents_per_block, hidden_size) float32, up to and with the block measured.
-        counts: (clips, blocks) long, the last block full: what the scorer is shown.
+        counts: (clips, blocks) long, the last block full.
         losses: (clips, levels) float32, of the last block.
     """
 
@@ -47,48 +48,49 @@ class Example:
     losses: torch.Tensor
 
 
-def draw(config: AdapTokScorerConfig, batch_size: int, levels: int | None, augment: bool) -> Draws:
-    """Draws from torch's global generator: a block, counts of the earlier ones (the tokenizer's block-mask sampler), and
-    so many levels (`None`: all)."""
+def sample_settings(config: AdapTokScorerConfig, batch_size: int, levels: int | None, augment: bool) -> ExampleSettings:
+    """Sample a block, counts of the earlier ones (the tokenizer's block-mask sampler), and so many levels (`None`: all) by
+    torch's global generator."""
     block = int(torch.randint(config.num_blocks, ()))
     counts = sample_token_counts(batch_size, block + 1, config.latents_per_block)
     chosen = torch.randperm(config.num_levels)[:levels].sort().values
-    return Draws(block, counts, chosen, torch.rand(batch_size, 4) if augment else None)
+    return ExampleSettings(block, counts, chosen, torch.rand(batch_size, 4) if augment else None)
 
 
 @torch.no_grad()
 def measure_example(
-    tokenizer: AdapTokModel, videos: torch.Tensor, draws: Draws, score_step: int, block_loss: BlockLoss
+    tokenizer: AdapTokModel, videos: torch.Tensor, settings: ExampleSettings, score_step: int, block_loss: BlockLoss
 ) -> Example:
-    """
+    """Encode clips, decode them at each level, and measure the loss of the last block.
+
     Args:
         videos: uint8 (clips, frames, 3, height, width).
-        draws: for these clips.
+        settings: for these clips.
         score_step: the scorer's tokens from level to level.
     """
     device, config = tokenizer.device, tokenizer.config
-    video = videos[:, : (draws.block + 1) * config.tubelet_size].to(device).float() / 255
-    if draws.zoom is not None:
-        video = zoom_and_contrast(video, draws.zoom)
-    counts = draws.counts.to(device)
+    video = videos[:, : (settings.block + 1) * config.tubelet_size].to(device).float() / 255
+    if settings.zoom is not None:
+        video = zoom_and_contrast(video, settings.zoom)
+    counts = settings.counts.to(device)
     encoded = tokenizer.encode(video)
-    levels = ((draws.levels + 1) * score_step).tolist()
+    levels = ((settings.levels + 1) * score_step).tolist()
     losses = measure_levels(tokenizer, video, encoded.quantized, counts, levels, block_loss)
     counts = counts.clone()
     counts[:, -1] = config.latents_per_block
     return Example(encoded.latents.float(), encoded.quantized.float(), counts, losses)
 
 
-def zoom_and_contrast(video: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
-    """Each clip is cropped to a square of half to all of its width and enlarged again; its contrast times 0.5 to 1.2.
+def zoom_and_contrast(video: torch.Tensor, amounts: torch.Tensor) -> torch.Tensor:
+    """Crop each clip to a square of half to all of its width and enlarge it again; multiply its contrast by 0.5 to 1.2.
 
     Args:
         video: (clips, frames, 3, size, size) in [0, 1].
-        draws: (clips, 4) in [0, 1), for the square's side, its top and left edge, and the contrast.
+        amounts: (clips, 4) in [0, 1), for the square's side, its top and left edge, and the contrast.
     """
     size = video.shape[-1]
     clips = []
-    for clip, (side, top, left, contrast) in zip(video, draws.tolist(), strict=True):
+    for clip, (side, top, left, contrast) in zip(video, amounts.tolist(), strict=True):
         side = size // 2 + int(side * (size - size // 2 + 1))
         top, left = int(top * (size - side + 1)), int(left * (size - side + 1))
         crop = clip[..., top : top + side, left : left + side]

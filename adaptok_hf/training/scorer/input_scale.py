@@ -1,4 +1,4 @@
-"""Standardised inputs for the scorer while it is trained."""
+"""Standardized inputs for the scorer while it is trained."""
 
 import copy
 
@@ -8,13 +8,13 @@ from ...models.modeling_adaptok_scorer import AdapTokScorerModel
 
 
 class InputScale:
-    """Standardises the scorer's input channels while it is trained.
+    """Standardizes the scorer's input channels while it is trained.
 
     A few channels of the latents are a hundred times larger than others; Adam's steps, equally long for all weights, would
-    be too long for the ones and too short for the others. The saved model has the scale in its first layer's weights.
+    be too long for some and too short for others. The saved model has the scale in its first layer's weights.
 
     Args:
-        mean, std: (2 * latent_size,), of latents and quantised latents.
+        mean, std: (2 * latent_size,), of latents and quantized latents.
     """
 
     def __init__(self, mean: torch.Tensor, std: torch.Tensor):
@@ -26,7 +26,7 @@ class InputScale:
 
     @torch.no_grad()
     def fold(self, scorer: AdapTokScorerModel) -> AdapTokScorerModel:
-        """A copy, for evaluation, of a scorer of standardised inputs that takes them as they are.
+        """Return a copy, for evaluation, of a scorer of standardized inputs that takes them as they are.
 
         Its scores are the same wherever tokens are kept (dropped ones are zeroes to either; nothing looks at their scores).
         """
@@ -37,6 +37,6 @@ class InputScale:
 
     @torch.no_grad()
     def unfold(self, scorer: AdapTokScorerModel) -> None:
-        """Undoes `fold`, in place."""
+        """Undo `fold`, in place."""
         scorer.project_in.bias += scorer.project_in.weight @ self.mean
         scorer.project_in.weight *= self.std

@@ -14,7 +14,7 @@ FRAMES_AT_ONCE = 64  # of the perceptual network, which needs much memory
 
 
 class BlockLoss:
-    """The loss of blocks of frames. Less is better whatever the target, for allocation minimises the sum of scores.
+    """The loss of blocks of frames. Less is better whatever the target, for allocation minimizes the sum of scores.
 
     * `"perceptual"`: LPIPS (vgg), the mean over frames. The paper's choice (AdapTok, Table 7).
     * `"mse"`: mean squared error.
@@ -24,7 +24,7 @@ class BlockLoss:
     * `"l1"`: mean absolute error.
 
     Table 7 compares the first four. The signs of PSNR and SSIM, and the 1, are ours: any constant would do, because targets
-    are standardised and allocation only compares sums of scores.
+    are standardized and allocation only compares sums of scores.
 
     Args:
         lpips: the network, for `"perceptual"`.
@@ -40,7 +40,8 @@ class BlockLoss:
 
     @torch.no_grad()
     def __call__(self, decoded: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
-        """
+        """Return the loss of each block.
+
         Args:
             decoded, original: (batch, frames, 3, height, width), the original in [0, 1]; the other is clamped to it.
 
@@ -62,14 +63,14 @@ class BlockLoss:
                 return error.square().flatten(1).mean(1)
             if self.target == "psnr":
                 return 10 * error.square().flatten(2).mean(2).clamp(min=1e-10).log10().mean(1)
-            frames, wanted = decoded.flatten(0, 1), original.flatten(0, 1)
+            frames, targets = decoded.flatten(0, 1), original.flatten(0, 1)
             if self.target == "ssim":
                 if min(frames.shape[2:]) < 11:
                     raise ValueError(f"SSIM needs frames of at least 11 x 11 pixels, got {tuple(frames.shape[2:])}")
-                per_frame = 1 - structural_similarity_index_measure(frames, wanted, data_range=1.0, reduction="none")
+                per_frame = 1 - structural_similarity_index_measure(frames, targets, data_range=1.0, reduction="none")
             else:
-                parts = zip(frames.split(FRAMES_AT_ONCE), wanted.split(FRAMES_AT_ONCE), strict=True)
-                per_frame = torch.cat([self.lpips(frames, wanted) for frames, wanted in parts])
+                chunks = zip(frames.split(FRAMES_AT_ONCE), targets.split(FRAMES_AT_ONCE), strict=True)
+                per_frame = torch.cat([self.lpips(some, originals) for some, originals in chunks])
             return per_frame.unflatten(0, original.shape[:2]).mean(1)
 
 
@@ -82,7 +83,7 @@ def measure_levels(
     levels: Iterable[int],
     block_loss: BlockLoss,
 ) -> torch.Tensor:
-    """The loss of the last block at each of `levels`.
+    """Return the loss of the last block at each of `levels`.
 
     Args:
         video: (batch, frames, 3, height, width) in [0, 1], up to and with the block that is measured.

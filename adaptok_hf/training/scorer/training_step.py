@@ -1,50 +1,74 @@
-"""What `train_scorer.py` trains: statistics of its inputs and targets, the scorer, its loss."""
+"""The parts of a scorer's training: tokenizer and targets, statistics of inputs and targets, the scorer, its loss."""
 
 from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
 
+from ...metrics.lpips_network import LPIPSNetwork
 from ...models.configuration_adaptok import AdapTokConfig
 from ...models.configuration_adaptok_scorer import AdapTokScorerConfig
 from ...models.modeling_adaptok import AdapTokModel
 from ...models.modeling_adaptok_scorer import AdapTokScorerModel
 from ..clips import FolderBatches, StreamBatches
-from ..closed_form.energy_scorer import MeasuredBlocks, part_starts
-from .arguments import Arguments
-from .examples import draw, measure_example
+from .arguments import Arguments, ExampleArguments
+from .examples import measure_example, sample_settings
 from .input_scale import InputScale
 from .targets import BlockLoss
 
 
-def build_config(args: Arguments, tokenizer: AdapTokConfig) -> AdapTokScorerConfig:
-    """The scorer's configuration, with the statistics that it was told.
+def load_tokenizer(args: ExampleArguments, device: torch.device) -> tuple[AdapTokModel, BlockLoss]:
+    """Return the frozen tokenizer whose blocks are scored, and the loss that is measured.
+
+    Raises:
+        ValueError: if the tokenizer always keeps all tokens.
+    """
+    tokenizer = AdapTokModel.from_pretrained(args.tokenizer, dtype=torch.float32).eval().requires_grad_(False).to(device)
+    if not tokenizer.config.adaptive:
+        raise ValueError(f"{args.tokenizer} is not adaptive (CausalTok): it keeps all tokens, there is nothing to score")
+    lpips = None
+    if args.target == "perceptual":
+        lpips = LPIPSNetwork.from_pretrained("vgg", args.perceptual_network).to(device)
+    return tokenizer, BlockLoss(args.target, lpips)
+
+
+def new_config(args: ExampleArguments, tokenizer: AdapTokConfig, entries: dict) -> AdapTokScorerConfig:
+    """Return the configuration of a scorer for a tokenizer.
+
+    Args:
+        entries: its fields; sizes that the tokenizer fixes may be left out.
 
     Raises:
         ValueError: if it does not fit the tokenizer or the target.
     """
-    if not tokenizer.adaptive:
-        raise ValueError(f"{args.tokenizer} is not adaptive (CausalTok): it keeps all tokens, there is nothing to score")
     sizes = {
         "latent_size": tokenizer.hidden_size,
         "num_blocks": tokenizer.num_blocks,
         "latents_per_block": tokenizer.latents_per_block,
     }
-    if args.init_from:
-        config = AdapTokScorerConfig.from_pretrained(args.init_from)
-    else:
-        config = AdapTokScorerConfig(**sizes | {"target": args.target} | args.model)
+    config = AdapTokScorerConfig(**sizes | {"target": args.target} | entries)
     for name, value in sizes.items():
         if getattr(config, name) != value:
             raise ValueError(f"the scorer's {name} is {getattr(config, name)}, the tokenizer's {value}")
     if config.target not in (None, args.target):
         raise ValueError(f"the scorer's target is {config.target!r}, that of this run {args.target!r}")
     config.target = args.target
-    if args.energy_initialization:
-        part_starts(config, tokenizer.codebook_dim, args.energy_parts)  # raises ValueError, before minutes of measuring
-    levels = args.levels_per_step or config.num_levels
-    if levels > config.num_levels:
+    if (args.levels_per_step or 1) > config.num_levels:
         raise ValueError(f"levels_per_step must be 1..{config.num_levels}, got {args.levels_per_step}")
+    return config
+
+
+def build_config(args: Arguments, tokenizer: AdapTokConfig) -> AdapTokScorerConfig:
+    """Return the scorer's configuration: that of `init_from`, or a new one.
+
+    Raises:
+        ValueError: if it does not fit the tokenizer or the arguments.
+    """
+    entries = args.model
+    if args.init_from:
+        entries = AdapTokScorerConfig.from_pretrained(args.init_from).to_dict()
+    config = new_config(args, tokenizer, entries)
+    levels = args.levels_per_step or config.num_levels
     if args.difference_weight and levels < 2:
         raise ValueError(f"difference_weight needs two levels or more, score_step {config.score_step} gives {levels}")
     return config
@@ -75,23 +99,23 @@ def measure_statistics(
     block_loss: BlockLoss,
     accelerator: Accelerator,
 ) -> Statistics:
-    """The same on every process, whatever their number, and again in a resumed run. Every process must call this.
+    """Measure the statistics: the same on every process, whatever their number, and again in a resumed run. Every process
+    must call this.
 
-    Draws from torch's global generator, whose state must be the same on every process.
+    Samples by torch's global generator, whose state must be the same on every process.
 
     Raises:
         ValueError: if the losses do not vary.
     """
-    size, world_size = args.batch_size, accelerator.num_processes
-    own = slice(accelerator.process_index, None, world_size)
-    batches = clips.sample(args.statistics_batches * size).split(size)
+    size, rank, num_processes = args.batch_size, accelerator.process_index, accelerator.num_processes
+    num_parts = args.gradient_accumulation_steps
     means, variances, losses = [], [], []
-    for videos in batches:
-        draws = draw(config, size, None, args.augment)
-        for part in range(args.gradient_accumulation_steps):
-            some = slice(own.start + part * world_size, None, world_size * args.gradient_accumulation_steps)
+    for videos in clips.sample(args.statistics_batches * size).split(size):
+        settings = sample_settings(config, size, None, args.augment)
+        for part in range(num_parts):
+            share = slice(rank + part * num_processes, None, num_processes * num_parts)
             with accelerator.autocast():
-                example = measure_example(tokenizer, videos[some], draws.of(some), config.score_step, block_loss)
+                example = measure_example(tokenizer, videos[share], settings.of(share), config.score_step, block_loss)
             inputs = torch.cat([example.latents, example.quantized], dim=-1)[:, 0]  # (clips, latents_per_block, channels)
             means.append(inputs.mean(1))
             variances.append(inputs.var(1, correction=0))
@@ -107,30 +131,8 @@ def measure_statistics(
     return Statistics(scale, float(losses.mean()), std, typical_difference.clamp(min=0.1 * std))
 
 
-@torch.no_grad()
-def measure_blocks(
-    args: Arguments,
-    config: AdapTokScorerConfig,
-    tokenizer: AdapTokModel,
-    clips: FolderBatches | StreamBatches,
-    block_loss: BlockLoss,
-    accelerator: Accelerator,
-) -> list[MeasuredBlocks]:
-    """What `initialize_as_energy_scorer` learns from: `initialization_batches` batches; every process measures all of them.
-
-    Draws from torch's global generator, whose state must be the same on every process.
-    """
-    measured = []
-    for videos in clips.sample(args.initialization_batches * args.batch_size).split(args.batch_size):
-        draws = draw(config, args.batch_size, args.levels_per_step, args.augment)
-        with accelerator.autocast():
-            example = measure_example(tokenizer, videos, draws, config.score_step, block_loss)
-        measured.append(MeasuredBlocks(example.latents.cpu(), draws.levels, example.losses.cpu()))
-    return measured
-
-
 def build_scorer(args: Arguments, config: AdapTokScorerConfig, statistics: Statistics) -> AdapTokScorerModel:
-    """The scorer, of standardised inputs, in training mode, on the CPU."""
+    """Return the scorer, of standardized inputs, in training mode, on the CPU."""
     if args.init_from:
         scorer = AdapTokScorerModel.from_pretrained(args.init_from, dtype=torch.float32)
         scorer.config.target = config.target
@@ -145,15 +147,15 @@ def build_scorer(args: Arguments, config: AdapTokScorerConfig, statistics: Stati
 def scorer_loss(
     predicted: torch.Tensor, target: torch.Tensor, std: float, typical_difference: torch.Tensor, difference_weight: float
 ) -> dict[str, torch.Tensor]:
-    """Mean squared error of the standardised scores (the paper's loss) and, weighted, of their differences.
+    """Return the mean squared error of the standardized scores (the paper's loss) and, weighted, of their differences.
 
-    Allocation lives on what a few more tokens gain. Between high levels that is a hundredth of what separates two clips,
+    Allocation depends on what a few more tokens gain. Between high levels that is a hundredth of what separates two clips,
     and the paper's loss alone hardly feels it; each difference therefore counts in units of its own typical size.
 
     Args:
         predicted, target: (batch, levels), levels in rising order.
         std: of the targets.
-        typical_difference: (levels - 1,), root mean square of the targets' differences between neighbours.
+        typical_difference: (levels - 1,), root mean square of the targets' differences between neighbors.
 
     Returns:
         Scalars: `loss`, the weighted sum of `score_loss` and, where it has a weight, `difference_loss`.

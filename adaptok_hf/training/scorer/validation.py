@@ -25,7 +25,7 @@ ScoreBlock = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], 
 def measure_scores(
     tokenizer: AdapTokModel, clips: VideoFolderClips, score_step: int, block_loss: BlockLoss, accelerator: Accelerator
 ) -> torch.Tensor:
-    """The loss of every clip, block and level; earlier blocks keep half of their tokens.
+    """Return the loss of every clip, block and level; earlier blocks keep half of their tokens.
 
     Every process must call this, and works on its share of the clips.
 
@@ -43,7 +43,7 @@ def measure_scores(
 def predict_scores(
     scorer: AdapTokScorerModel, tokenizer: AdapTokModel, clips: VideoFolderClips, accelerator: Accelerator
 ) -> torch.Tensor:
-    """What a scorer (of inputs as they are, see `InputScale.fold`) predicts of `measure_scores`."""
+    """Return the scores that a scorer (of inputs as they are, see `InputScale.fold`) predicts for `measure_scores`."""
 
     def predict(video, latents, quantized, counts):
         counts = counts.clone()
@@ -59,10 +59,10 @@ def _score_blocks(
 ) -> torch.Tensor:
     """`score`: video, latents, quantized and counts up to a block -> (batch, levels)."""
     config = tokenizer.config
-    own = range(accelerator.process_index, len(clips), accelerator.num_processes)
+    share = range(accelerator.process_index, len(clips), accelerator.num_processes)
     results: dict[int, torch.Tensor] = {}  # by clip
-    for start in range(0, len(own), BATCH_SIZE):
-        indices = own[start : start + BATCH_SIZE]
+    for start in range(0, len(share), BATCH_SIZE):
+        indices = share[start : start + BATCH_SIZE]
         video = torch.stack([clips[index]["pixel_values_videos"] for index in indices]).to(tokenizer.device).float() / 255
         counts = torch.full((len(video), config.num_blocks), config.latents_per_block // 2, device=video.device)
         blocks = []
@@ -72,12 +72,12 @@ def _score_blocks(
                 frames = video[:, : end * config.tubelet_size]
                 blocks.append(score(frames, encoded.latents[:, :end], encoded.quantized[:, :end], counts[:, :end]))
         results |= zip(indices, torch.stack(blocks, dim=1).float().cpu(), strict=True)
-    everyone = {index: result for share in gather_object([results]) for index, result in share.items()}
+    everyone = {index: result for gathered in gather_object([results]) for index, result in gathered.items()}
     return torch.stack([everyone[index] for index in range(len(clips))])
 
 
 def rank_correlations(predicted: torch.Tensor, measured: torch.Tensor) -> dict[str, float]:
-    """Spearman's rank correlation of predicted and measured losses, both (clips, blocks, levels).
+    """Return Spearman's rank correlation of predicted and measured losses, both (clips, blocks, levels).
 
     `rank_correlation_across_levels`: per clip and block over the levels, then the mean; left out if there is one level.
     `rank_correlation_across_clips`: per block and level over the clips, then the mean; this is what allocation between
@@ -94,8 +94,8 @@ def rank_correlations(predicted: torch.Tensor, measured: torch.Tensor) -> dict[s
     return record
 
 
-def draw_scores(predicted: torch.Tensor, measured: torch.Tensor, score_step: int, target: str) -> np.ndarray:
-    """Curves of predicted and measured losses over the token count: uint8 (height, width, 3).
+def plot_scores(predicted: torch.Tensor, measured: torch.Tensor, score_step: int, target: str) -> np.ndarray:
+    """Plot predicted and measured losses over the token count: uint8 (height, width, 3).
 
     Each of the first clips has a row, each block a column.
 

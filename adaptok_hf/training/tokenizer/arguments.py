@@ -1,29 +1,16 @@
 """The arguments of `train_tokenizer.py`, which its recipes fill, and the stages of a run."""
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 from ...losses import TokenizerLossWeights
 from ..arguments import ClipArguments, RunArguments, ShardingArguments, share_of_batch
+from ..schedule import epochs_to_steps
 
 
 @dataclass(kw_only=True)
 class Arguments(ClipArguments, RunArguments, ShardingArguments):
-    # model
-    model: dict = field(default_factory=dict, metadata={"help": "AdapTokConfig fields (in the recipe file)."})
-    init_from: str | None = field(default=None, metadata={"help": "Start from this trained tokenizer, folder or Hub id."})
     decoder_only: bool = field(default=False, metadata={"help": "Train the decoder; the codes stay what they are."})
-    transform_codec_initialization: bool = field(
-        default=False,
-        metadata={"help": "Start as a rough codec; needs learned position tables (see the function of that name)."},
-    )
-    initialization_clips: int = field(
-        default=256, metadata={"help": "Clips whose first blocks (at most 3) that start is computed from."}
-    )
-    coarse_latents: bool = field(
-        default=False, metadata={"help": "That start puts a latent for every 2 x 2 patches before the others."}
-    )
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Less memory for about a third more time."})
 
     # length
@@ -34,18 +21,9 @@ class Arguments(ClipArguments, RunArguments, ShardingArguments):
             "step, on all processes together)."
         },
     )
-    videos_per_epoch: int | None = field(
-        default=None, metadata={"help": "How many videos there are; tar shards are not opened to count them."}
-    )
-    max_train_steps: int | None = field(
-        default=None, metadata={"help": "Stop after so many steps of all stages; 0 saves the start of the weights."}
-    )
 
-    # optimisation
+    # optimization
     use_muon: bool = field(default=True, metadata={"help": "Muon for the matrices of the layers; Adam for all the rest."})
-    warmup_epochs: float | None = field(default=None, metadata={"help": "Instead of warmup_steps."})
-    adam_beta1: float = field(default=0.9)
-    adam_beta2: float = field(default=0.95)
 
     # losses
     l1_weight: float = field(default=1.0)
@@ -54,7 +32,7 @@ class Arguments(ClipArguments, RunArguments, ShardingArguments):
     codebook_weight: float = field(default=0.1, metadata={"help": "The paper's 0.1 x 1."})
     perceptual_weight: float = field(default=0.0, metadata={"help": "LPIPS (vgg)."})
     perceptual_network: str | None = field(
-        default=None, metadata={"help": "File with the weights of LPIPS; default: found or downloaded."}
+        default=None, metadata={"help": "File with the weights of LPIPS; default: the cached or downloaded one."}
     )
     adversarial_weight: float = field(default=0.0)
     adversarial_kind: Literal["hinge", "non_saturating", "smoothed_non_saturating"] = field(
@@ -70,13 +48,13 @@ class Arguments(ClipArguments, RunArguments, ShardingArguments):
     prior: dict = field(default_factory=dict, metadata={"help": "AdapTokPriorConfig fields (in the recipe)."})
     prior_learning_rate_factor: float = field(default=50.0, metadata={"help": "Times the tokenizer's."})
     prior_num_rounds: int = field(default=2, metadata={"help": "Rounds of scheduled sampling."})
-    prior_sampling_peak: float = field(default=0.5, metadata={"help": "Share of the prior's own draws ..."})
+    prior_sampling_peak: float = field(default=0.5, metadata={"help": "Share of codes sampled from the prior ..."})
     prior_sampling_peak_at: float = field(default=0.3, metadata={"help": "... from this part of the run on."})
     prior_temperature: float = field(default=1.0)
 
     # codes
     quantize_after: int = field(
-        default=0, metadata={"help": "Steps without quantiser; the codebook then starts from encoder outputs."}
+        default=0, metadata={"help": "Steps without quantizer; k-means of encoder outputs then initializes the codebook."}
     )
     drop_after: int = field(default=0, metadata={"help": "Steps without dropping tails."})
     reseed_every: int = field(default=25, metadata={"help": "Steps after which an unused code is re-seeded; 0 = never."})
@@ -84,12 +62,6 @@ class Arguments(ClipArguments, RunArguments, ShardingArguments):
     def __post_init__(self):
         ClipArguments.__post_init__(self)
         RunArguments.__post_init__(self)
-        if self.max_train_steps is not None and self.max_train_steps < 0:
-            raise ValueError(f"max_train_steps must not be negative, got {self.max_train_steps}")
-        if self.coarse_latents and not self.transform_codec_initialization:
-            raise ValueError("coarse_latents needs transform_codec_initialization")
-        if self.init_from and (self.model or self.transform_codec_initialization or self.quantize_after):
-            raise ValueError("with init_from, model, transform_codec_initialization and quantize_after have no place")
         if self.decoder_only and not self.init_from:
             raise ValueError("decoder_only needs init_from: codes of a random encoder mean nothing")
         if self.decoder_only and (self.prior_weight or self.reseed_every):
@@ -99,9 +71,9 @@ class Arguments(ClipArguments, RunArguments, ShardingArguments):
             )
         if self.shard_over:
             # what reaches into whole weights while training; Muon needs whole matrices
-            names = ("use_muon", "transform_codec_initialization", "quantize_after", "reseed_every")
-            if given := {name: getattr(self, name) for name in names if getattr(self, name)}:
-                raise ValueError(f"with shard_over these must be off (as in the paper's recipes): {given}")
+            names = ("use_muon", "quantize_after", "reseed_every")
+            if in_use := {name: getattr(self, name) for name in names if getattr(self, name)}:
+                raise ValueError(f"with shard_over these must be off (as in the paper's recipes): {in_use}")
         self.loss_weights  # noqa: B018 (raises ValueError)
         for stage in self.stages:
             known = {"num_blocks", "batch_size", "steps"}, {"num_blocks", "batch_size", "epochs"}
@@ -127,7 +99,7 @@ class Stage:
 
 
 def plan_stages(args: Arguments, num_videos: int | None, num_processes: int, num_blocks: int) -> list[Stage]:
-    """The stages in steps.
+    """Return the stages in steps.
 
     Args:
         num_videos: videos of an epoch, if they can be counted.
@@ -141,18 +113,7 @@ def plan_stages(args: Arguments, num_videos: int | None, num_processes: int, num
         if stage["num_blocks"] > num_blocks:
             raise ValueError(f"a stage has {stage['num_blocks']} blocks, the model {num_blocks}")
         share_of_batch(stage["batch_size"], num_processes, args.gradient_accumulation_steps)  # raises ValueError
-        steps = stage.get("steps") or epochs_to_steps(args, stage["epochs"], stage["batch_size"], num_videos)
+        steps = stage.get("steps") or epochs_to_steps(stage["epochs"], stage["batch_size"], num_videos)
         start = stages[-1].end if stages else 0
         stages.append(Stage(start, start + steps, stage["num_blocks"], stage["batch_size"]))
     return stages
-
-
-def epochs_to_steps(args: Arguments, epochs: float, batch_size: int, num_videos: int | None) -> int:
-    """
-    Raises:
-        ValueError: where neither the data nor `videos_per_epoch` says how long an epoch is.
-    """
-    videos = args.videos_per_epoch or num_videos
-    if videos is None:
-        raise ValueError("the recipe counts in epochs and tar shards are not counted: give videos_per_epoch")
-    return math.ceil(epochs * videos / batch_size)

@@ -1,4 +1,4 @@
-"""What `train_tokenizer.py` trains: the tokenizer, its prior, the discriminator and their optimisers."""
+"""What `train_tokenizer.py` trains: the tokenizer, its prior, the discriminator and their optimizers."""
 
 import torch
 from torch import nn
@@ -22,7 +22,7 @@ class TrainingStep(nn.Module):
         self, video: torch.Tensor, token_counts: torch.Tensor | None, quantize: bool, sampling_ratio: float
     ) -> tuple[AdapTokOutput, torch.Tensor, torch.Tensor | None]:
         """Video (batch, frames, 3, height, width) in [0, 1] -> output, unit latents (batch, tokens, codebook_dim) without
-        gradient, the prior's loss. Without quantiser there are no codes."""
+        gradient, the prior's loss. Without quantizer there are no codes."""
         model, args = self.model, self.args
         if not quantize:
             projected = model.quantizer.project(model.encoder(video))

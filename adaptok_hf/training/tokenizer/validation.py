@@ -1,12 +1,8 @@
 """How well a tokenizer in training reconstructs: PSNR at several budgets, and pictures."""
 
-import os
-from pathlib import Path
-
 import numpy as np
 import torch
 from accelerate import Accelerator
-from PIL import Image
 
 from ...data import VideoFolderClips
 from ...models.modeling_adaptok import AdapTokModel
@@ -20,7 +16,7 @@ class Reconstructor:
 
     Args:
         num_blocks: how many leading blocks of a clip are used.
-        quantize: `False` while the training still leaves the quantiser out.
+        quantize: `False` while the training still leaves the quantizer out.
     """
 
     def __init__(self, model: AdapTokModel, num_blocks: int, quantize: bool):
@@ -48,18 +44,21 @@ class Reconstructor:
         return videos
 
     def prepare(self, clips: VideoFolderClips, indices: range, device: torch.device) -> torch.Tensor:
-        """Clips of a data set as float (batch, frames, 3, height, width) in [0, 1], as many frames as are used."""
+        """Return clips of a data set as float (batch, frames, 3, height, width) in [0, 1], as many frames as are used."""
         frames = self.num_blocks * self.model.config.tubelet_size
         video = torch.stack([clips[index]["pixel_values_videos"][:frames] for index in indices])
         return video.to(device).float() / 255
 
 
 def measure_psnr(reconstruct: Reconstructor, clips: VideoFolderClips, accelerator: Accelerator) -> dict[str, float]:
-    """Mean PSNR in dB at each budget (per clip over all its pixels, then the mean). Every process measures its share."""
-    own = range(accelerator.process_index, len(clips), accelerator.num_processes)
+    """Return the mean PSNR in dB at each budget (per clip over all its pixels, then the mean).
+
+    Every process must call this, and measures its share.
+    """
+    share = range(accelerator.process_index, len(clips), accelerator.num_processes)
     totals = torch.zeros(len(reconstruct.budgets), device=accelerator.device)
-    for start in range(0, len(own), BATCH_SIZE):
-        video = reconstruct.prepare(clips, own[start : start + BATCH_SIZE], accelerator.device)
+    for start in range(0, len(share), BATCH_SIZE):
+        video = reconstruct.prepare(clips, share[start : start + BATCH_SIZE], accelerator.device)
         for index, decoded in enumerate(reconstruct(video).values()):
             mse = (decoded - video).square().flatten(1).mean(1)
             totals[index] += (-10 * mse.clamp(min=1e-10).log10()).sum()
@@ -68,17 +67,9 @@ def measure_psnr(reconstruct: Reconstructor, clips: VideoFolderClips, accelerato
 
 
 def draw_reconstructions(reconstruct: Reconstructor, clips: VideoFolderClips, device: torch.device) -> np.ndarray:
-    """A picture, uint8 (height, width, 3). Each clip has a row of original frames and one for each budget, rising."""
+    """Return a picture, uint8 (height, width, 3): of each clip a row of original frames, then one for each budget."""
     video = reconstruct.prepare(clips, range(min(PICTURE_CLIPS, len(clips))), device)
     columns = torch.linspace(0, video.shape[1] - 1, min(PICTURE_FRAMES, video.shape[1])).round().long()
     rows = torch.stack([video, *reconstruct(video).values()], dim=1)[:, :, columns.to(device)]
     picture = rows.permute(0, 1, 4, 2, 5, 3).flatten(3, 4).flatten(0, 2)  # clips, rows, height, frames, width, channels
     return (picture * 255).round().byte().cpu().numpy()
-
-
-def save_picture(picture: np.ndarray, path: Path) -> None:
-    """Writes a png file, beside its place and then renamed."""
-    path.parent.mkdir(exist_ok=True)
-    partial = path.with_name(f".{path.name}.tmp")
-    Image.fromarray(picture).save(partial, format="png")
-    os.replace(partial, path)

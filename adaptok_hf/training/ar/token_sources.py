@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..data import (
+from ...data import (
     ClipStream,
     HubVideos,
     TarShards,
@@ -26,7 +26,7 @@ from ..data import (
 
 @dataclass(kw_only=True)
 class SourceArguments:
-    """Exactly one of `videos`, `ucf101_folder`, `kinetics_folder`, `shard_folder`, `hub_dataset` is given."""
+    """Exactly one of `videos`, `ucf101_folder`, `kinetics_folder`, `shard_folder`, `hub_dataset`."""
 
     videos: str | None = field(default=None, metadata={"help": "A folder of videos, searched recursively."})
     labels: Literal["folder", "none"] = field(
@@ -55,16 +55,16 @@ class SourceArguments:
             if (getattr(self, one) is None) != (getattr(self, other) is None):
                 raise ValueError(f"{one} and {other} need each other; got {getattr(self, one)} and {getattr(self, other)}")
         kinds = ("videos", "ucf101_folder", "kinetics_folder", "shard_folder", "hub_dataset")
-        given = [name for name in kinds if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(f"give exactly one of {', '.join(kinds)}; got {given or 'none'}")
+        sources = [name for name in kinds if getattr(self, name) is not None]
+        if len(sources) != 1:
+            raise ValueError(f"give exactly one of {', '.join(kinds)}; got {sources or 'none'}")
 
 
 def open_source(args: SourceArguments) -> tuple[VideoFiles | TarShards | HubVideos, list[str]]:
-    """The videos that the arguments name, and the classes in the order of their labels (none without labels).
+    """Return the videos that the arguments name, and the classes in the order of their labels (none without labels).
 
     Raises:
-        ValueError, OSError: for folders, lists and classes that are not there, as the sources of `adaptok_hf.data`.
+        ValueError, OSError: for missing folders, lists and classes, as the sources of `adaptok_hf.data`.
     """
     names = Path(args.class_names).read_text().splitlines() if args.class_names else None
     if args.videos:
@@ -103,7 +103,7 @@ class OneShard:
 def split_source(
     source: VideoFiles | TarShards | HubVideos, videos_per_shard: int, seed: int
 ) -> list[VideoFiles | OneShard]:
-    """What goes into one output shard each: some videos in random order, or what is a shard already."""
+    """Return what goes into one output shard each: some videos in random order, or what is a shard already."""
     if not isinstance(source, VideoFiles):
         return [OneShard(source, shard) for shard in range(source.num_shards)]
     order = np.random.default_rng(seed).permutation(len(source.items))
@@ -112,7 +112,7 @@ def split_source(
 
 
 def source_hash(source: VideoFiles | TarShards | HubVideos, args: SourceArguments) -> str:
-    """SHA-256 of what is read, so that shards of other videos are not taken for these."""
+    """Return the SHA-256 of what is read, so that shards of other videos are not taken for these."""
     if isinstance(source, VideoFiles):
         listing: list = [(item.key, item.label) for item in source.items]
     elif isinstance(source, TarShards):

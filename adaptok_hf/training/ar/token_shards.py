@@ -1,0 +1,186 @@
+"""Parquet shards of the codes and counts of a data set's windows, which `tokenize_dataset.py` writes."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, fields
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from accelerate import Accelerator
+from datasets import Features, List, Value
+from tqdm.auto import tqdm
+
+from ...atomic_files import atomic_file, write_json
+from ...data import TooManySkippedVideos
+from ...models.configuration_adaptok import AdapTokConfig
+from ...pipelines.pipeline_adaptok import AdapTokPipeline
+from ..arguments import check_positive
+from .token_sources import MixedWindows, SourceArguments, open_source, source_hash, split_source
+
+
+@dataclass(kw_only=True)
+class Arguments(SourceArguments):
+    output_dir: str = field(metadata={"help": "Where the shards go."})
+    model: str | None = field(default=None, metadata={"help": "Pipeline folder or Hub id; default: the shipped one."})
+    window_step: int = field(default=16, metadata={"help": "Frames between the starts of two windows."})
+    allocation: str | None = field(default=None, metadata={"help": "Strategy; default: the pipeline's."})
+    budget: str | None = field(default=None, metadata={"help": "Average tokens per block, or a share such as 25%%."})
+    price: float | None = field(default=None, metadata={"help": "Loss that a token must save (strategy quality)."})
+    threshold: float | None = field(default=None, metadata={"help": "Loss to undercut (strategy threshold)."})
+    rounding: Literal["floor"] | None = field(default=None, metadata={"help": "'floor': a budget may be off the grid."})
+    num_condition_frames: int = field(default=0, metadata={"help": "Frames given in frame prediction; 0: none."})
+    batch_size: int = field(default=32, metadata={"help": "Windows that share a budget."})
+    videos_per_shard: int = field(default=32, metadata={"help": "Tar shards and files of the Hub stay what they are."})
+    videos_at_once: int = field(default=32, metadata={"help": "Videos that are open, whose windows are mixed."})
+    seed: int = field(default=0, metadata={"help": "Of the order of videos and windows."})
+    max_skipped: int = field(default=10, metadata={"help": "A process stops when more videos cannot be used ..."})
+    max_skipped_share: float = field(default=0.05, metadata={"help": "... and more than this share of those it tried."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_positive(self, "window_step", "batch_size", "videos_per_shard", "videos_at_once")
+
+
+# what does not change the tokens, or is in the hashes of the videos and of the model
+NOT_IN_HASH = {entry.name for entry in fields(SourceArguments)}
+NOT_IN_HASH |= {"output_dir", "model", "max_skipped", "max_skipped_share"}
+
+
+def describe(args: Arguments, pipeline: AdapTokPipeline, source: Any, names: list[str]) -> dict[str, Any]:
+    """Return the content of `dataset.json`."""
+    config = pipeline.tokenizer.config
+    description = {name: value for name, value in asdict(args).items() if name not in NOT_IN_HASH} | {
+        "source_hash": source_hash(source, args),
+        "class_names": names,
+        "codebook_size": config.codebook_size,
+        "num_blocks": config.num_blocks,
+        "latents_per_block": config.latents_per_block,
+        "model_hash": pipeline.model_hash,
+    }
+    return description | {"hash": hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()}
+
+
+def write_description(path: Path, description: dict[str, Any]) -> None:
+    """Write `dataset.json`, or check the one that is there.
+
+    Raises:
+        ValueError: if the folder holds tokens that were made with other settings.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and json.loads(path.read_text()).get("hash") != description["hash"]:
+        raise ValueError(f"{path.parent} holds tokens that were made with other settings, see {path}; give another folder")
+    write_json(path, description)
+
+
+def columns_of(config: AdapTokConfig, with_condition: bool) -> Features:
+    code = Value("uint16" if config.codebook_size <= 2**16 else "int32")
+    codes = List(code, length=config.num_latent_tokens)
+    columns = {
+        "codes": codes,
+        "token_counts": List(Value("int32"), length=config.num_blocks),
+        "label": Value("int32"),
+        "source": Value("string"),
+        "start": Value("int32"),
+        "config_hash": Value("string"),
+    }
+    return Features(columns | ({"condition_codes": codes} if with_condition else {}))
+
+
+@torch.no_grad()
+def tokenize_windows(pipeline: AdapTokPipeline, windows: torch.Tensor, args: Arguments) -> dict[str, np.ndarray]:
+    """Return columns of the rows of some windows, uint8 (windows, frames, 3, size, size), which share the budget."""
+    allocation = {name: getattr(args, name) for name in ("budget", "price", "threshold", "allocation", "rounding")}
+    # windows in a row are to the pipeline the clips of one video
+    tokens = pipeline.tokenize(windows.flatten(0, 1), fps=1.0, **allocation)
+    columns = {"codes": tokens.codes.flatten(1), "token_counts": tokens.token_counts}
+    if args.num_condition_frames:
+        columns["condition_codes"] = pipeline.tokenize_condition(windows, args.num_condition_frames).flatten(1)
+    return {name: values.cpu().numpy() for name, values in columns.items()}
+
+
+def write_shard(
+    path: Path, pipeline: AdapTokPipeline, windows: MixedWindows, args: Arguments, config_hash: str
+) -> dict[str, Any]:
+    """Tokenize windows and write their rows, batch after batch, then the report; the shard is renamed last.
+
+    Returns:
+        The report: `videos` (how many were tried), `windows`, and `skipped` (key -> reason).
+    """
+    schema, count = columns_of(pipeline.tokenizer.config, args.num_condition_frames > 0).arrow_schema, 0
+    for leftover in path.parent.glob(f".{path.name}.*"):  # of a run that was killed
+        leftover.unlink()
+    iterator = iter(windows)
+    with atomic_file(path) as partial:
+        with pq.ParquetWriter(partial, schema) as writer:
+            while batch := list(islice(iterator, args.batch_size)):
+                columns = tokenize_windows(pipeline, torch.stack([row["pixel_values_videos"] for row in batch]), args)
+                rows = {name: list(values) for name, values in columns.items()} | {
+                    "label": [int(row["label"]) for row in batch],
+                    "source": [row["key"] for row in batch],
+                    "start": [int(row["window"]) for row in batch],
+                    "config_hash": [config_hash] * len(batch),
+                }
+                writer.write_table(pa.Table.from_pydict(rows, schema))
+                count += len(batch)
+        report = {"videos": windows.num_videos, "windows": count, "skipped": windows.skipped}
+        write_json(path.with_suffix(".json"), report)
+    return report
+
+
+def write_token_shards(args: Arguments, pipeline: AdapTokPipeline, accelerator: Accelerator) -> int:
+    """Write the shards that are missing; each process makes its share. Return the number of windows in all.
+
+    Raises:
+        ValueError, OSError: for missing or unusable videos, and an output folder that holds other tokens.
+    """
+    config = pipeline.tokenizer.config
+    source, class_names = open_source(args)
+    inputs, output = split_source(source, args.videos_per_shard, args.seed), Path(args.output_dir)
+    description = describe(args, pipeline, source, class_names)
+    if accelerator.is_main_process:
+        write_description(output / "dataset.json", description)
+    accelerator.wait_for_everyone()
+
+    tried, count, skipped = 0, 0, {}
+    share = range(accelerator.process_index, len(inputs), accelerator.num_processes)
+    for index in tqdm(share, desc="shards", disable=not accelerator.is_main_process):
+        path = output / f"tokens-{index:05d}-of-{len(inputs):05d}.parquet"
+        if path.exists():
+            report = json.loads(path.with_suffix(".json").read_text())
+        else:
+            windows = MixedWindows(
+                inputs[index],
+                clip_length=config.num_frames,
+                step=args.window_step,
+                image_size=config.image_size,
+                videos_at_once=args.videos_at_once,
+                seed=(args.seed, index),
+            )
+            report = write_shard(path, pipeline, windows, args, description["hash"])
+        tried, count, skipped = tried + report["videos"], count + report["windows"], skipped | report["skipped"]
+        check_skipped(args, tried, skipped)
+    print(
+        f"process {accelerator.process_index}: {len(share)} shards in {output}, {len(skipped)} videos left out", flush=True
+    )
+    total = int(accelerator.reduce(torch.tensor(count, device=accelerator.device)))
+    if not total:
+        raise ValueError(f"none of the videos could be used, such as {list(skipped.items())[:3]}")
+    return total
+
+
+def check_skipped(args: Arguments, tried: int, skipped: dict[str, str]) -> None:
+    """
+    Raises:
+        TooManySkippedVideos: by the limits of the arguments.
+    """
+    if len(skipped) > args.max_skipped and len(skipped) > args.max_skipped_share * tried:
+        raise TooManySkippedVideos(
+            f"{len(skipped)} of {tried} videos could not be used; at most {args.max_skipped}, or "
+            f"{args.max_skipped_share:.1%}, are skipped (max_skipped, max_skipped_share). The last ones: "
+            + "; ".join(f"{key} ({reason})" for key, reason in list(skipped.items())[-5:])
+        )

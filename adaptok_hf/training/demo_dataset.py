@@ -1,0 +1,199 @@
+"""The small video data set of the shipped checkpoints, made from public packages by `build_demo_dataset.py`."""
+
+import csv
+import gzip
+import hashlib
+import io
+from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image
+from tqdm.auto import tqdm
+
+from ..atomic_files import atomic_file
+from .demo_packages import Package, read_members
+
+SIZE = 128
+MANIFEST_COLUMNS = ("path", "set", "split", "label", "source_package", "source_version", "source_file",
+                    "licence_as_declared", "num_frames", "fps", "sha256")  # fmt: skip
+
+
+@dataclass
+class Arguments:
+    output_dir: str = field(metadata={"help": "Gets action32/, wild/ and manifest.csv."})
+    packages_dir: str | None = field(default=None, metadata={"help": "Keeps the archives; default: OUTPUT_DIR/packages."})
+    sets: list[str] = field(default_factory=lambda: ["action32", "wild"])
+    num_processes: int = field(default=2)
+
+    def __post_init__(self):
+        if unknown := set(self.sets) - {"action32", "wild"}:
+            raise ValueError(f"sets are 'action32' and 'wild', got {sorted(unknown)}")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A row of `demo_dataset.csv`."""
+
+    path: str
+    source_package: str
+    source_file: str
+    first_frame: int
+    num_frames: int
+    sha256: str
+
+
+def read_plan(path: Path, sets: list[str]) -> list[Clip]:
+    """Return the clips of some sets that a csv file lists."""
+    with path.open(newline="") as file:
+        rows = [Clip(**row | {n: int(row[n]) for n in ("first_frame", "num_frames")}) for row in csv.DictReader(file)]
+    return [clip for clip in rows if clip.path.split("/")[0] in sets]
+
+
+def read_packages(path: Path) -> dict[str, Package]:
+    """Return the packages that a csv file lists, by name."""
+    with path.open(newline="") as file:
+        return {row["name"]: Package(**row) for row in csv.DictReader(file)}
+
+
+def decode(name: str, content: bytes) -> tuple[np.ndarray, Fraction]:
+    """Return frames, uint8 (frames, 128, 128, 3), and frames per second of a video or an animated WebP."""
+    if name.endswith(".webp"):
+        frames, milliseconds = [], 0
+        with Image.open(io.BytesIO(content)) as image:
+            for index in range(image.n_frames):
+                image.seek(index)
+                image.load()
+                milliseconds += image.info.get("duration", 0)
+                frame = image
+                if image.mode == "RGBA":
+                    frame = Image.new("RGBA", image.size, "white")
+                    frame.alpha_composite(image)
+                frames.append(_square(frame.convert("RGB")))
+        return np.stack(frames), _tidy_rate(Fraction(1000 * len(frames), milliseconds))
+    with av.open(io.BytesIO(gzip.decompress(content) if name.endswith(".gz") else content)) as container:
+        stream = container.streams.video[0]
+        frames, times = [], []
+        for frame in container.decode(stream):
+            frames.append(_square(frame.to_image()))
+            if frame.pts is not None:
+                times.append(frame.pts * stream.time_base)
+        rate = _tidy_rate(stream.average_rate)
+    if len(times) > 1:
+        shown = (len(times) - 1) / (max(times) - min(times))
+        if shown < 0.7 * rate:  # frames were dropped: the rate of those that are there
+            rate = _tidy_rate(shown)
+    return np.stack(frames), rate
+
+
+def _square(image: Image.Image) -> np.ndarray:
+    width, height = image.size
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    return np.asarray(image.resize((SIZE, SIZE), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side)))
+
+
+def _tidy_rate(rate: Fraction) -> Fraction:
+    rate = Fraction(rate).limit_denominator(1001)
+    whole = round(rate)
+    return Fraction(whole) if whole and abs(float(rate) / whole - 1) < 5e-4 else rate
+
+
+def encode(frames: np.ndarray, rate: Fraction, path: Path) -> None:
+    """Write an mp4 file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as partial_path, av.open(str(partial_path), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=rate)
+        stream.width = stream.height = SIZE
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.thread_count = 1  # the same bytes on any number of cores
+        colors = "colorprim=smpte170m:transfer=smpte170m:colormatrix=smpte170m"
+        stream.options = {"crf": "18", "preset": "slow", "g": "48", "x264-params": colors}
+        for array in frames:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24")
+            frame = frame.reformat(format="yuv420p", dst_colorspace="ITU601", dst_color_range="MPEG")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def make_clips(source: tuple[str, bytes, list[Clip]], folder: Path) -> list[str]:
+    """Make the clips of one source file; return what went wrong."""
+    name, content, clips = source
+    try:
+        frames, rate = decode(name, content)
+    except (OSError, ValueError, SyntaxError) as error:  # av's and Pillow's errors are among them
+        return [f"{clip.path}: {name} cannot be decoded ({error})" for clip in clips]
+    problems = []
+    for clip in clips:
+        selected = frames[clip.first_frame : clip.first_frame + clip.num_frames]
+        if len(selected) != clip.num_frames:
+            problems.append(f"{clip.path}: {name} has {len(frames)} frames, too few")
+            continue
+        encode(selected, rate, folder / clip.path)
+    return problems
+
+
+def write_manifest(clips: list[Clip], packages: dict[str, Package], folder: Path) -> int:
+    """List the clips that are in the folder; return how many have other bytes than those made before."""
+    others = 0
+    with atomic_file(folder / "manifest.csv") as partial_path, partial_path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, MANIFEST_COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for clip in clips:
+            path = folder / clip.path
+            if not path.exists():
+                continue
+            sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+            others += sha256 != clip.sha256
+            with av.open(str(path)) as container:
+                fps = float(container.streams.video[0].average_rate)
+            folders, package = clip.path.split("/"), packages[clip.source_package]
+            label = folders[2] if len(folders) == 4 else ""
+            row = (clip.path, folders[0], folders[1], label, package.name, package.version, clip.source_file,
+                    package.licence, clip.num_frames, f"{fps:.3f}", sha256)  # fmt: skip
+            writer.writerow(dict(zip(MANIFEST_COLUMNS, row, strict=True)))
+    return others
+
+
+def build(args: Arguments, plan: list[Clip], packages: dict[str, Package]) -> tuple[int, int, list[str]]:
+    """Make the clips that are missing, and the manifest.
+
+    Returns:
+        How many clips there are, how many of them have the bytes made before, and what went wrong.
+    """
+    folder = Path(args.output_dir)
+    archives = Path(args.packages_dir) if args.packages_dir else folder / "packages"
+    folder.mkdir(parents=True, exist_ok=True)
+    problems: list[str] = []
+    missing: dict[str, dict[str, list[Clip]]] = defaultdict(lambda: defaultdict(list))
+    for clip in plan:
+        if not (folder / clip.path).exists():
+            missing[clip.source_package][clip.source_file].append(clip)
+    with ProcessPoolExecutor(args.num_processes) as processes:
+        for name, files in missing.items():
+            print(f"{name} {packages[name].version}: {len(files)} files")
+            try:
+                archive = packages[name].download(archives)
+            except OSError as error:
+                print(f"  {error}")
+                problems += [f"{clip.path}: {name} is not available" for clips in files.values() for clip in clips]
+                continue
+            sources = ((member, content, files[member]) for member, content in read_members(archive, files.keys()))
+            jobs = []
+            with tqdm(total=len(files), unit="file") as progress:
+                for source in sources:
+                    jobs.append(processes.submit(partial(make_clips, folder=folder), source))
+                    if len(jobs) >= 4 * args.num_processes:  # not all files in memory
+                        problems += jobs.pop(0).result()
+                        progress.update()
+                for job in jobs:
+                    problems += job.result()
+                    progress.update()
+    others = write_manifest(plan, packages, folder)
+    made = sum((folder / clip.path).exists() for clip in plan)
+    return made, made - others, problems

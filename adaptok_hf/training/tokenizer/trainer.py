@@ -1,0 +1,194 @@
+"""The training run of `train_tokenizer.py`."""
+
+import torch
+from accelerate.utils import set_seed
+
+from ...data import VideoFolderClips
+from ...losses import TokenizerLoss, scheduled_sampling_ratio
+from ...metrics.lpips_network import LPIPSNetwork
+from ...models.modeling_adaptok import AdapTokModel
+from ..block_mask_sampler import sample_token_counts
+from ..clips import FolderBatches, StreamBatches, shared_sampling
+from ..run_folder import Progress, RunFolder
+from ..schedule import Schedule
+from ..sharding import ShardedAverage, save_shards_with_checkpoints, shard, whole_copy
+from ..trainer import Trainer, average_of_weights
+from .arguments import Arguments, Stage, plan_stages
+from .code_reseeding import initialize_codebook, reseed_codes
+from .training_step import TrainingStep, build_adversarial_loss, build_optimizers, build_prior
+from .validation import Reconstructor, draw_reconstructions, measure_psnr
+
+
+class TokenizerProgress(Progress):
+    """Also knows when each code was last used."""
+
+    def __init__(self, codebook_size: int):
+        super().__init__()
+        self.last_used = torch.zeros(codebook_size, dtype=torch.long)
+        self.recent = torch.zeros(codebook_size, dtype=torch.bool)  # the codes used since the last log entry
+
+    def state_dict(self):
+        return super().state_dict() | {"last_used": self.last_used, "recent": self.recent}
+
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+        self.last_used, self.recent = state["last_used"], state["recent"]
+
+
+class TokenizerTrainer(Trainer):
+    """Trains a tokenizer with its prior and a discriminator, as the weights of the losses say."""
+
+    def __init__(
+        self,
+        args: Arguments,
+        run: RunFolder,
+        model: AdapTokModel,
+        clips: FolderBatches | StreamBatches,
+        val_clips: VideoFolderClips | None,
+    ):
+        config, accelerator = model.config, run.accelerator
+        self.stages = plan_stages(args, clips.num_videos, accelerator.num_processes, config.num_blocks)
+        schedule = Schedule.from_arguments(args, self.stages[-1].end, self.stages[0].batch_size, clips.num_videos)
+        super().__init__(args, run, schedule, TokenizerProgress(config.codebook_size), "clips")
+        self.model, self.clips, self.val_clips = model, clips, val_clips
+        self.step_module = TrainingStep(model, build_prior(args, config), args)
+        self.adversarial = build_adversarial_loss(args, config)
+        lpips = None
+        if args.perceptual_weight:
+            lpips = LPIPSNetwork.from_pretrained("vgg", args.perceptual_network).to(accelerator.device)
+        self.loss = TokenizerLoss(args.loss_weights, lpips, self.adversarial)
+        size = sum(p.numel() for p in self.step_module.parameters()) / 1e6
+        accelerator.print(f"{size:.2f}M parameters, {schedule.total_steps} steps on {accelerator.num_processes} processes")
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Move everything to the device, wrap it for several processes, and register what a checkpoint holds."""
+        args, accelerator = self.args, self.accelerator
+        set_seed(args.seed, device_specific=True)  # processes sample the same clips, but noise of their own
+        if args.shard_over:
+            shard(self.step_module, accelerator, args.shard_over)
+        self.optimizers = build_optimizers(self.step_module, args)
+        if not args.shard_over:
+            self.step_module, *self.optimizers = accelerator.prepare(self.step_module, *self.optimizers)
+        if self.adversarial is not None:
+            betas, rate = (args.adam_beta1, args.adam_beta2), args.discriminator_learning_rate
+            optimizer = torch.optim.Adam(self.adversarial.parameters(), lr=rate, betas=betas)
+            self.wrapped_adversarial, self.discriminator_optimizer = accelerator.prepare(self.adversarial, optimizer)
+        accelerator.register_for_checkpointing(self.progress, self.clips)
+        self.ema = None
+        if args.shard_over:
+            self.ema = ShardedAverage(self.model, args.ema_decay) if args.ema_decay else None
+            save_shards_with_checkpoints(accelerator, self.step_module, self.optimizers, self.ema)
+        elif args.ema_decay:
+            self.ema = average_of_weights(self.model, args.ema_decay)
+            accelerator.register_for_checkpointing(self.ema)
+
+    def update(self, step: int) -> int:
+        args, progress, adversarial = self.args, self.progress, self.adversarial
+        stage = self._stage(step)
+        videos, counts = self._next_batch(step, stage)
+        if step == args.quantize_after and step > 0:
+            self._initialize_codebook(videos, step)
+        quantize = step >= args.quantize_after
+        peak_at = args.prior_sampling_peak_at
+        sampling_ratio = scheduled_sampling_ratio(step, self.schedule.total_steps, args.prior_sampling_peak, peak_at)
+        train_discriminator = adversarial is not None and adversarial.is_discriminator_turn(step)
+        modules = [self.step_module] + ([self.wrapped_adversarial] if train_discriminator else [])
+        codes, projected = [], []
+        for part in self.parts(len(videos), *modules):
+            video, part_counts = videos[part].float() / 255, None if counts is None else counts[part]
+            with self.accelerator.autocast():
+                output, part_projected, prior_term = self.step_module(video, part_counts, quantize, sampling_ratio)
+                terms = self.loss(video, output, step, prior_term)
+            self._backward(terms["total"])
+            progress.means.add({"loss": terms.pop("total")} | terms)
+            projected.append(part_projected.flatten(0, 1))
+            if output.codes is not None:
+                codes.append(output.codes)
+            if train_discriminator:
+                with self.accelerator.autocast():
+                    terms = self.wrapped_adversarial(video, output.pixel_values_videos.detach())
+                self._backward(terms.pop("total"))
+                progress.means.add(terms)
+        progress.means.add({"grad_norm": self.apply_gradients(self.step_module, self.optimizers)})
+        if train_discriminator:
+            self._update_discriminator(step)
+        if codes:
+            self._count_codes(step, torch.cat(codes), torch.cat(projected))
+        if counts is not None:
+            kept = counts.float().mean(0)
+            progress.means.add({"tokens_kept": kept.mean()} | {f"tokens_kept_{i}": n for i, n in enumerate(kept)})
+        if self.ema is not None:
+            self.ema.update_parameters(self.model)
+        return stage.batch_size
+
+    def _stage(self, step: int) -> Stage:
+        return next(stage for stage in self.stages if step < stage.end)
+
+    def _next_batch(self, step: int, stage: Stage) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return this process' clips, uint8, and their random token counts, or `None` where all tokens are kept."""
+        config, accelerator = self.model.config, self.accelerator
+        num_frames, counts = stage.num_blocks * config.tubelet_size, None
+        with shared_sampling(self.args.seed, step):
+            videos = self.clips.next_batch(stage.batch_size)
+            start = int(torch.randint(config.num_frames - num_frames + 1, ()))
+            if config.adaptive and step >= self.args.drop_after:
+                counts = sample_token_counts(stage.batch_size, stage.num_blocks, config.latents_per_block)
+                counts = counts[accelerator.process_index :: accelerator.num_processes].to(accelerator.device)
+        return videos[:, start : start + num_frames].to(accelerator.device), counts
+
+    def _backward(self, loss: torch.Tensor) -> None:
+        self.accelerator.backward(loss / self.args.gradient_accumulation_steps)
+
+    def _initialize_codebook(self, videos: torch.Tensor, step: int) -> None:
+        model = self.model
+        with torch.no_grad(), self.accelerator.autocast():
+            initialize_codebook(model, model.quantizer.project(model.encoder(videos.float() / 255)).flatten(0, 1))
+        self.progress.last_used.fill_(step)
+
+    def _update_discriminator(self, step: int) -> None:
+        args, optimizer = self.args, self.discriminator_optimizer
+        for group in optimizer.param_groups:  # the tokenizer's schedule, with a peak of its own
+            group["lr"] = args.discriminator_learning_rate * self.schedule.learning_rate(step) / args.learning_rate
+        norm = self.apply_gradients(self.wrapped_adversarial, [optimizer])
+        self.progress.means.add({"discriminator_grad_norm": norm})
+
+    def _count_codes(self, step: int, codes: torch.Tensor, projected: torch.Tensor) -> None:
+        """Note which codes were used, and re-seed those that have long been unused."""
+        progress, every = self.progress, self.args.reseed_every
+        used = self.accelerator.gather(codes).flatten().unique().cpu()
+        progress.last_used[used] = step
+        progress.recent[used] = True
+        if every and step < 0.8 * self.schedule.total_steps:
+            reseed_codes(self.model, progress.last_used, step, projected, every)
+
+    def log_entries(self) -> dict[str, int]:
+        used = int(self.progress.recent.sum())
+        self.progress.recent.zero_()
+        return {"codes_used": used}
+
+    def whole_models(self) -> dict[str, AdapTokModel]:
+        """Return the model and its average to be measured or saved, by the prefix of their measures' names."""
+        model, ema = self.model, self.ema
+        if not self.args.shard_over:
+            return {"": model} | ({"ema_": ema.module} if ema else {})
+        return {"": whole_copy(model)} | ({"ema_": whole_copy(model, ema.weights)} if ema else {})
+
+    def validate(self) -> dict[str, float]:
+        if self.val_clips is None:
+            return {}
+        step, measures = self.progress.step, {}
+        num_blocks, quantize = self._stage(step - 1).num_blocks, step > self.args.quantize_after
+        with self.accelerator.autocast():
+            for prefix, model in self.whole_models().items():
+                reconstruct = Reconstructor(model, num_blocks, quantize)
+                psnr = measure_psnr(reconstruct, self.val_clips, self.accelerator)
+                measures |= {prefix + name: value for name, value in psnr.items()}
+            if self.accelerator.is_main_process:
+                picture = draw_reconstructions(reconstruct, self.val_clips, self.accelerator.device)
+                self.run.save_picture("reconstructions", picture, step)
+        return measures
+
+    def save(self) -> None:
+        models = self.whole_models()
+        self.run.save(models[""], self.progress.step, self.args.checkpoints_total_limit, models.get("ema_"))

@@ -1,0 +1,181 @@
+"""Tar shards of resized videos, which `write_shards.py` writes."""
+
+import hashlib
+import io
+import json
+import multiprocessing
+import multiprocessing.connection
+import os
+import tarfile
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ..atomic_files import atomic_file, write_json, write_text
+from ..data import VideoItem, kinetics, video_folder
+from ..video.frames import resize_short_side
+from ..video.video_io import read_video
+from ..video.video_writing import write_video
+from .arguments import check_positive
+
+
+@dataclass
+class Arguments:
+    folder: str = field(metadata={"help": "searched recursively; the first sub-folder of a video is its class"})
+    output_folder: str = field(metadata={"help": "made if it does not exist"})
+    kinetics_csv: str | None = field(default=None, metadata={"help": "take videos and labels from this Kinetics list"})
+    class_names: str | None = field(default=None, metadata={"help": "file with a class a line, in the order of the labels"})
+    short_side: int = field(default=128, metadata={"help": "pixels; the aspect ratio is kept"})
+    videos_per_shard: int = 500
+    seed: int = field(default=0, metadata={"help": "of the order of the videos"})
+    num_processes: int = 1
+    max_skipped: int = field(default=10, metadata={"help": "stop when more videos cannot be read ..."})
+    max_skipped_share: float = field(default=0.05, metadata={"help": "... and more than this share of those tried"})
+
+    def __post_init__(self):
+        check_positive(self, "short_side", "videos_per_shard", "num_processes")
+
+
+def write_video_shards(args: Arguments) -> dict[str, Any]:
+    """Write the shards that are missing.
+
+    Returns:
+        `videos` and `shards` (how many there are), `skipped` (key -> reason).
+
+    Raises:
+        ValueError, OSError: for missing or too many unreadable videos, and an output folder that holds other shards.
+    """
+    names = Path(args.class_names).read_text().splitlines() if args.class_names else None
+    source = kinetics(args.kinetics_csv, args.folder, names) if args.kinetics_csv else video_folder(args.folder, names)
+    output = Path(args.output_folder)
+    output.mkdir(parents=True, exist_ok=True)
+    order = np.random.default_rng(args.seed).permutation(len(source.items))
+    items = [source.items[index] for index in order]
+    check_plan(output, args, items, source.class_names)
+    chunks = [items[start : start + args.videos_per_shard] for start in range(0, len(items), args.videos_per_shard)]
+    tasks = []
+    for index, chunk in enumerate(chunks):
+        path = output / f"shard-{index:05d}.tar"
+        write = partial(write_shard, path, chunk, source.class_names, args.short_side)
+        tasks.append(partial(read_report, path) if path.exists() else write)
+
+    tried, skipped = 0, {}
+    with tqdm(total=len(items), unit="video") as progress, closing(run_tasks(tasks, args.num_processes)) as reports:
+        for report in reports:
+            number = report["videos"] + len(report["skipped"])
+            tried += number
+            skipped |= report["skipped"]
+            progress.update(number)
+            progress.set_postfix(skipped=len(skipped))
+            if len(skipped) > args.max_skipped and len(skipped) > args.max_skipped_share * tried:
+                raise ValueError(
+                    f"{len(skipped)} of {tried} videos cannot be read (max_skipped {args.max_skipped}, "
+                    f"max_skipped_share {args.max_skipped_share}), such as {list(skipped.items())[-3:]}"
+                )
+    return {"videos": len(items) - len(skipped), "shards": len(chunks), "skipped": skipped}
+
+
+def run_tasks(tasks: list[Callable[[], dict]], num_processes: int) -> Iterator[dict]:
+    """Yield the results, in the order in which they are ready."""
+    if num_processes == 1:
+        yield from (task() for task in tasks)
+        return
+    # forking next to the threads of the pool and of the progress bar can hang
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(num_processes, context, initializer=exit_with_parent) as executor:
+        jobs = [executor.submit(task) for task in tasks]
+        try:
+            yield from (job.result() for job in as_completed(jobs))
+        finally:
+            executor.shutdown(cancel_futures=True)
+
+
+def exit_with_parent() -> None:
+    """End the processes of a pool when their parent is killed; they would wait for work for ever."""
+
+    def watch():
+        multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def check_plan(output: Path, args: Arguments, items: list[VideoItem], class_names: list[str]) -> None:
+    """Write down what the folder's shards are made of, or check that it is the same.
+
+    Raises:
+        ValueError: if the folder holds shards of other videos, labels or settings.
+    """
+    listing = json.dumps([(item.key, item.label) for item in items]).encode()
+    plan = {
+        "short_side": args.short_side,
+        "videos_per_shard": args.videos_per_shard,
+        "seed": args.seed,
+        "num_videos": len(items),
+        "videos_sha256": hashlib.sha256(listing).hexdigest(),
+        "num_classes": len(class_names),
+    }
+    path = output / "plan.json"
+    if path.exists():
+        earlier = json.loads(path.read_text())
+        if changed := {name: (earlier.get(name), value) for name, value in plan.items() if earlier.get(name) != value}:
+            raise ValueError(f"{output} holds shards of another run: (then, now) = {changed}; use an empty folder")
+        return
+    if present := sorted(output.glob("*.tar")):
+        raise ValueError(f"{output} holds tar files that this script did not write, such as {present[0].name}")
+    write_text(output / "class_names.txt", "".join(f"{name}\n" for name in class_names))
+    write_json(path, plan)
+
+
+def write_shard(path: Path, items: list[VideoItem], class_names: list[str], short_side: int) -> dict:
+    """Write a shard and its report; the shard gets its name last, so that one with a name is complete.
+
+    Returns:
+        The report: `videos` (how many there are) and `skipped` (key -> reason).
+    """
+    for leftover in path.parent.glob(f".{path.name}.*"):  # of a run that was killed
+        leftover.unlink()
+    skipped: dict[str, str] = {}
+    with atomic_file(path) as partial_path:
+        with tempfile.TemporaryDirectory() as scratch, tarfile.open(partial_path, "w") as tar:
+            for index, item in enumerate(items):
+                try:
+                    video = read_video(item.video, transform=partial(resize_short_side, size=short_side))
+                except (OSError, ValueError) as error:
+                    skipped[item.key] = " ".join(str(error).split())
+                    continue
+                mp4 = Path(scratch) / "video.mp4"
+                # an even rate is written as such, which is exact; anything else by its timestamps
+                even = np.abs(video.timestamps - np.arange(len(video)) / video.fps).max() < 0.002
+                write_video(mp4, video.frames, video.fps, None if even else video.timestamps)
+                facts = {
+                    "key": item.key,
+                    "label": item.label,
+                    "class_name": class_names[item.label] if item.label >= 0 else None,
+                    "fps": video.fps,
+                    "num_frames": len(video),
+                }
+                add_file(tar, f"{index:06d}.json", json.dumps(facts).encode())
+                add_file(tar, f"{index:06d}.mp4", mp4.read_bytes())
+        report = {"videos": len(items) - len(skipped), "skipped": skipped}
+        write_json(path.with_suffix(".json"), report)
+    return report
+
+
+def read_report(path: Path) -> dict:
+    return json.loads(path.with_suffix(".json").read_text())
+
+
+def add_file(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    info = tarfile.TarInfo(name)  # no owner and no time: equal inputs give equal shards
+    info.size = len(data)
+    tar.addfile(info, io.BytesIO(data))
