@@ -163,8 +163,14 @@ def _score_last_block(
     counts = token_counts.split([len(batch) for batch in codes])
     for batch_latents, batch_codes, batch_counts in zip(latents, codes, counts, strict=True):
         quantized = _lookup(tokenizer, batch_codes[:, :num_blocks])
-        inputs = batch_latents[:, :num_blocks].to(scorer.device), quantized, batch_counts.to(scorer.device)
-        scores.append(scorer(*inputs).scores[:, -1].cpu())
+        batch_latents, batch_counts = batch_latents[:, :num_blocks].to(scorer.device), batch_counts.to(scorer.device)
+        if scorer.config.attention_type == "full":
+            scores.append(scorer(batch_latents, quantized, batch_counts).scores[:, -1].cpu())
+            continue
+        cache = BlockCache()
+        for block in range(num_blocks - 1):  # with the tokens that they keep
+            scorer.add_block(batch_latents[:, block], quantized[:, block], batch_counts[:, block], cache)
+        scores.append(scorer.score_block(batch_latents[:, -1], quantized[:, -1], cache).cpu())
     return torch.cat(scores)
 
 

@@ -147,7 +147,13 @@ def parameters_that_split(pipeline, video: np.ndarray) -> list[dict]:
     """A price and a threshold at which blocks differ."""
     scores = scores_of(pipeline, video)
     gains = (scores[..., :1] - scores[..., 1:]) / torch.tensor([2.0, 4.0])
-    return [{"price": max(0.0, float(gains.amax(-1).median()))}, {"threshold": float(scores.amin(-1).median())}]
+
+    def middle(values: torch.Tensor) -> float:
+        """Between two values, so that round-off decides nothing."""
+        ordered = values.flatten().sort().values
+        return float(ordered[len(ordered) // 2 :][:2].mean())
+
+    return [{"price": max(0.0, middle(gains.amax(-1)))}, {"threshold": middle(scores.amin(-1))}]
 
 
 def test_price_and_threshold_look_at_each_clip_alone(tiny_pipeline):
@@ -442,7 +448,7 @@ def test_tokens_of_another_model_are_refused(tiny_pipeline, tiny_config):
         ({"allocation": "joint"}, "'joint'.*`budget`"),
         ({"allocation": "quality"}, "'quality'.*`price`"),
         ({"allocation": "threshold", "budget": 4}, "`budget`.*`threshold`"),
-        ({"budget": 4, "price": 0.1}, "`budget`.*`price`"),
+        ({"budget": 4, "price": 0.1}, "budget, price"),
         ({"price": -1.0}, "price"),
         ({"price": float("nan")}, "price"),
         ({"budget": 4, "rounding": "up"}, "rounding"),

@@ -81,9 +81,9 @@ def test_every_strategy_gives_the_pipelines_counts(complete_pipeline, clip_file,
     assert report["tokens"] == tokens.num_tokens and report["strategy"] == strategy
 
 
-def test_without_a_scorer_only_fixed_is_offered(complete_pipeline, clip_file):
+def test_strategies_that_need_a_scorer_are_offered_with_one(complete_pipeline, clip_file):
     complete_pipeline.register_modules(scorer=None)
-    assert reconstruct_tab.strategies(complete_pipeline) == ["fixed"]
+    assert reconstruct_tab.strategies(complete_pipeline) == ["fixed", "measured"]
     html, curve, report = last(reconstruct_tab.reconstruct(complete_pipeline, clip_file, "fixed", 3))
     assert set(report["token_counts"]) == {3} and html.count("<video") == 2 and list(report["curve"]) == ["fixed"]
     with pytest.raises(ValueError, match="fixed.*'joint'"):
