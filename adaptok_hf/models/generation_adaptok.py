@@ -189,7 +189,8 @@ def write_tokens(
             logits = unconditional + guidance_scale * (conditional - unconditional)
         if len(active) < batch:  # the rules close the rows that have left
             logits = logits.new_zeros(batch, logits.shape[-1]).index_copy(0, active, logits)
-        tokens = sample_tokens(logits_processor(sequences, logits), seeds, sequences.shape[1] - start)
+        scores, tokens = logits_processor(sequences, logits), sequences.new_full((batch,), config.eob_token_id)
+        tokens[active] = sample_tokens(scores[active], None if seeds is None else seeds[active], sequences.shape[1] - start)
         sequences = torch.cat([sequences, tokens[:, None]], dim=1)
         finished = _finished(sequences, config)
         stopped |= stopping_criteria(sequences, None)

@@ -240,11 +240,12 @@ def test_half_precision_runs(tiny_tokenizer, tiny_video, dtype):
     assert (half(tiny_video).pixel_values_videos.float() - expected).abs().mean() < 0.1 * expected.abs().mean()
 
 
-def test_compiled_model_is_the_model(tiny_tokenizer, tiny_video):
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_model_is_the_model(tiny_tokenizer, tiny_video, backend):
     counts = torch.tensor([[3, 0, 6], [1, 5, 2]])
     with torch.no_grad():
         expected = tiny_tokenizer(tiny_video, counts).pixel_values_videos
-        compiled = torch.compile(tiny_tokenizer)(tiny_video, counts).pixel_values_videos
+        compiled = torch.compile(tiny_tokenizer, backend=backend)(tiny_video, counts).pixel_values_videos
     assert_close(compiled, expected, atol=1e-5, rtol=1e-4)
 
 

@@ -242,12 +242,12 @@ def live_bytes() -> int:
 
 def test_memory_does_not_grow(tiny_pipeline):
     frames = noisy_video(12)
-    stream = tiny_pipeline.stream((frames[n % 12] for n in range(12 * 101)), budget=4, window=8, decode=False)
+    stream = tiny_pipeline.stream((frames[n % 12] for n in range(12 * 31)), budget=4, window=8, decode=False)
     sizes = {}
     for number, _ in enumerate(tiny_pipeline.stream_decode(stream), 1):
-        if number in (12 * 10, 12 * 100):
+        if number in (12 * 10, 12 * 30):
             sizes[number] = live_bytes()
-    assert sizes[120] == sizes[1200] > 100_000
+    assert sizes[120] == sizes[360] > 100_000
 
 
 # --- a held rate --------------------------------------------------------------------------------------------------
@@ -255,14 +255,14 @@ def test_memory_does_not_grow(tiny_pipeline):
 
 @pytest.mark.parametrize("budget", [2, 5.5, "50%"])
 def test_the_budget_is_held(tiny_pipeline, budget):
-    """150 blocks: within the reservoir after each, so within 4 / 150 of the target at the end."""
+    """60 blocks: within the reservoir after each, so within 4 / 60 of the target at the end."""
     target = 3.0 if budget == "50%" else budget
     video = uneven_video(60)
-    frames = (video[number % 60] for number in range(600))
+    frames = (video[number % 60] for number in range(240))
     counts = [block.token_count for block in tiny_pipeline.stream(frames, budget=budget, reservoir=4, decode=False)]
-    deviation = np.cumsum(counts) - target * np.arange(1, 151)
+    deviation = np.cumsum(counts) - target * np.arange(1, 61)
     assert np.abs(deviation).max() <= 4 * target + 1e-9
-    assert abs(np.mean(counts) - target) <= 4 / 150 * target + 1e-9
+    assert abs(np.mean(counts) - target) <= 4 / 60 * target + 1e-9
     assert set(counts) <= {2, 4, 6}
 
 
@@ -271,7 +271,7 @@ def test_the_bit_rate_is_held(tiny_pipeline):
     blocks = list(tiny_pipeline.stream(iter(video), bits_per_second=150, fps=20, reservoir=3, decode=False))
     rate = sum(block.bits for block in blocks) / (len(video) / 20)
     assert rate == pytest.approx(150, rel=3 / 60)
-    with pytest.raises(ValueError, match="bits_per_second must lie between 71 and 183 .* at 20 frames per second, got 200"):
+    with pytest.raises(ValueError, match="71 and 183 .* 20 .* 200"):
         next(tiny_pipeline.stream(iter(video), bits_per_second=200, fps=20))
 
 
