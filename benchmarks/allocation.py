@@ -1,6 +1,6 @@
 """How long the exact allocation solvers take.
 
-    OMP_NUM_THREADS=1 python benchmarks/allocation.py [--json FILE] [--milp-variables 8192]
+    OMP_NUM_THREADS=1 python benchmarks/allocation.py [--milp-variables 8192]
     OMP_NUM_THREADS=1 python benchmarks/allocation.py --recipe training_scripts/recipes/evaluation/table_e.json
 
 The first command prints a markdown table: milliseconds per program (N rows, one per block of a video, J levels),
@@ -109,7 +109,6 @@ def main() -> None:
     parser.add_argument(
         "--milp-variables", type=int, default=8192, help="leave milp out above this many rows x levels (default 8192)"
     )
-    parser.add_argument("--json", type=Path, help="write the numbers to this file too")
     parser.add_argument("--recipe", type=Path, help="time the strategy ipal as in this file instead")
     parser.add_argument("--repeats", type=int, default=20, help="runs of each case of a recipe (default 20)")
     arguments = parser.parse_args()
@@ -122,14 +121,10 @@ def main() -> None:
     header = ["scores", "rows N", "levels J", *names, "dynamic vs milp", "certified vs milp"]
     print("| " + " | ".join(header) + " |")
     print("|---" * len(header) + "|")
-    cases = []
     for kind in ("falling", "non-convex"):
         for num_levels in arguments.levels:
             for num_rows in arguments.rows:
-                cases.append(benchmark_case(kind, num_rows, num_levels, arguments))
-                print(table_row(cases[-1]), flush=True)
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"unit": "ms per program", "cases": cases}, indent=1) + "\n")
+                print(table_row(benchmark_case(kind, num_rows, num_levels, arguments)), flush=True)
 
 
 if __name__ == "__main__":
