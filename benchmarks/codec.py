@@ -111,7 +111,7 @@ def scores_block_by_block(scorer: AdapTokScorerModel, latents: torch.Tensor, qua
 def both_ways(
     tokenizer: AdapTokModel, scorer: AdapTokScorerModel, count: int, device: str = "cpu", batch: int = 1
 ) -> dict[str, tuple[Callable[[], object], Callable[[], object]]]:
-    """Return by stage the original's way and ours, for `count` tokens of every block. On "meta" only operations can be counted."""
+    """Return by stage the original's way and ours, for `count` tokens of every block; "meta" is for counting operations."""
     config, kind = tokenizer.config, {"device": device, "dtype": tokenizer.dtype}
     generator = None if device == "meta" else torch.Generator(device).manual_seed(0)
     size = (batch, config.num_frames, config.num_channels, config.image_size, config.image_size)

@@ -63,7 +63,7 @@ def bytes_of(*modules: nn.Module) -> int:
 
 
 def state_bytes(stage: Stage, shards: int = 1) -> int:
-    """Return weights, gradients, Adam's two averages, the weights' average; DDP's second copy of gradients unless sharded."""
+    """Return weights, gradients, Adam's two averages, the weights' average, and DDP's copy of gradients if not sharded."""
     weights = bytes_of(stage.trained)
     others = bytes_of(*stage.frozen) + 5 * bytes_of(*stage.whole)
     if shards == 1:
