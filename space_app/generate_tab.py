@@ -8,11 +8,10 @@ import numpy as np
 import torch
 from media import image_uri, mosaic
 from player import Panel, player, tiles, token_bars, waiting
-from streaming import Watcher, watch
+from streaming import MAX_SEED, Watcher, check_seed, watch
 
 from adaptok_hf import AdapTokPipeline
 
-MAX_SEED = 2**31 - 1
 # How often an open block is shown before it is closed.
 _LOOKS_PER_BLOCK = 6
 
@@ -47,8 +46,7 @@ def generate(
     """
     if label is None:
         raise ValueError("Choose a class first.")
-    if seed is None or not 0 <= seed <= MAX_SEED or seed != int(seed):
-        raise ValueError(f"The seed must be a whole number from 0 to {MAX_SEED}.")
+    seed = check_seed(seed)
     config = pipeline.ar_model.config
     settings = {"guidance_scale": guidance, "temperature": temperature}
     if max_tokens is not None and max_tokens < config.num_blocks * config.latents_per_block:
@@ -56,7 +54,7 @@ def generate(
     watcher = Watcher(max(1, config.latents_per_block // _LOOKS_PER_BLOCK), config.eob_token_id)
 
     def run(watcher: Watcher):
-        generator = torch.Generator().manual_seed(int(seed))
+        generator = torch.Generator().manual_seed(seed)
         return pipeline.generate(label, generator=generator, stopping_criteria=[watcher], **settings)
 
     blank = np.zeros((0, 0, 0, 3), np.uint8)
@@ -70,7 +68,7 @@ def generate(
         report = {
             "status": "done",
             "class": result.class_names[0],
-            "seed": int(seed),
+            "seed": seed,
             "guidance": guidance,
             "temperature": temperature,
             "tokens": sum(counts),
