@@ -111,18 +111,12 @@ def _show(pipeline, frames, counts: list[int], done: bool, fps: float = 0, repor
     if done:
         widths = [config.tubelet_size] * config.num_blocks
         title = report["class"].replace("_", " ")
-        stage = player(
-            [Panel(title, frames, f"seed {report['seed']}", "adaptive")],
-            fps,
-            token_bars(counts, config.latents_per_block, widths),
-        )
+        bars = token_bars(counts, config.latents_per_block, widths)
+        stage = player([Panel(title, frames, f"seed {report['seed']}", "adaptive")], fps, bars)
         whole = config.latents_per_block * config.num_blocks
-        head = tiles(
-            [
-                ("Tokens", str(sum(counts)), f"of {whole}, {100 * sum(counts) / whole:.0f} %"),
-                ("Fewest, most", f"{min(counts)}, {max(counts)}", "in a block: the model's own choice"),
-            ]
-        )
+        share = f"of {whole}, {100 * sum(counts) / whole:.0f} %"
+        spread = f"{min(counts)}, {max(counts)}"
+        head = tiles([("Tokens", str(sum(counts)), share), ("Fewest, most", spread, "in a block, as the model chose")])
     else:
         picture = f'<img src="{image_uri(frames[-1])}" alt="the newest frame">' if len(frames) else "<span></span>"
         text = f"Writing block {max(1, len(counts))} of {config.num_blocks}: {sum(counts)} tokens so far"
@@ -156,11 +150,5 @@ def build_tab(pipeline: AdapTokPipeline, model_event: Callable) -> None:
             with gr.Accordion("Numbers", open=False):
                 report = gr.JSON(show_label=False)
     dice.click(None, None, seed, js=f"() => Math.floor(Math.random() * {MAX_SEED})", api_visibility="private")
-    model_event(
-        button.click,
-        generate,
-        [label, seed, guidance, temperature, max_tokens],
-        [result, report],
-        api_name="generate",
-        show_progress="hidden",
-    )
+    inputs = [label, seed, guidance, temperature, max_tokens]
+    model_event(button.click, generate, inputs, [result, report], api_name="generate", show_progress="hidden")

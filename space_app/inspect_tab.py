@@ -83,22 +83,12 @@ def attention_map(pipeline: AdapTokPipeline, video: Video | None, layer: int, bl
 
     Args:
         video: what `inspect_clip` returned.
-        layer, block, token: counted from 1, as the sliders do. Where the clip ends before a block, its last one is taken.
-
-    Raises:
-        ValueError: for a layer, block or token that the model does not have.
+        layer, block, token: counted from 1, as the sliders do. The sliders keep them in range. Where the clip ends before a
+            block, its last one is taken.
     """
     if video is None:
         return waiting(_LOOKS_WAITING)
     config = pipeline.tokenizer.config
-    limits = (
-        ("layer", layer, config.num_encoder_layers),
-        ("block", block, config.num_blocks),
-        ("token", token, config.latents_per_block),
-    )
-    for name, value, most in limits:
-        if not 1 <= value <= most:
-            raise ValueError(f"The {name} must lie in 1..{most}, not {value}.")
     num_blocks = -(-len(video) // config.tubelet_size)
     layer, block, token = int(layer), min(int(block), num_blocks), int(token)
     clip = pipeline.video_processor.clips(video).pixel_values_videos[0]

@@ -31,8 +31,8 @@ def predict(
     Args:
         path: a video file; the frames after the given ones are only shown for comparison.
         num_condition_frames: frames that the model is given.
-        num_rollouts: clips that are predicted one after the other, up to 4.
-        num_videos: different continuations, up to 3.
+        num_rollouts: clips that are predicted one after the other.
+        num_videos: different continuations.
         temperature: 0 takes the likeliest token.
         seed: 0 or more; the same seed gives the same videos.
 
@@ -42,9 +42,6 @@ def predict(
     Raises:
         ValueError: for a bad upload or impossible settings.
     """
-    for name, value, most in (("roll-outs", num_rollouts, MAX_ROLLOUTS), ("continuations", num_videos, MAX_VIDEOS)):
-        if not 1 <= value <= most:
-            raise ValueError(f"The number of {name} must lie in 1..{most}, not {value}.")
     seed = check_seed(seed)
     num_condition_frames, num_rollouts, num_videos = int(num_condition_frames), int(num_rollouts), int(num_videos)
     config, most = pipeline.fp_model.config, pipeline.tokenizer.config.num_frames

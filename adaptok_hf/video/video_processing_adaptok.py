@@ -39,7 +39,7 @@ class ClipBatch:
     Args:
         frames: uint8, `(num_clips, clip frames, 3, image_size, image_size)`. The last clip is filled
             up with copies of the last frame.
-        valid_blocks: bool, `(num_clips, K)`; whether a block holds at least one real frame; these are the first ones of a clip.
+        valid_blocks: bool, `(num_clips, K)`; whether a block holds at least one real frame, as a clip's first ones do.
         num_frames: real frames over all clips.
         source_size: height and width of the video before resizing.
         fps: average frames per second.

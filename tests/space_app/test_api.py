@@ -43,6 +43,9 @@ def test_the_api_end_to_end(space, clip_file, tmp_path):
     prefixes, curves = client.predict(video, api_name="/inspect")
     assert "from the first 6 tokens" in prefixes and curves["columns"][0] == "tokens"
 
+    for arguments in ((5, 9, 2), (5, 1, 4)):  # the sliders bound what a caller sends
+        with pytest.raises(AppError, match=f"{max(arguments[1:])}"):
+            client.predict(video, *arguments, 0.6, 0, api_name="/predict")
     for writer, name, message in BAD_FILES[::5]:  # test_uploads.py has them all
         path = writer(tmp_path / name)
         with pytest.raises(AppError, match=message) as error:
