@@ -1,6 +1,6 @@
 """How long the exact allocation solvers take.
 
-    OMP_NUM_THREADS=1 python benchmarks/allocation.py [--json FILE] [--milp-variables 8192]
+    OMP_NUM_THREADS=1 python benchmarks/allocation.py [--milp-variables 8192]
     OMP_NUM_THREADS=1 python benchmarks/allocation.py --recipe training_scripts/recipes/evaluation/table_e.json
 
 The first command prints a markdown table: milliseconds per program (N rows, one per block of a video, J levels),
@@ -24,7 +24,7 @@ import scipy
 
 from adaptok_hf.allocation import ipal, solve_program
 
-SOLVERS = ("milp", "dynamic", "certified")
+SOLVERS = ("milp", "dynamic", "lagrangian")
 
 
 def score_table(kind: str, num_rows: int, num_levels: int, rng: np.random.Generator) -> np.ndarray:
@@ -49,33 +49,23 @@ def measure(programs: list[tuple[np.ndarray, int]], solver: str, seconds: float)
     return statistics.median(times), objectives
 
 
-def benchmark_case(kind: str, num_rows: int, num_levels: int, arguments: argparse.Namespace) -> dict:
+def table_row(kind: str, num_rows: int, num_levels: int, arguments: argparse.Namespace) -> str:
     rng = np.random.default_rng([num_rows, num_levels])
     # An average of half the tokens, off the middle by a few levels so that tables of one size differ.
     totals = [num_rows * (num_levels - 1) // 2 - index for index in range(arguments.programs)]
     programs = [(score_table(kind, num_rows, num_levels, rng), max(total, 0)) for total in totals]
-    case = {"scores": kind, "rows": num_rows, "levels": num_levels}
-    reference = None
-    for solver in SOLVERS[::-1]:
-        if solver == "milp" and num_rows * num_levels > arguments.milp_variables:
-            continue
-        milliseconds, objectives = measure(programs, solver, arguments.seconds)
-        case[solver] = milliseconds
-        reference = reference or objectives
-        if not np.allclose(objectives, reference, rtol=0, atol=1e-9):
-            raise RuntimeError(f"{solver} differs from certified at {case}: {objectives}, {reference}")
-    return case
-
-
-def table_row(case: dict) -> str:
-    cells = [case["scores"], str(case["rows"]), str(case["levels"])]
+    solvers = [s for s in SOLVERS if s != "milp" or num_rows * num_levels <= arguments.milp_variables]
+    milliseconds, objectives = {}, {}
+    for solver in solvers:
+        milliseconds[solver], objectives[solver] = measure(programs, solver, arguments.seconds)
+        if not np.allclose(objectives[solver], objectives[solvers[0]], rtol=0, atol=1e-9):
+            raise RuntimeError(f"{kind}, {num_rows} rows, {num_levels} levels: the objectives differ: {objectives}")
+    cells = [kind, str(num_rows), str(num_levels)]
     for solver in SOLVERS:
-        if solver not in case:
-            cells += ["", ""]
-            continue
-        cells += [f"{case[solver]:.2f}", f"{1e3 * case[solver] / case['rows']:.1f}"]
+        time_taken = milliseconds.get(solver)
+        cells += ["", ""] if time_taken is None else [f"{time_taken:.2f}", f"{1e3 * time_taken / num_rows:.1f}"]
     for solver in SOLVERS[1:]:
-        cells.append(f"{case['milp'] / case[solver]:.1f}x" if "milp" in case else "")
+        cells.append(f"{milliseconds['milp'] / milliseconds[solver]:.1f}x" if "milp" in milliseconds else "")
     return "| " + " | ".join(cells) + " |"
 
 
@@ -109,7 +99,6 @@ def main() -> None:
     parser.add_argument(
         "--milp-variables", type=int, default=8192, help="leave milp out above this many rows x levels (default 8192)"
     )
-    parser.add_argument("--json", type=Path, help="write the numbers to this file too")
     parser.add_argument("--recipe", type=Path, help="time the strategy ipal as in this file instead")
     parser.add_argument("--repeats", type=int, default=20, help="runs of each case of a recipe (default 20)")
     arguments = parser.parse_args()
@@ -119,17 +108,13 @@ def main() -> None:
         return
     print(f"numpy {np.__version__}, scipy {scipy.__version__}, Python {platform.python_version()}; median times\n")
     names = [f"{solver} {unit}" for solver in SOLVERS for unit in ("ms", "us/row")]
-    header = ["scores", "rows N", "levels J", *names, "dynamic vs milp", "certified vs milp"]
+    header = ["scores", "rows N", "levels J", *names, "dynamic vs milp", "lagrangian vs milp"]
     print("| " + " | ".join(header) + " |")
     print("|---" * len(header) + "|")
-    cases = []
     for kind in ("falling", "non-convex"):
         for num_levels in arguments.levels:
             for num_rows in arguments.rows:
-                cases.append(benchmark_case(kind, num_rows, num_levels, arguments))
-                print(table_row(cases[-1]), flush=True)
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"unit": "ms per program", "cases": cases}, indent=1) + "\n")
+                print(table_row(kind, num_rows, num_levels, arguments), flush=True)
 
 
 if __name__ == "__main__":

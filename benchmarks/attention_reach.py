@@ -31,10 +31,8 @@ def main() -> None:
     chosen = np.linspace(0, len(folder) - 1, arguments.clips).round().astype(int)
     videos = [folder[int(index)]["pixel_values_videos"].float() / 255 for index in chosen]
     tokens = range(config.latents_per_block)
-    shares = [
-        attention_maps(model, videos[0], tokens, layer).sum((2, 3)).mean() for layer in range(config.num_encoder_layers)
-    ]
-    layer = int(np.argmax(shares))
+    layers = range(config.num_encoder_layers)
+    layer = max(layers, key=lambda layer: attention_maps(model, videos[0], tokens, layer).sum((2, 3)).mean())
     patches = []
     for video in videos:
         maps = torch.from_numpy(attention_maps(model, video, tokens, layer)).flatten(2)
@@ -42,7 +40,7 @@ def main() -> None:
         patches.append(torch.special.entr(maps).sum(-1).exp().mean(1))  # (tokens,)
     eighths = torch.stack(patches).mean(0).tensor_split(8)
     print(f"encoder layer {layer}, {config.grid_size**2} patches; patches per token, from the first to the last eighth:")
-    print(" ".join(f"{float(part.mean()):.1f}" for part in eighths))
+    print(" ".join(f"{float(eighth.mean()):.1f}" for eighth in eighths))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Tokens per second of generation: `generate()` with dynamic, static and compiled static cache, against a plain loop with a
 dynamic cache in the same run; and what rows cost that finish early.
 

@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Lossless parallel decoding of the class-conditional generator: `generate(lookahead=...)` against one token at a time.
 
     python benchmarks/parallel_decoding.py --videos 8

@@ -16,10 +16,8 @@ block begins and between frames of a block; in the original and in the reconstru
 
 import argparse
 import itertools
-import json
+import multiprocessing
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -27,6 +25,8 @@ from pathlib import Path
 
 import numpy as np
 from codec import machine, resident
+
+from adaptok_hf import AdapTokPipeline, read_video, write_video
 
 FPS = 25
 
@@ -44,13 +44,11 @@ def moving_picture(seconds: float, size: int = 128) -> Iterator[np.ndarray]:
 
 
 def run_stream(path: str, settings: dict, model: str | None) -> dict:
-    """One file through the stream in this process."""
-    from adaptok_hf import AdapTokPipeline
-
+    """Stream one file in this process."""
     pipeline = AdapTokPipeline.from_pretrained(model)
     list(itertools.islice(pipeline.stream(path, **settings), 8))  # warms up: libraries, thread pools, allocator
     before = resident("VmHWM")
-    Path("/proc/self/clear_refs").write_text("5")  # starts VmHWM anew
+    Path("/proc/self/clear_refs").write_text("5")  # restarts VmHWM
     latencies, tokens, bits, frames = [], 0, 0.0, 0
     begin = time.process_time()
     for block in pipeline.stream(path, **settings):
@@ -72,18 +70,8 @@ def run_stream(path: str, settings: dict, model: str | None) -> dict:
     }
 
 
-def in_own_process(path: Path, settings: dict, model: str | None) -> dict:
-    task = json.dumps({"path": str(path), "settings": settings, "model": model})
-    done = subprocess.run([sys.executable, __file__, "--task", task], capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(done.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def compare_lengths(minutes: float, settings: dict, model: str | None) -> None:
-    """Makes the short and the long file, streams each and prints a row for it, then the ratios of their memory."""
-    from adaptok_hf import write_video
-
+    """Make the short and the long file, stream each and print a row for it, then the ratios of their memory."""
     columns = (
         "stream, frames, blocks, tokens per block, bit/s, ms per block (median), 95%, CPU ms, times real time, "
         "peak MiB while streaming, peak MiB of the process"
@@ -94,13 +82,14 @@ def compare_lengths(minutes: float, settings: dict, model: str | None) -> None:
         for name, seconds in {"10 s": 10.0, f"{minutes:g} min": 60 * minutes}.items():
             path = Path(folder) / f"{seconds:g}.mp4"
             write_video(path, moving_picture(seconds), FPS)
-            found = in_own_process(path, settings, model)
-            peaks.append([found["streaming"], found["peak"]])
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                row = pool.apply(run_stream, (str(path), settings, model))
+            peaks.append([row["streaming"], row["peak"]])
             print(
-                f"| {name} | {found['frames']} | {found['blocks']} | {found['tokens_per_block']:.2f} | "
-                f"{found['bits_per_second']:.0f} | {found['median_ms']:.0f} | {found['p95_ms']:.0f} | "
-                f"{1000 * found['cpu'] / found['blocks']:.0f} | {found['frames'] / FPS / found['compute']:.2f} | "
-                f"{found['streaming'] / 2**20:.1f} | {found['peak'] / 2**20:.1f} |",
+                f"| {name} | {row['frames']} | {row['blocks']} | {row['tokens_per_block']:.2f} | "
+                f"{row['bits_per_second']:.0f} | {row['median_ms']:.0f} | {row['p95_ms']:.0f} | "
+                f"{1000 * row['cpu'] / row['blocks']:.0f} | {row['frames'] / FPS / row['compute']:.2f} | "
+                f"{row['streaming'] / 2**20:.1f} | {row['peak'] / 2**20:.1f} |",
                 flush=True,
             )
     streaming, peak = (long / short for short, long in zip(*peaks, strict=True))
@@ -120,19 +109,15 @@ def jumps(frames: np.ndarray, tubelet: int, clip: int) -> dict[str, float]:
     }
 
 
-def seam(pipeline, sources: list, settings: dict) -> dict[str, dict[str, float]]:
-    config, found = pipeline.tokenizer.config, {"original": [], "reconstruction": []}
+def seam(pipeline: AdapTokPipeline, sources: list, settings: dict) -> dict[str, dict[str, float]]:
+    """Return the mean `jumps` of the sources that are longer than a clip."""
+    config, rows = pipeline.tokenizer.config, {"original": [], "reconstruction": []}
     for source in sources:
         blocks = list(pipeline.stream(source, **settings))
-        if len(blocks) <= config.num_blocks:
-            continue
-        for name, pictures in (("original", [b.original for b in blocks]), ("reconstruction", [b.frames for b in blocks])):
-            found[name].append(jumps(np.concatenate(pictures), config.tubelet_size, config.num_frames))
-    return {
-        name: {place: statistics.mean(row[place] for row in rows) for place in rows[0]}
-        for name, rows in found.items()
-        if rows
-    }
+        if len(blocks) > config.num_blocks:
+            for name, pictures in zip(rows, zip(*((b.original, b.frames) for b in blocks), strict=True), strict=True):
+                rows[name].append(jumps(np.concatenate(pictures), config.tubelet_size, config.num_frames))
+    return {name: {place: statistics.mean(row[place] for row in each) for place in each[0]} for name, each in rows.items()}
 
 
 def main() -> None:
@@ -141,16 +126,10 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=32, help="average tokens per block (default: 32)")
     parser.add_argument("--videos", nargs="+", default=[], help="files or folders on which the seam is measured as well")
     parser.add_argument("--model", help="pipeline folder (default: the checkpoint in the package)")
-    parser.add_argument("--task", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.task:
-        print(json.dumps(run_stream(**json.loads(arguments.task))))
-        return
     settings = {"budget": arguments.budget}
     print(f"{arguments.model or 'shipped checkpoint'}, budget {arguments.budget:g} tokens per block\n{machine('cpu')}\n")
     compare_lengths(arguments.minutes, settings, arguments.model)
-
-    from adaptok_hf import AdapTokPipeline, read_video
 
     pipeline = AdapTokPipeline.from_pretrained(arguments.model)
     files = []
@@ -162,10 +141,10 @@ def main() -> None:
     print("\n| video | tokens | frames | clip border | block border | inside a block | clip border / block border |")
     print("|---" * 7 + "|")
     for name, sources in cases.items():
-        for given in ({}, settings):
-            for kind, row in seam(pipeline, sources, given).items():
+        for options in ({}, settings):
+            for kind, row in seam(pipeline, sources, options).items():
                 numbers = " | ".join(f"{value:.2f}" for value in row.values())
-                tokens = f"{arguments.budget:g}" if given else "all"
+                tokens = f"{arguments.budget:g}" if options else "all"
                 print(f"| {name} | {tokens} | {kind} | {numbers} | {row['clip border'] / row['block border']:.2f} |")
 
 

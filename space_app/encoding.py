@@ -3,8 +3,10 @@
 import math
 
 import numpy as np
+import torch
 
 from adaptok_hf import AdapTokPipeline, TokenizedVideo
+from adaptok_hf.metrics import VideoSSIM
 
 
 def token_levels(pipeline: AdapTokPipeline) -> list[int]:
@@ -34,3 +36,10 @@ def psnr(reconstruction: np.ndarray, original: np.ndarray) -> float:
     """dB, over all pixels of uint8 frames; 100 for identical ones."""
     error = np.mean(np.square(reconstruction.astype(np.float32) - original), dtype=np.float64)
     return 100.0 if error == 0 else min(100.0, 10 * math.log10(255**2 / error))
+
+
+def ssim(reconstruction: np.ndarray, original: np.ndarray) -> float:
+    """Return the mean over up to 16 evenly spaced uint8 frames: it changes slowly, and a visitor waits."""
+    index = np.unique(np.linspace(0, len(original) - 1, 16).round().astype(int))
+    pair = [torch.from_numpy(frames[index]).permute(0, 3, 1, 2)[None] / 255 for frames in (reconstruction, original)]
+    return VideoSSIM().measure(*pair).item()

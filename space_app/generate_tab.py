@@ -8,11 +8,10 @@ import numpy as np
 import torch
 from media import image_uri, mosaic
 from player import Panel, player, tiles, token_bars, waiting
-from streaming import Watcher, watch
+from streaming import MAX_SEED, Watcher, check_seed, watch
 
 from adaptok_hf import AdapTokPipeline
 
-MAX_SEED = 2**31 - 1
 # How often an open block is shown before it is closed.
 _LOOKS_PER_BLOCK = 6
 
@@ -47,8 +46,7 @@ def generate(
     """
     if label is None:
         raise ValueError("Choose a class first.")
-    if seed is None or not 0 <= seed <= MAX_SEED or seed != int(seed):
-        raise ValueError(f"The seed must be a whole number from 0 to {MAX_SEED}.")
+    seed = check_seed(seed)
     config = pipeline.ar_model.config
     settings = {"guidance_scale": guidance, "temperature": temperature}
     if max_tokens is not None and max_tokens < config.num_blocks * config.latents_per_block:
@@ -56,7 +54,7 @@ def generate(
     watcher = Watcher(max(1, config.latents_per_block // _LOOKS_PER_BLOCK), config.eob_token_id)
 
     def run(watcher: Watcher):
-        generator = torch.Generator().manual_seed(int(seed))
+        generator = torch.Generator().manual_seed(seed)
         return pipeline.generate(label, generator=generator, stopping_criteria=[watcher], **settings)
 
     blank = np.zeros((0, 0, 0, 3), np.uint8)
@@ -70,7 +68,7 @@ def generate(
         report = {
             "status": "done",
             "class": result.class_names[0],
-            "seed": int(seed),
+            "seed": seed,
             "guidance": guidance,
             "temperature": temperature,
             "tokens": sum(counts),
@@ -113,18 +111,12 @@ def _show(pipeline, frames, counts: list[int], done: bool, fps: float = 0, repor
     if done:
         widths = [config.tubelet_size] * config.num_blocks
         title = report["class"].replace("_", " ")
-        stage = player(
-            [Panel(title, frames, f"seed {report['seed']}", "adaptive")],
-            fps,
-            token_bars(counts, config.latents_per_block, widths),
-        )
+        bars = token_bars(counts, config.latents_per_block, widths)
+        stage = player([Panel(title, frames, f"seed {report['seed']}", "adaptive")], fps, bars)
         whole = config.latents_per_block * config.num_blocks
-        head = tiles(
-            [
-                ("Tokens", str(sum(counts)), f"of {whole}, {100 * sum(counts) / whole:.0f} %"),
-                ("Fewest, most", f"{min(counts)}, {max(counts)}", "in a block: the model's own choice"),
-            ]
-        )
+        share = f"of {whole}, {100 * sum(counts) / whole:.0f} %"
+        spread = f"{min(counts)}, {max(counts)}"
+        head = tiles([("Tokens", str(sum(counts)), share), ("Fewest, most", spread, "in a block, as the model chose")])
     else:
         picture = f'<img src="{image_uri(frames[-1])}" alt="the newest frame">' if len(frames) else "<span></span>"
         text = f"Writing block {max(1, len(counts))} of {config.num_blocks}: {sum(counts)} tokens so far"
@@ -158,11 +150,5 @@ def build_tab(pipeline: AdapTokPipeline, model_event: Callable) -> None:
             with gr.Accordion("Numbers", open=False):
                 report = gr.JSON(show_label=False)
     dice.click(None, None, seed, js=f"() => Math.floor(Math.random() * {MAX_SEED})", api_visibility="private")
-    model_event(
-        button.click,
-        generate,
-        [label, seed, guidance, temperature, max_tokens],
-        [result, report],
-        api_name="generate",
-        show_progress="hidden",
-    )
+    inputs = [label, seed, guidance, temperature, max_tokens]
+    model_event(button.click, generate, inputs, [result, report], api_name="generate", show_progress="hidden")

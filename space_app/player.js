@@ -15,15 +15,13 @@
     player.classList.toggle("at-in-given", now < Number(player.dataset.given || 0));
     player.classList.toggle("at-playing", !first.paused);
     player.querySelector(".at-play").setAttribute("aria-label", first.paused ? "Play" : "Pause");
-    let end = 0;
     const bars = [...player.querySelectorAll(".at-bar")];
     const total = bars.reduce((sum, bar) => sum + Number(bar.style.flexGrow), 0);
-    let found = false;
+    let left = (now / seconds) * total;
     for (const bar of bars) {
-      end += Number(bar.style.flexGrow);
-      const current = !found && now / seconds <= end / total;
-      bar.classList.toggle("at-current", current);
-      found = found || current;
+      const width = Number(bar.style.flexGrow);
+      bar.classList.toggle("at-current", left >= 0 && left <= width);
+      left = left > width ? left - width : -1;
     }
   }
 
@@ -73,15 +71,6 @@
       const player = event.target.closest(".at-player");
       play(player, false);
       jump(player, Number(event.target.value));
-    }
-    if (event.target.matches?.(".at-prefix-slider")) {
-      const box = event.target.closest(".at-prefix");
-      const levels = JSON.parse(box.dataset.levels);
-      const level = Number(event.target.value);
-      box.style.setProperty("--at-row", level);
-      box.querySelector(".at-prefix-count").textContent = levels[level].tokens;
-      box.querySelector(".at-prefix-quality").textContent = levels[level].quality;
-      event.target.setAttribute("aria-valuetext", `${levels[level].tokens} tokens per block`);
     }
   });
 })();

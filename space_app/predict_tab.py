@@ -6,9 +6,8 @@ from typing import Any
 import gradio as gr
 import numpy as np
 import torch
-from generate_tab import MAX_SEED
 from player import Panel, note, player, tiles, token_bars, waiting
-from streaming import Watcher, watch
+from streaming import MAX_SEED, Watcher, check_seed, watch
 from uploads import LIMITS, read_upload
 
 from adaptok_hf import AdapTokPipeline
@@ -32,8 +31,8 @@ def predict(
     Args:
         path: a video file; the frames after the given ones are only shown for comparison.
         num_condition_frames: frames that the model is given.
-        num_rollouts: clips that are predicted one after the other, up to 4.
-        num_videos: different continuations, up to 3.
+        num_rollouts: clips that are predicted one after the other.
+        num_videos: different continuations.
         temperature: 0 takes the likeliest token.
         seed: 0 or more; the same seed gives the same videos.
 
@@ -43,13 +42,10 @@ def predict(
     Raises:
         ValueError: for a bad upload or impossible settings.
     """
-    for name, value, most in (("roll-outs", num_rollouts, MAX_ROLLOUTS), ("continuations", num_videos, MAX_VIDEOS)):
-        if not 1 <= value <= most:
-            raise ValueError(f"The number of {name} must lie in 1..{most}, not {value}.")
-    if seed is None or not 0 <= seed <= MAX_SEED or seed != int(seed):
-        raise ValueError(f"The seed must be a whole number from 0 to {MAX_SEED}.")
+    seed = check_seed(seed)
+    num_condition_frames, num_rollouts, num_videos = int(num_condition_frames), int(num_rollouts), int(num_videos)
     config, most = pipeline.fp_model.config, pipeline.tokenizer.config.num_frames
-    total = most + (int(num_rollouts) - 1) * (most - int(num_condition_frames))
+    total = most + (num_rollouts - 1) * (most - num_condition_frames)
     upload = read_upload(pipeline, path, max_frames=max(total, 1))
     video = upload.video
     watcher = Watcher(max(1, config.latents_per_block // 4), config.eob_token_id)
@@ -57,11 +53,11 @@ def predict(
     def run(watcher: Watcher):
         return pipeline.predict(
             video,
-            num_condition_frames=int(num_condition_frames),
-            num_rollouts=int(num_rollouts),
-            num_videos=int(num_videos),
+            num_condition_frames=num_condition_frames,
+            num_rollouts=num_rollouts,
+            num_videos=num_videos,
             temperature=temperature,
-            generator=torch.Generator().manual_seed(int(seed)),
+            generator=torch.Generator().manual_seed(seed),
             stopping_criteria=[watcher],
         )
 
@@ -81,9 +77,9 @@ def predict(
         report = {
             "status": "done",
             "video": upload.name,
-            "num_condition_frames": int(num_condition_frames),
+            "num_condition_frames": num_condition_frames,
             "frames": result.frames.shape[1],
-            "seed": int(seed),
+            "seed": seed,
             "temperature": temperature,
             "token_counts": result.token_counts.tolist(),
         }

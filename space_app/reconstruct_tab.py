@@ -5,10 +5,9 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
-from charts import Line, line_chart
-from encoding import counts_over_time, default_budget, psnr, spread, token_levels
+import pandas as pd
+from encoding import counts_over_time, default_budget, psnr, spread, ssim, token_levels
 from player import Panel, note, player, tiles, token_bars, waiting
-from quality import perceptual_quality
 from uploads import LIMITS, MAX_CLIPS, read_upload
 
 from adaptok_hf import AdapTokPipeline, AllocationRequest, EncodedVideos
@@ -16,6 +15,7 @@ from adaptok_hf.allocation import STRATEGIES
 
 # Budgets of the curve.
 _CURVE_POINTS = 5
+_CURVE_COLUMNS = ["kbit/s", "PSNR, dB", "allocation"]
 
 
 def strategies(pipeline: AdapTokPipeline) -> list[str]:
@@ -32,8 +32,8 @@ def reconstruct(
     budget: float | None = None,
     price: float | None = None,
     threshold: float | None = None,
-) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Yields the players first, then the same with the rate-distortion curve of this clip.
+) -> Iterator[tuple[str, pd.DataFrame | None, dict[str, Any]]]:
+    """Yield the players first, then the same with the rate-distortion curve of this clip.
 
     Args:
         path: a video file.
@@ -43,7 +43,7 @@ def reconstruct(
         threshold: predicted loss, for `threshold`.
 
     Yields:
-        HTML of the result, HTML of the curve, and the numbers.
+        HTML of the result, the points of the curve (first `None`), and the numbers.
 
     Raises:
         ValueError: for a bad upload or a budget that cannot be met.
@@ -59,7 +59,6 @@ def reconstruct(
     original = upload.video.frames
     frames = pipeline.detokenize(tokens)
     fixed_frames = frames if fixed_tokens.token_counts.equal(tokens.token_counts) else pipeline.detokenize(fixed_tokens)
-    measure, value = perceptual_quality(frames, original)
     report = {
         "video": upload.name,
         "frames": tokens.num_frames,
@@ -70,18 +69,18 @@ def reconstruct(
         "token_counts": counts,
         "bits_per_second": round(tokens.bits_per_second, 1),
         "psnr_db": round(psnr(frames, original), 3),
-        measure.lower(): round(value, 4),
+        "ssim": round(ssim(frames, original), 4),
         "fixed": {"tokens_per_block": level, "psnr_db": round(psnr(fixed_frames, original), 3)},
     }
     result = _show(pipeline, tokens.fps, report, original, frames, fixed_frames, upload.note)
-    yield result, waiting("Measuring the curve of this clip …"), report
+    yield result, None, report
 
     known = {
         tuple(counts): report["psnr_db"],
         tuple(counts_over_time(pipeline, fixed_tokens)): report["fixed"]["psnr_db"],
     }
     report["curve"] = _measure_curve(pipeline, encoded, original, known)
-    yield result, _show_curve(report), report
+    yield result, _curve_table(report), report
 
 
 def _request(
@@ -142,44 +141,27 @@ def _show(pipeline, fps: float, report: dict, original, frames, fixed_frames, le
     widths = [min(config.tubelet_size, len(original) - start) for start in range(0, len(original), config.tubelet_size)]
     bars = token_bars(counts, most, widths, fixed["tokens_per_block"] if adaptive else None)
     raw_bits = config.image_size**2 * 24 * report["fps"]
-    measure = "lpips" if "lpips" in report else "ssim"
-    remark = "lower is better" if measure == "lpips" else "1 is identical"
+    rate = report["bits_per_second"]
     entries = [
         ("Tokens", f"{report['tokens']}", f"of {most * len(counts)}, {100 * mean / most:.0f} %"),
-        (
-            "Rate",
-            f"{report['bits_per_second'] / 1000:.2f} kbit/s",
-            f"1 / {raw_bits / report['bits_per_second']:,.0f} of raw pixels",
-        ),
+        ("Rate", f"{rate / 1000:.2f} kbit/s", f"1 / {raw_bits / rate:,.0f} of raw pixels"),
         ("PSNR", f"{report['psnr_db']:.2f} dB", f"{gain:+.2f} dB against fixed" if adaptive else "higher is better"),
-        (measure.upper(), f"{report[measure]:.3f}", remark),
+        ("SSIM", f"{report['ssim']:.3f}", "1 is identical"),
     ]
     return tiles(entries) + player(panels, fps, bars) + note(left_out)
 
 
-def _show_curve(report: dict) -> str:
-    lines, names = [], {"joint": "adaptive (joint)", "fixed": "fixed"}
-    for strategy, points in report["curve"].items():
-        lines.append(
-            Line(
-                names[strategy],
-                [(point["bits_per_second"] / 1000, point["psnr_db"]) for point in points],
-                "adaptive" if strategy == "joint" else "fixed",
-                [f"{point['tokens_per_block']} tokens per block: {point['psnr_db']:.2f} dB" for point in points],
-            )
-        )
-    lines.reverse()  # the adaptive one on top
-    rates = [(x, f"{x:.1f}") for x, _ in lines[0].points]
-    described = "; ".join(
-        f"{names[strategy]}: " + ", ".join(f"{p['psnr_db']:.1f} dB at {p['bits_per_second'] / 1000:.1f}" for p in points)
+def _curve_table(report: dict) -> pd.DataFrame:
+    rows = [
+        (point["bits_per_second"] / 1000, point["psnr_db"], strategy)
         for strategy, points in report["curve"].items()
-    )
-    chosen = (report["bits_per_second"] / 1000, report["psnr_db"], "this budget")
-    return line_chart(lines, "kbit/s, log scale", "PSNR, dB", f"PSNR over kbit/s. {described}", rates, chosen)
+        for point in points
+    ]
+    return pd.DataFrame(rows, columns=_CURVE_COLUMNS)
 
 
 def build_tab(pipeline: AdapTokPipeline, video_input: Callable[[], gr.Video], model_event: Callable) -> None:
-    """The tab's components and events; `video_input` makes the upload with its examples, `model_event` connects."""
+    """Build the components of the tab; `video_input` makes the upload, `model_event` connects their events."""
     step, most = token_levels(pipeline)[0], pipeline.tokenizer.config.latents_per_block
     names, frames = strategies(pipeline), pipeline.tokenizer.config.num_frames
     gr.Markdown(
@@ -198,26 +180,16 @@ def build_tab(pipeline: AdapTokPipeline, video_input: Callable[[], gr.Video], mo
             )
             price = threshold = gr.State(None)
             if pipeline.scorer is not None:
-                scorer = pipeline.scorer.config
+                mean, deviation = pipeline.scorer.config.score_mean, pipeline.scorer.config.score_std
                 middle = default_price(pipeline)
-                price = gr.Slider(
-                    0,
-                    8 * middle,
-                    value=middle,
-                    step=middle / 20,
-                    label="Price: loss that 1000 tokens must save",
-                    visible=False,
-                )
-                low, high = scorer.score_mean - 2 * scorer.score_std, scorer.score_mean + 2 * scorer.score_std
-                threshold = gr.Slider(
-                    round(max(low, 0), 3), round(high, 3), value=round(scorer.score_mean, 3), step=0.001,
-                    label="Threshold: highest predicted loss", visible=False,
-                )  # fmt: skip
+                low, high = round(max(mean - 2 * deviation, 0), 3), round(mean + 2 * deviation, 3)
+                label = "Price: loss that 1000 tokens must save"
+                price = gr.Slider(0, 8 * middle, value=middle, step=middle / 20, label=label, visible=False)
+                label = "Threshold: highest predicted loss"
+                threshold = gr.Slider(low, high, value=round(mean, 3), step=0.001, label=label, visible=False)
                 strategy.change(
                     lambda name: [
-                        gr.update(visible=name not in ("quality", "threshold")),
-                        gr.update(visible=name == "quality"),
-                        gr.update(visible=name == "threshold"),
+                        gr.update(visible=STRATEGIES[name].needs == need) for need in ("budget", "price", "threshold")
                     ],
                     strategy,
                     [budget, price, threshold],
@@ -229,7 +201,9 @@ def build_tab(pipeline: AdapTokPipeline, video_input: Callable[[], gr.Video], mo
             gr.Markdown(f"{LIMITS} of the first {MAX_CLIPS * frames} frames.", elem_classes="at-small")
         with gr.Column(scale=8, min_width=320):
             result = gr.HTML(waiting("Original, reconstruction and the tokens of each block appear here."))
-            curve = gr.HTML()
+            colors = {"joint": "#cf7a12", "fixed": "#5676a8"}
+            x, y, color = _CURVE_COLUMNS
+            curve = gr.LinePlot(x=x, y=y, color=color, color_map=colors, height=270, label="Rate and quality of this clip")
             with gr.Accordion("Numbers", open=False):
                 report = gr.JSON(show_label=False)
     inputs, outputs = [video, strategy, budget, price, threshold], [result, curve, report]

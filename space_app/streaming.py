@@ -1,12 +1,14 @@
 """Watching a generator write: what it has written so far, while it writes."""
 
 import queue
-import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 from transformers import StoppingCriteria
+
+MAX_SEED = 2**31 - 1
 
 
 class Watcher(StoppingCriteria):
@@ -14,7 +16,7 @@ class Watcher(StoppingCriteria):
 
     Args:
         every: tokens between two looks.
-        eob_token_id: a look is taken behind each of these, too.
+        eob_token_id: a look is taken after each of these, too.
     """
 
     def __init__(self, every: int, eob_token_id: int):
@@ -28,35 +30,26 @@ class Watcher(StoppingCriteria):
         return torch.full((len(input_ids),), self.cancelled, device=input_ids.device)
 
 
+def check_seed(seed: float | None) -> int:
+    """Return a visitor's seed; `ValueError` unless it is a whole number that torch takes."""
+    if seed is None or not 0 <= seed <= MAX_SEED or seed != int(seed):
+        raise ValueError(f"The seed must be a whole number from 0 to {MAX_SEED}.")
+    return int(seed)
+
+
 def watch(run: Callable[[Watcher], Any], watcher: Watcher) -> Iterator[torch.Tensor | Any]:
-    """Runs `run(watcher)` in a thread and yields the newest ids, (length,) long, then what `run` returned.
+    """Run `run(watcher)` in a thread and yield the newest ids, (length,) long, then what `run` returned.
 
     Ids that nobody had time to look at are skipped. If the caller closes this generator, generation stops at its next
     token. Errors of `run` are raised here.
     """
-    finished = object()
-    outcome: dict[str, Any] = {}
-
-    def work() -> None:
+    with ThreadPoolExecutor(1) as executor:
+        outcome = executor.submit(run, watcher)
+        outcome.add_done_callback(lambda _: watcher.seen.put(None))
         try:
-            outcome["result"] = run(watcher)
-        except BaseException as error:
-            outcome["error"] = error
+            while (ids := watcher.seen.get()) is not None:
+                if watcher.seen.empty():
+                    yield ids
         finally:
-            watcher.seen.put(finished)
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        while (ids := watcher.seen.get()) is not finished:
-            while not watcher.seen.empty() and ids is not finished:
-                ids = watcher.seen.get()
-            if ids is finished:
-                break
-            yield ids
-    finally:
-        watcher.cancelled = True
-        thread.join()
-    if "error" in outcome:
-        raise outcome["error"]
-    yield outcome["result"]
+            watcher.cancelled = True
+    yield outcome.result()

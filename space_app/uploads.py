@@ -32,18 +32,18 @@ MAX_CLIPS = 6
 # Seconds that decoding may take.
 MAX_DECODING = 30
 
-LIMITS = f"Up to {MAX_MEGABYTES} MB, {MAX_SECONDS} seconds and 2560×1440 pixels. What is used is the centre square"
+LIMITS = f"Up to {MAX_MEGABYTES} MB, {MAX_SECONDS} seconds and 2560×1440 pixels. What is used is the center square"
 
 
 class UploadError(ValueError):
-    """Something that the visitor can mend. Its message is shown as it is: no paths, no markup."""
+    """Something that the visitor can fix. Its message is shown as it is: no paths, no markup."""
 
 
 @dataclass
 class Upload:
     """
     Args:
-        video: the centre squares at the model's size, uint8 (frames, image_size, image_size, 3).
+        video: the center squares at the model's size, uint8 (frames, image_size, image_size, 3).
         name: the file's own name.
         note: what was left out, or "".
     """
@@ -54,9 +54,7 @@ class Upload:
 
 
 def read_upload(pipeline: AdapTokPipeline, path: str | None, max_frames: int | None = None) -> Upload:
-    """Reads the first frames of a video file.
-
-    Frames are resized as they are decoded, exactly as the pipeline's processor does it.
+    """Read the first frames of a video file, resized as they are decoded, exactly as the pipeline's processor does it.
 
     Args:
         path: a file; `None` where nothing was chosen.
@@ -78,14 +76,20 @@ def read_upload(pipeline: AdapTokPipeline, path: str | None, max_frames: int | N
             raise UploadError(f"{name}: decoding takes longer than {MAX_DECODING} seconds. Try a smaller video.")
         return processor.clips(frame[None]).frames[0, 0].permute(1, 2, 0).numpy()
 
+    if not os.path.isfile(path):
+        raise UploadError(f"{name}: this file is not here any more. Upload it again.")
+    megabytes = os.path.getsize(path) / 1e6
+    if megabytes > MAX_MEGABYTES:
+        raise UploadError(f"{name}: {megabytes:.0f} MB are more than this Space takes ({MAX_MEGABYTES} MB).")
     try:
-        _check_file(path, name)
         _check_header(path, name)
         video = read_video(path, max_frames=max_frames + 1, transform=shrink)
     except UploadError:
         raise
-    except (ValueError, OSError) as error:
-        raise UploadError(_public_message(error, path, name)) from error
+    except OSError as error:
+        raise UploadError(f"{name}: the file cannot be read; expected {ACCEPTED}.") from error
+    except ValueError as error:
+        raise UploadError(_without_paths(" ".join(str(error).split()).replace(str(path), name))) from error
     if len(video) <= max_frames:
         return Upload(video, name, "")
     video = Video(video.frames[:max_frames], video.fps, video.timestamps[:max_frames])
@@ -93,48 +97,28 @@ def read_upload(pipeline: AdapTokPipeline, path: str | None, max_frames: int | N
 
 
 def guarded(function: Callable) -> Callable:
-    """`function`, or generator function, whose errors reach the visitor as a message and never as a traceback.
+    """Return a function, or generator function, as one whose errors reach the visitor as a message, not as a traceback.
 
     A `ValueError` (ours or the package's) is shown; anything else is logged and called a fault of this Space.
     """
 
-    def shown(error: Exception) -> gr.Error:
-        if isinstance(error, gr.Error):
-            return error
-        if isinstance(error, ValueError):
-            message = _without_paths(str(error))
-        else:
-            logger.error("%s failed", getattr(function, "func", function).__name__, exc_info=error)
-            message = "Something went wrong on our side, and it was logged. Other settings or another video may work."
-        return gr.Error(html.escape(message), title="That did not work", print_exception=False)
-
-    if inspect.isgeneratorfunction(function):
-
-        @functools.wraps(function)
-        def generator(*arguments, **options):
-            try:
-                yield from function(*arguments, **options)
-            except Exception as error:
-                raise shown(error) from None
-
-        return generator
-
     @functools.wraps(function)
-    def plain(*arguments, **options):
+    def run(*arguments, **options):
         try:
-            return function(*arguments, **options)
-        except Exception as error:
-            raise shown(error) from None
+            if inspect.isgeneratorfunction(function):
+                yield from function(*arguments, **options)
+            else:
+                yield function(*arguments, **options)
+        except ValueError as error:
+            message = _without_paths(str(error))
+        except Exception:
+            logger.exception("%s failed", getattr(function, "func", function).__name__)
+            message = "Something went wrong on our side, and it was logged. Other settings or another video may work."
+        else:
+            return
+        raise gr.Error(html.escape(message), title="That did not work", print_exception=False)
 
-    return plain
-
-
-def _check_file(path: str, name: str) -> None:
-    if not os.path.isfile(path):
-        raise UploadError(f"{name}: this file is not here any more. Upload it again.")
-    megabytes = os.path.getsize(path) / 1e6
-    if megabytes > MAX_MEGABYTES:
-        raise UploadError(f"{name}: {megabytes:.0f} MB are more than this Space takes ({MAX_MEGABYTES} MB).")
+    return run
 
 
 def _check_header(path: str, name: str) -> None:
@@ -168,13 +152,7 @@ def _check_size(name: str, width: int, height: int) -> None:
         raise UploadError(f"{name}: {width}×{height} pixels are too narrow to cut a square out of them.")
 
 
-def _public_message(error: Exception, path: str, name: str) -> str:
-    if isinstance(error, OSError):
-        return f"{name}: the file cannot be read; expected {ACCEPTED}."
-    return _without_paths(" ".join(str(error).split()).replace(str(path), name))
-
-
 def _without_paths(message: str) -> str:
-    """Cuts folders of absolute paths away, should one have come into a message."""
+    """Cut folders of absolute paths away, should one have come into a message."""
     message = message.replace(tempfile.gettempdir(), "")
     return re.sub(r"(?<![\w/])/(?:[\w.+~-]+/)+", "", message)

@@ -16,13 +16,3 @@ UCF101 = tuple(
     VolleyballSpiking WalkingWithDog WallPushups WritingOnBoard YoYo
     """.split()
 )
-
-# The classes of the data set that the shipped generator was trained on, in alphabetical order.
-ACTION32 = tuple(
-    """
-    biking bouncing_ball bowing cartwheeling climbing detective facepalming fairy feeding_baby gesturing_no gesturing_ok
-    getting_haircut juggling lifting_weights lotus_position mage motorized_wheelchair mountain_biking playing_handball
-    raising_hand rowing_boat running shrugging student superhero supervillain surfing swimming tipping_hand vampire
-    walking with_white_cane
-    """.split()
-)

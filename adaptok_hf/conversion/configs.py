@@ -83,23 +83,17 @@ def _read_tokenizer_configs(arguments: Mapping[str, Any]) -> dict[str, Config]:
             **_renamed(arguments, SCORER_ARGUMENTS),
         )
     if prior not in NONE:
-        configs["prior"] = _prior_config(arguments, PRIORS[prior], tokenizer.codebook_dim, tokens)
+        layers, heads, width = PRIORS[prior]
+        dropouts = ("embedding_dropout", "residual_dropout", "attention_dropout")
+        configs["prior"] = AdapTokPriorConfig(
+            codebook_dim=tokenizer.codebook_dim,
+            num_latent_tokens=tokens,
+            hidden_size=width,
+            num_attention_heads=heads,
+            num_hidden_layers=layers,
+            **(dict.fromkeys(dropouts, 0.0) if _lookup(arguments, "prior_model.no_dropout", False) else {}),
+        )
     return configs
-
-
-def _prior_config(
-    arguments: Mapping[str, Any], sizes: tuple[int, int, int], codebook_dim: int, tokens: int
-) -> AdapTokPriorConfig:
-    layers, heads, width = sizes
-    dropouts = ("embedding_dropout", "residual_dropout", "attention_dropout")
-    return AdapTokPriorConfig(
-        codebook_dim=codebook_dim,
-        num_latent_tokens=tokens,
-        hidden_size=width,
-        num_attention_heads=heads,
-        num_hidden_layers=layers,
-        **(dict.fromkeys(dropouts, 0.0) if _lookup(arguments, "prior_model.no_dropout", False) else {}),
-    )
 
 
 def _read_generator_config(arguments: Mapping[str, Any]) -> dict[str, AdapTokARConfig]:

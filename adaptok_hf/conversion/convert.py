@@ -112,7 +112,8 @@ def convert_checkpoint(
     if in_use and not _is_converted(destination):
         raise ValueError(f"{destination} exists already; give a folder that does not exist or is empty")
     arguments, tensors, weights_file = read_source(source, ema)
-    models = _build_models(arguments)
+    with torch.device("meta"):  # takes no memory
+        models = {part: CLASSES[part](config) for part, config in read_configs(arguments).items()}
     if in_use:
         _check_addition(models, destination)
     states, tables = map_tensors(models, tensors)
@@ -254,12 +255,6 @@ def _table_problem(stored: torch.Tensor, positions: SinCosPositions) -> str | No
     if not (stored.float().reshape(shape) - positions.compute()).abs().max() <= TABLE_TOLERANCE:
         return "is not the sine-cosine table that the configuration describes"
     return None
-
-
-def _build_models(arguments: Mapping[str, Any]) -> dict[str, PreTrainedModel]:
-    """Build models that take no memory: on the meta device."""
-    with torch.device("meta"):
-        return {part: CLASSES[part](config) for part, config in read_configs(arguments).items()}
 
 
 def _sha256(path: Path) -> str:

@@ -1,5 +1,7 @@
 """What the original AdapTok code calls things, and what we call them: the data behind `conversion`."""
 
+from functools import partial
+
 import torch
 
 # Arguments of the original. Paths go into nested objects; `...` stands for "has no default".
@@ -119,19 +121,9 @@ def sum_axes(time: torch.Tensor, row: torch.Tensor, column: torch.Tensor) -> tor
     return (time + row + column).flatten(1, 3)
 
 
-def first_third(fused: torch.Tensor) -> torch.Tensor:
-    """Query, key and value projections on top of each other, (3 * width, width) -> the query's."""
-    return fused.chunk(3)[0].clone()
-
-
-def second_third(fused: torch.Tensor) -> torch.Tensor:
-    """As `first_third`, the key's."""
-    return fused.chunk(3)[1].clone()
-
-
-def last_third(fused: torch.Tensor) -> torch.Tensor:
-    """As `first_third`, the value's."""
-    return fused.chunk(3)[2].clone()
+def third(fused: torch.Tensor, index: int) -> torch.Tensor:
+    """Query, key and value projections on top of each other, (3 * width, width) -> one of them."""
+    return fused.chunk(3)[index].clone()
 
 
 def stack_rows(tokens: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
@@ -162,9 +154,9 @@ LAYER = (
 GENERATOR = (
     ("abs_pe", "model.positions.weight"),
     ("layers.*.attention_norm", "model.layers.*.input_layernorm"),
-    ("layers.*.attention.wqkv.weight", "model.layers.*.self_attn.q_proj.weight", first_third),
-    ("layers.*.attention.wqkv.weight", "model.layers.*.self_attn.k_proj.weight", second_third),
-    ("layers.*.attention.wqkv.weight", "model.layers.*.self_attn.v_proj.weight", last_third),
+    ("layers.*.attention.wqkv.weight", "model.layers.*.self_attn.q_proj.weight", partial(third, index=0)),
+    ("layers.*.attention.wqkv.weight", "model.layers.*.self_attn.k_proj.weight", partial(third, index=1)),
+    ("layers.*.attention.wqkv.weight", "model.layers.*.self_attn.v_proj.weight", partial(third, index=2)),
     ("layers.*.attention.wo", "model.layers.*.self_attn.o_proj"),
     ("layers.*.ffn_norm", "model.layers.*.post_attention_layernorm"),
     ("layers.*.feed_forward.w1", "model.layers.*.mlp.gate_proj"),

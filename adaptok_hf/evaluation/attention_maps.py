@@ -11,25 +11,19 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def attention_maps(model: "AdapTokModel", video: torch.Tensor, tokens: Sequence[int], layer: int = -1) -> np.ndarray:
-    """Return the attention of latent tokens to the patches of their own block, mean over heads.
+def attention_weights(model: "AdapTokModel", video: torch.Tensor, layer: int = -1) -> torch.Tensor:
+    """Return what each latent token of the encoder attends to, mean over heads.
 
     Runs the encoder with eager attention, which returns its weights.
 
     Args:
         video: (frames, 3, size, size) in [0, 1], a whole clip.
-        tokens: indices within a block, 0 (the first that is kept) to latents_per_block - 1.
         layer: of the encoder; by default its last.
 
     Returns:
-        (tokens, blocks, grid, grid); a map sums to what the token spends on its block's patches, at most 1.
-
-    Raises:
-        ValueError: for tokens that a block does not have.
+        (blocks, latents_per_block, blocks, latents_per_block + patches_per_block) float32; the last two sum to 1.
     """
     config = model.config
-    if wrong := [token for token in tokens if not 0 <= token < config.latents_per_block]:
-        raise ValueError(f"a block's tokens are 0 to {config.latents_per_block - 1}, got {wrong[0]}")
     implementation, outputs = config._attn_implementation, []
     attention = model.encoder.layers[layer].attention
     handle = attention.register_forward_hook(lambda module, inputs, output: outputs.append(output[1]))
@@ -40,8 +34,26 @@ def attention_maps(model: "AdapTokModel", video: torch.Tensor, tokens: Sequence[
         model.set_attn_implementation(implementation)
         handle.remove()
     weights = outputs[0].float().mean(1)[0]  # (queries, keys): block after block, latents before patches
-    blocks, grid = config.num_blocks, config.grid_size
-    weights = weights.unflatten(1, (blocks, -1)).unflatten(0, (blocks, -1))  # (blocks, queries, blocks, keys)
-    own = torch.arange(blocks)
-    maps = weights[own, :, own][:, list(tokens), config.latents_per_block :]
-    return maps.transpose(0, 1).unflatten(-1, (grid, grid)).cpu().numpy()
+    weights = weights.unflatten(1, (config.num_blocks, -1)).unflatten(0, (config.num_blocks, -1))
+    return weights[:, : config.latents_per_block]  # the last layer computes no patches
+
+
+def attention_maps(model: "AdapTokModel", video: torch.Tensor, tokens: Sequence[int], layer: int = -1) -> np.ndarray:
+    """Return the attention of latent tokens to the patches of their own block, mean over heads.
+
+    Args:
+        video, layer: see `attention_weights`.
+        tokens: indices within a block, 0 (the first that is kept) to latents_per_block - 1.
+
+    Returns:
+        (tokens, blocks, grid, grid); a map sums to what the token spends on its block's patches, at most 1.
+
+    Raises:
+        ValueError: for tokens that a block does not have.
+    """
+    config = model.config
+    if wrong := [token for token in tokens if not 0 <= token < config.latents_per_block]:
+        raise ValueError(f"a block's tokens are 0 to {config.latents_per_block - 1}, got {wrong[0]}")
+    block = torch.arange(config.num_blocks)
+    maps = attention_weights(model, video, layer)[block, :, block][:, list(tokens), config.latents_per_block :]
+    return maps.transpose(0, 1).unflatten(-1, (config.grid_size, config.grid_size)).cpu().numpy()

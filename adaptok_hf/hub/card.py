@@ -95,19 +95,32 @@ def render_card(
     trained_as = kind if kind != "llama" else next(iter(configs))
     facts = _facts(configs, repository, (release or {}).get("base_model", {}).get(trained_as))
     texts = _fill(tomllib.loads((TEXTS / "kinds" / f"{kind}.toml").read_text(encoding="utf-8")), facts)
-    release = _for_kind(_fill(release or {}, facts), trained_as)
+    release = _fill(release or {}, facts)
+    release["base_model"] = release.get("base_model", {}).get(trained_as)
+    for name in ("datasets", "training"):
+        release[name] = release.get(f"{name}_of", {}).get(trained_as) or release.get(name)
     tasks = [task for task in texts["tasks"] if task]
     reports = [check_report(report) for report in [*reports, *release.get("reports", ())]]
     reports = [report for report in reports if report["task"] in tasks]
     reported = {report["task"] for report in reports}
     license_id = weights_license or release.get("license") or "unknown"
     limits = [*texts["limits"], *release.get("biases", ["Biases: those of its training data."])]
+    metadata = ModelCardData(
+        license=license_id,
+        library_name=texts["library_name"],
+        pipeline_tag=texts["pipeline_tag"],
+        tags=[*texts["tags"], "arxiv:2505.17011"],
+        datasets=release["datasets"],
+        base_model=release["base_model"],
+        model_name=repository.rpartition("/")[2],
+        eval_results=[result for report in reports for result in _eval_results(report, texts["pipeline_tag"])] or None,
+    )
     card = ModelCard.from_template(
-        _metadata(repository, texts, release, license_id, reports),
+        metadata,
         template_path=str(TEXTS / "template.md"),
         name=f"{texts['title']}: {repository.rpartition('/')[2]}",
         provenance=release.get("provenance", "Who trained it: not stated."),
-        training=release.get("training", "Not stated."),
+        training=release["training"] or "Not stated.",
         limits=[line for line in limits if line],
         sizes=[[part, _size(config)] for part, config in configs.items()],
         licenses={
@@ -134,32 +147,6 @@ def _facts(configs: Mapping[str, PreTrainedConfig], repository: str, base_model:
         "base_model": base_model,
         "class_list": ", ".join(map(str, names)) if len(names) <= _MOST_NAMES else f"{len(names)}, see `config.id2label`",
     }
-
-
-def _for_kind(release: dict[str, Any], kind: str) -> dict[str, Any]:
-    """Return a release's facts with those about one kind of model in their place."""
-    specific = {name: release.get(f"{name}_of", {}).get(kind) for name in ("datasets", "training")}
-    base_model = {"base_model": release.get("base_model", {}).get(kind)}
-    return release | base_model | {name: value for name, value in specific.items() if value}
-
-
-def _metadata(
-    repository: str,
-    texts: Mapping[str, Any],
-    release: Mapping[str, Any],
-    license_id: str,
-    reports: Sequence[Mapping[str, Any]],
-) -> ModelCardData:
-    return ModelCardData(
-        license=license_id,
-        library_name=texts["library_name"],
-        pipeline_tag=texts["pipeline_tag"],
-        tags=[*texts["tags"], "arxiv:2505.17011"],
-        datasets=release.get("datasets"),
-        base_model=release["base_model"],
-        model_name=repository.rpartition("/")[2],
-        eval_results=[result for report in reports for result in _eval_results(report, texts["pipeline_tag"])] or None,
-    )
 
 
 def read_report(path: str | os.PathLike) -> dict[str, Any]:
@@ -265,26 +252,17 @@ def _protocols(report: Mapping[str, Any]) -> dict[str, Protocol]:
     return protocols
 
 
-def _protocol_of(report: Mapping[str, Any], entry: Mapping[str, Any]) -> Protocol | None:
-    protocols = _protocols(report)
-    return protocols.get(entry.get("protocol_hash"), protocols.get(report.get("protocol")))
-
-
-def _setting(result: Mapping[str, Any]) -> str:
-    tokens = result.get("tokens_per_block")
-    counted = "" if tokens is None else f", {tokens:.4g} tokens per block"
-    return f"{result.get('strategy', 'as is')}{counted}"
-
-
 def _eval_results(report: Mapping[str, Any], task_type: str) -> list[EvalResult]:
     """Return the metadata's results: of many strategies only `joint`, the default; the card's table has them all."""
-    results = report["results"]
+    results, protocols = report["results"], _protocols(report)
     entries = []
     for result in [result for result in results if result.get("strategy") == "joint"] or results:
+        tokens = result.get("tokens_per_block")
+        setting = result.get("strategy", "as is") + ("" if tokens is None else f", {tokens:.4g} tokens per block")
         for name, entry in result["metrics"].items():
             if entry.get("value") is None:
                 continue
-            protocol = _protocol_of(report, entry)
+            protocol = protocols.get(entry.get("protocol_hash"), protocols.get(report.get("protocol")))
             data = protocol.data if protocol is not None else "not stated"
             about = {"protocol": getattr(protocol, "name", None), "protocol_hash": getattr(protocol, "hash", None)}
             about |= {"num_clips": entry.get("num_videos"), "low": entry.get("low"), "high": entry.get("high")}
@@ -295,7 +273,7 @@ def _eval_results(report: Mapping[str, Any], task_type: str) -> list[EvalResult]
                     dataset_type=data,
                     dataset_name=data,
                     metric_type=name,
-                    metric_name=f"{METRICS.get(name, (name,))[0]} ({_setting(result)})",
+                    metric_name=f"{METRICS.get(name, (name,))[0]} ({setting})",
                     metric_value=round(entry["value"], 4),
                     metric_args={
                         key: round(value, 4) if isinstance(value, float) else value

@@ -33,7 +33,7 @@ PARTS: dict[str, type[PreTrainedModel]] = {
     "ar_model": AdapTokARForCausalLM,
     "fp_model": AdapTokARForCausalLM,
 }
-_CLASSES = {"tokenizer": AdapTokModel, "scorer": AdapTokScorerModel, "ar": AdapTokARForCausalLM, "fp": AdapTokARForCausalLM}
+_PARTS_OF_KINDS = {"ar": "ar_model", "fp": "fp_model"}
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,9 @@ def export_repository(
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise FileExistsError(f"{destination} exists already; give a folder that does not exist or is empty")
     if push_to_hub is not None:
-        _check_upload(push_to_hub, dry_run)
+        validate_repo_id(push_to_hub)  # HFValidationError is a ValueError
+        if not dry_run and get_token() is None:
+            raise ValueError("no token for the Hub was found: run `hf auth login`, or set HF_TOKEN")
     elif private:
         raise ValueError("private is about the repository on the Hub; give push_to_hub, too")
     folder = find_model(model, part)
@@ -211,12 +213,6 @@ def upload_repository(folder: str | os.PathLike, repository: str, *, private: bo
     return str(commit.commit_url)
 
 
-def _check_upload(repository: str, dry_run: bool) -> None:
-    validate_repo_id(repository)  # HFValidationError is a ValueError
-    if not dry_run and get_token() is None:
-        raise ValueError("no token for the Hub was found: run `hf auth login`, or set HF_TOKEN")
-
-
 def _check_llama(folder: Path, kind: str, configs: dict[str, Any]) -> None:
     if kind not in ("ar", "fp"):
         raise ValueError(f"only a generator (ar_model, fp_model) can be a plain Llama; {folder} holds a {kind}")
@@ -234,7 +230,7 @@ def _write_repository(kind: str, folder: Path, destination: Path) -> None:
         _write_llama(folder, destination)
     else:
         # weights, configuration with `auto_map`, generation configuration, and the model's code
-        _CLASSES[kind].from_pretrained(folder, dtype="auto").save_pretrained(destination)
+        PARTS[_PARTS_OF_KINDS.get(kind, kind)].from_pretrained(folder, dtype="auto").save_pretrained(destination)
         if kind == "tokenizer":
             _write_processor(folder, destination)
     if kind != "llama":  # which holds no code
@@ -283,7 +279,10 @@ def _write_pipeline(folder: Path, destination: Path) -> None:
         for copy in (destination / name).glob("*.py"):  # the root has them
             copy.unlink()
         if name in parts and component.can_generate():
-            _repeat_generation_config(destination / name)
+            # diffusers does not download generation_config.json; without it, transformers reads its entries in config.json
+            files = (destination / name / "generation_config.json", destination / name / "config.json")
+            sampling, entries = (json.loads(file.read_text(encoding="utf-8")) for file in files)
+            write_json(files[1], sampling | entries)
         _write_files(destination / name, code)
     _write_files(destination, pipeline_code())
     index: dict[str, Any] = {
@@ -293,16 +292,6 @@ def _write_pipeline(folder: Path, destination: Path) -> None:
         **{name: [COMPONENT_ENTRY, type(component).__name__] for name, component in components.items()},
     }
     write_json(destination / "model_index.json", index)
-
-
-def _repeat_generation_config(folder: Path) -> None:
-    """Copy the entries of `generation_config.json`, which diffusers does not download, into `config.json`.
-
-    Without the former file, transformers reads the same parameters there.
-    """
-    entries = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    sampling = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
-    write_json(folder / "config.json", sampling | entries)
 
 
 def _write_files(folder: Path, files: dict[str, str]) -> None:

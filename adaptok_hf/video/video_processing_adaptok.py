@@ -39,7 +39,7 @@ class ClipBatch:
     Args:
         frames: uint8, `(num_clips, clip frames, 3, image_size, image_size)`. The last clip is filled
             up with copies of the last frame.
-        valid_blocks: bool, `(num_clips, K)`; whether a block holds at least one real frame.
+        valid_blocks: bool, `(num_clips, K)`; whether a block holds at least one real frame, as a clip's first ones do.
         num_frames: real frames over all clips.
         source_size: height and width of the video before resizing.
         fps: average frames per second.
@@ -57,11 +57,6 @@ class ClipBatch:
     def pixel_values_videos(self) -> torch.Tensor:
         """All clips as float32 in [0, 1], four times the memory of `frames`."""
         return self.frames / 255
-
-    @property
-    def num_valid_blocks(self) -> torch.Tensor:
-        """Blocks with a real frame per clip, long `(num_clips,)`; they are always the first ones."""
-        return self.valid_blocks.sum(dim=1)
 
     def __len__(self) -> int:
         return len(self.frames)

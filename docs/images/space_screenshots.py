@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 WIDE, NARROW = (1280, 900), (390, 844)
 # tab, id of its button, what its result holds
 TABS = {
-    "reconstruct": ".at-chart polyline",
+    "reconstruct": ".vega-embed",
     "generate": ".at-player",
     "predict": ".at-player",
     "inspect": ".at-looks img",

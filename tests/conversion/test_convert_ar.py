@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from adaptok_hf import AdapTokARForCausalLM, AdapTokPipeline
-from adaptok_hf.conversion.class_names import ACTION32, UCF101
+from adaptok_hf.conversion.class_names import UCF101
 from adaptok_hf.conversion.configs import read_configs
 from adaptok_hf.conversion.convert import convert_checkpoint, map_tensors, original_names
 from adaptok_hf.conversion.original_names import KEYS
@@ -279,6 +279,4 @@ def test_every_row_is_used():
 
 
 def test_class_names():
-    assert (len(UCF101), len(ACTION32)) == (101, 32)
     assert len(set(UCF101)) == 101 and sorted(UCF101, key=str.lower) == list(UCF101)
-    assert list(ACTION32) == sorted(set(ACTION32))

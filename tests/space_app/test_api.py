@@ -35,14 +35,17 @@ def test_the_api_end_to_end(space, clip_file, tmp_path):
     client, folder = space
     video = handle_file(clip_file)
     html, curve, report = client.predict(video, "joint", 4, api_name="/reconstruct")
-    assert report["video"] == "clip.mp4" and "<video" in html and "<polyline" in curve
+    assert report["video"] == "clip.mp4" and "<video" in html and curve["columns"][0] == "kbit/s"
     html, report = client.predict(1, 3, 1.5, 1.0, 6, api_name="/generate")
     assert report["class"] == "second" and report["status"] == "done" and "<video" in html
     html, report = client.predict(video, 5, 1, 2, 0.6, 0, api_name="/predict")
     assert len(report["token_counts"]) == 2 and html.count("<video") == 3
     prefixes, curves = client.predict(video, api_name="/inspect")
-    assert "at-prefix" in prefixes and "<polyline" in curves
+    assert "from the first 6 tokens" in prefixes and curves["columns"][0] == "tokens"
 
+    for arguments in ((5, 9, 2), (5, 1, 4)):  # the sliders bound what a caller sends
+        with pytest.raises(AppError, match=f"{max(arguments[1:])}"):
+            client.predict(video, *arguments, 0.6, 0, api_name="/predict")
     for writer, name, message in BAD_FILES[::5]:  # test_uploads.py has them all
         path = writer(tmp_path / name)
         with pytest.raises(AppError, match=message) as error:
