@@ -73,7 +73,9 @@ def _add_evaluate(verb: argparse.ArgumentParser) -> None:
     parser.add_argument("--ipal-budgets", choices=["equal", "published"], default="equal", help="per block position")
     parser.add_argument("--fvd-budgets", nargs="+", metavar="B", help="measure FVD at these budgets only")
     parser.add_argument(
-        "--scorer-loss", choices=["rmse", "l1", "lpips"], help="compare the scorer with (default: its target)"
+        "--scorer-loss",
+        choices=["perceptual", "mse", "psnr", "ssim", "rmse", "l1"],
+        help="what the scorer predicts (default: as its configuration says)",
     )
     parser.add_argument("--plots", action=argparse.BooleanOptionalAction, default=True, help="draw (default: yes)")
     _add_running(parser)
@@ -280,7 +282,7 @@ def _finite(result: dict) -> dict:
 
 def _device(arguments: argparse.Namespace) -> str:
     """Return the device of this process, one of those that `accelerate launch` started."""
-    from ..evaluation.processes import process_state
+    from ..evaluation.part_files import process_state
 
     device = process_state().device
     return arguments.device or str(device if device.type == "cuda" else "cpu")
@@ -340,10 +342,9 @@ def _common_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return options | {"networks": _networks(arguments)}
 
 
-def _sampling(arguments: argparse.Namespace):
-    from ..evaluation import SamplingSettings
-
-    return SamplingSettings(arguments.temperature, arguments.top_k, arguments.top_p, arguments.max_tokens)
+def _sampling(arguments: argparse.Namespace) -> dict[str, Any]:
+    options = {name: getattr(arguments, name) for name in ("temperature", "top_k", "top_p", "max_tokens")}
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _print_results(report: dict | None, folder: str) -> None:

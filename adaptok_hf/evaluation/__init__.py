@@ -12,13 +12,11 @@ from .illustrations import draw_reconstruction
 from .measuring import Networks, load_networks
 from .prediction import evaluate_prediction
 from .reconstruction import evaluate_reconstruction, own_protocol
-from .sampling import SamplingSettings
 from .settings import Setting, make_settings
 
 __all__ = [
     "ClassifierData",
     "Networks",
-    "SamplingSettings",
     "Setting",
     "compare_videos",
     "draw_reconstruction",

@@ -10,7 +10,7 @@ from ..data import VideoFiles
 from ..metrics import Protocol
 from ..video.video_io import read_video
 from .clip_chunks import ClipChunks, open_videos
-from .measuring import Networks, clip_features, measure_clips
+from .measuring import Networks, clip_features, device_of, measure_clips
 from .summaries import metric_entry, summarize_features, summarize_pairs
 
 _CLIPS_AT_ONCE = 8
@@ -24,7 +24,6 @@ def compare_videos(
     window: str = "first",
     num_frames: int = 16,
     image_size: int | None = None,
-    protocol: Protocol | None = None,
 ) -> dict[str, Any]:
     """Measure PSNR, SSIM and LPIPS of videos with the same name on both sides (whatever their suffix), and FVD of the sets.
 
@@ -34,7 +33,6 @@ def compare_videos(
         window: `"first"` or `"all"` clips of `num_frames` frames of each video.
         image_size: both are resized (short side) and center-cropped to this square; by default the short side of the first
             fake video, so that square videos stay as they are.
-        protocol: in place of the last three.
 
     Returns:
         `metrics`, a dict of results as in a report of `evaluate_reconstruction`; `num_pairs`; `pairs`, the numbers of each
@@ -46,9 +44,12 @@ def compare_videos(
     """
     networks = networks or Networks()
     sources = {"real": open_videos(real), "fake": open_videos(fake)}
-    if protocol is None:
-        data = f"{Path(real).name} against {Path(fake).name}"
-        protocol = _make_protocol(data, sources["fake"], window, num_frames, image_size)
+    if window not in ("first", "all"):
+        raise ValueError(f"window must be 'first' or 'all', got {window!r}")
+    if image_size is None:
+        image_size = min(read_video(sources["fake"].items[0].video, max_frames=1).frames.shape[1:3])
+    data = f"{Path(real).name} against {Path(fake).name}"
+    protocol = Protocol("own", data, window, num_frames, image_size, "reconstruction", source="given by the caller")
     pairs = _match_names(sources)
     num_pairs, notes = len(pairs["real"].items), list(networks.missing)
     alone = {side: len(source.items) - num_pairs for side, source in sources.items()}
@@ -79,34 +80,22 @@ def compare_videos(
     }
 
 
-def _make_protocol(data: str, fake: VideoFiles, window: str, num_frames: int, image_size: int | None) -> Protocol:
-    if window not in ("first", "all"):
-        raise ValueError(f"window must be 'first' or 'all', got {window!r}")
-    if image_size is None:
-        image_size = min(read_video(fake.items[0].video, max_frames=1).frames.shape[1:3])
-    return Protocol("own", data, window, num_frames, image_size, "reconstruction", source="given by the caller")
-
-
 def _match_names(sources: dict[str, VideoFiles]) -> dict[str, VideoFiles]:
     """Return the videos of each side whose names both sides have, in the order of the real ones."""
     if all(len(source.items) == 1 for source in sources.values()):
         return sources
-    by_name = {}
-    for side, source in sources.items():  # of names that a side has twice, the first video
-        by_name[side] = {_name(item): item for item in reversed(source.items)}
-    common = [_name(item) for item in sources["real"].items if _name(item) in by_name["fake"]]
+    # of names that a side has twice, the first video
+    by_name = {
+        side: {str(Path(item.key).with_suffix("")): item for item in reversed(source.items)}
+        for side, source in sources.items()
+    }
+    common = [str(Path(item.key).with_suffix("")) for item in sources["real"].items]
+    common = [name for name in dict.fromkeys(common) if name in by_name["fake"]]
     return {side: VideoFiles([items[name] for name in common]) for side, items in by_name.items()}
 
 
-def _name(item) -> str:
-    return str(Path(item.key).with_suffix(""))
-
-
 def _measure_pairs(pairs: dict[str, VideoFiles], protocol: Protocol, networks: Networks) -> list[dict]:
-    device = torch.device("cpu")
-    if networks.lpips is not None:
-        device = next((parameter.device for parameter in networks.lpips.parameters()), device)
-    rows = []
+    device, rows = device_of(networks.lpips), []
     # one video at a time, so that a file that is skipped on one side is noticed
     chunks = {side: ClipChunks(source, protocol, 1) for side, source in pairs.items()}
     for index, item in enumerate(pairs["real"].items):

@@ -2,27 +2,21 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from accelerate import PartialState
 
 from ..data import VideoFiles
-from ..figures import plots
 from ..metrics import CodebookUsage, Protocol
 from ..metrics.weight_formats import tensors_sha256
-from .class_accuracy import ClassifierData, LabeledFeatures, measure_class_accuracy, prepare_classes
+from .class_accuracy import ClassifierData, LabeledFeatures, measure_class_accuracy, pixel_features, prepare_classes
 from .clip_chunks import ClipChunks
 from .encoded_clips import autocast
 from .illustrations import draw_samples
-from .measuring import Networks
+from .measuring import Networks, check_clip_size, clip_features
 from .part_files import PartFiles
-from .processes import process_state, unfinished_parts
-from .sampling import SamplingSettings, check_clip_size
-from .set_features import features_of, write_features
 from .summaries import metric_entry, summarize_features
 from .tables import make_report, write_results
 
@@ -44,7 +38,7 @@ def evaluate_generation(
     classes: Sequence[int | str] | None = None,
     networks: Networks | None = None,
     classifier: ClassifierData | None = None,
-    sampling: SamplingSettings | None = None,
+    sampling: Mapping[str, Any] | None = None,
     batch_size: int = 16,
     seed: int = 0,
     paper: Sequence[dict] = (),
@@ -63,20 +57,21 @@ def evaluate_generation(
         networks: for FVD.
         classifier (*optional*): what a small classifier learns from. Its accuracy on generated videos is then reported as
             `class_accuracy`, with that on `source`, which needs labels, and on the reconstructions of `source`.
-        sampling: of tokens.
+        sampling: `temperature`, `top_k`, `top_p` and `max_tokens`, see `AdapTokPipeline.generate`.
 
     Raises:
         ValueError: for a pipeline without a class-conditional generator, unknown classes, or fewer than 2 videos; for real
             videos without a class, of classes that the generator does not know, or classes that the classifier has no
             videos of.
     """
-    networks, sampling, state = networks or Networks(), sampling or SamplingSettings(), process_state()
+    networks, sampling = networks or Networks(), dict(sampling or {})
     labels = _labels_to_generate(pipeline, classes, num_videos)
-    check_clip_size(pipeline, protocol)
-    training = None
+    check_clip_size("the model", pipeline, protocol)
+    training, kinds = None, {"network"} if networks.features is not None else set()
     if classifier is not None:
         training, source = prepare_classes(classifier, source, labels, pipeline.ar_model, networks)
         training = ClipChunks(training, protocol, REAL_CHUNK, seed)
+        kinds.add(classifier.features)
     chunks = ClipChunks(source, protocol, REAL_CHUNK, seed)
     configuration = {
         "task": "generation",
@@ -85,7 +80,7 @@ def evaluate_generation(
         "model": f"{pipeline.model_hash[:12]} {tensors_sha256(pipeline.ar_model.state_dict())[:12]}",
         "classes": labels,
         "batch_size": batch_size,
-        "sampling": sampling.chosen,
+        "sampling": sampling,
         "features": networks.features_key,
     }
     if training is not None:
@@ -94,26 +89,25 @@ def evaluate_generation(
             "features": classifier.features,
             "labels": [_hash([item.label for item in clips.source.items]) for clips in (training, chunks)],
         }
-    parts = PartFiles(Path(output_dir) / "parts", configuration, state.is_main_process)
-    state.wait_for_everyone()
-    kinds = ["network"] if networks.features is not None else []
+    parts = PartFiles(Path(output_dir) / "parts", configuration)
     if training is not None:
-        kinds = sorted({*kinds, classifier.features})
-        write_features(parts, "training", training, [classifier.features], networks, state)
-        write_features(parts, "reconstructed", chunks, [classifier.features], networks, state, pipeline)
-    write_features(parts, "real", chunks, kinds, networks, state)
+        _write_features(parts, "training", training, {classifier.features}, networks)
+        _write_features(parts, "reconstructed", chunks, {classifier.features}, networks, pipeline)
+    _write_features(parts, "real", chunks, kinds, networks)
     batches = [labels[start : start + batch_size] for start in range(0, num_videos, batch_size)]
-    _generate(pipeline, batches, parts, kinds, networks, sampling, protocol, seed, state)
-    state.wait_for_everyone()
-    if not state.is_main_process:
+    _generate(pipeline, batches, parts, kinds, networks, sampling, protocol, seed)
+    parts.state.wait_for_everyone()
+    if not parts.state.is_main_process:
         return None
 
     rows, tensors = parts.read_all("generated", len(batches))
     rows = [{"video": index, **row} for index, row in enumerate(rows)]
     metrics = {}
     if networks.features is not None:
-        real = torch.cat([features["network"] for features in parts.read_all("real", len(chunks))[1]])
-        fake = torch.cat([features["network"] for features in tensors])
+        real, fake = (
+            torch.cat([features["network"] for features in files])
+            for files in (parts.read_all("real", len(chunks))[1], tensors)
+        )
         fvd = summarize_features(real, fake, networks.features, protocol, paired=False)
         metrics = {} if fvd is None else {"fvd": metric_entry(fvd)}
     if training is not None:
@@ -125,9 +119,36 @@ def evaluate_generation(
     results = [result | {"metrics": metrics}]
     report = make_report("generation", parts.hash, [protocol], len(rows), len(rows), notes, results, paper)
     write_results(output_dir, report, rows)
-    plots.plot_class_tokens(Path(output_dir) / "tokens_per_class.png", _tokens_of_classes(rows))
     draw_samples(Path(output_dir) / "generated.png", tensors[0]["videos"], rows)
     return report
+
+
+def _write_features(
+    parts: PartFiles,
+    name: str,
+    chunks: ClipChunks,
+    kinds: set[str],
+    networks: Networks,
+    pipeline: "AdapTokPipeline | None" = None,
+) -> None:
+    """Write features of this process's share of real clips; with a pipeline, of their reconstructions from all tokens."""
+    for index in parts.unfinished(name, len(chunks)) if kinds else ():
+        clips = chunks.read(index)
+        videos = clips.videos / 255
+        if pipeline is not None and len(clips):
+            with torch.no_grad(), autocast(pipeline.device, chunks.protocol.precision):
+                codes = pipeline.tokenizer.encode(videos.to(pipeline.device)).codes
+                videos = pipeline.tokenizer.decode(codes).pixel_values_videos.float().clamp(0, 1)
+        rows = [{"video": key, "label": label} for key, label in zip(clips.keys, clips.labels, strict=True)]
+        parts.write(name, f"{index:05d}", rows=rows, tensors=_features(videos, kinds, networks, chunks.protocol))
+
+
+def _features(videos: torch.Tensor, kinds: set[str], networks: Networks, protocol: Protocol) -> dict[str, torch.Tensor]:
+    """Return (clips, D) features by kind, `"network"` or `"pixels"`."""
+    features = {"pixels": pixel_features(videos)} if "pixels" in kinds else {}
+    if "network" in kinds:
+        features["network"] = clip_features(networks.features, videos, protocol.feature_size)
+    return features
 
 
 def _labels_to_generate(pipeline: "AdapTokPipeline", classes: Sequence[int | str] | None, num_videos: int) -> list[int]:
@@ -147,16 +168,15 @@ def _generate(
     pipeline: "AdapTokPipeline",
     batches: Sequence[Sequence[int]],
     parts: PartFiles,
-    kinds: Sequence[str],
+    kinds: set[str],
     networks: Networks,
-    sampling: SamplingSettings,
+    sampling: Mapping[str, Any],
     protocol: Protocol,
     seed: int,
-    state: PartialState,
 ) -> None:
     """Generate this process's share of the batches and write their codes, token counts and features."""
     batch_size = len(batches[0])
-    for index in unfinished_parts(parts, "generated", len(batches), state):
+    for index in parts.unfinished("generated", len(batches)):
         with autocast(pipeline.device, protocol.precision):
             output = pipeline.generate(
                 batches[index],
@@ -164,7 +184,7 @@ def _generate(
                 generator=torch.Generator().manual_seed(seed + index * batch_size),
                 batch_size=batch_size,
                 output_type="pt",
-                **sampling.chosen,
+                **sampling,
             )
         columns = (output.class_labels, output.class_names, output.seeds[:, 0].tolist(), output.token_counts[:, 0].tolist())
         rows = [
@@ -172,7 +192,7 @@ def _generate(
             for values in zip(*columns, strict=True)
         ]
         tensors = {"codes": output.codes[:, 0].to(torch.int32)}
-        tensors |= features_of(output.frames, kinds, networks, protocol.feature_size)
+        tensors |= _features(output.frames, kinds, networks, protocol)
         if index == 0:
             tensors["videos"] = (output.frames[:NUM_PICTURES] * 255).round().to(torch.uint8)
         parts.write("generated", f"{index:05d}", rows=rows, tensors=tensors)
@@ -216,6 +236,9 @@ def _token_statistics(pipeline: "AdapTokPipeline", rows: list[dict], codes: torc
     usage = CodebookUsage(pipeline.tokenizer.config.codebook_size, distributed_available_fn=lambda: False)
     usage.update(codes, counts)
     totals = counts.sum(1).double()
+    by_class: dict[str, list[int]] = {}
+    for row in rows:
+        by_class.setdefault(row["class"], []).append(sum(row["token_counts"]))
     return {
         "tokens_per_block": counts.double().mean().item(),
         "tokens_per_clip": totals.mean().item(),
@@ -223,18 +246,10 @@ def _token_statistics(pipeline: "AdapTokPipeline", rows: list[dict], codes: torc
         "tokens_per_block_position": counts.double().mean(0).tolist(),
         "codebook": {name: float(value) for name, value in usage.compute().items()},
         "tokens_of_classes": {
-            name: {"mean": float(np.mean(totals)), "min": min(totals), "max": max(totals), "videos": len(totals)}
-            for name, totals in _tokens_of_classes(rows).items()
+            name: {"mean": sum(tokens) / len(tokens), "min": min(tokens), "max": max(tokens), "videos": len(tokens)}
+            for name, tokens in by_class.items()
         },
     }
-
-
-def _tokens_of_classes(rows: list[dict]) -> dict[str, list[float]]:
-    """Return the tokens of each generated video by class."""
-    tokens: dict[str, list[float]] = {}
-    for row in rows:
-        tokens.setdefault(row["class"], []).append(float(sum(row["token_counts"])))
-    return tokens
 
 
 def _hash(value: Any) -> str:

@@ -22,9 +22,8 @@ from ..pipelines.encoded_videos import EncodedVideos, decode_clips, stopwatch
 from ..pipelines.measured_losses import levels_to_measure
 from .clip_chunks import ClipChunks, Clips
 from .encoded_clips import allocate_clips, autocast, search_parameter
-from .measuring import Networks, clip_features, measure_clips
+from .measuring import Networks, check_clip_size, clip_features, measure_clips
 from .part_files import PartFiles
-from .processes import process_state
 from .reconstruction_results import summarize_reconstruction
 from .settings import Setting, make_settings
 from .tables import write_results
@@ -77,7 +76,6 @@ def evaluate_reconstruction(
             configuration.
     """
     networks = networks or Networks()
-    state, output = process_state(), Path(output_dir)
     settings, fvd_settings = {}, set()
     for name, model in models.items():
         _check_model(name, model, protocol, strategies)
@@ -102,9 +100,8 @@ def evaluate_reconstruction(
         "models": {name: _fingerprint(model) for name, model in models.items()},
         "lpips": networks.lpips_key,
     }
-    parts = PartFiles(output / "parts", configuration, state.is_main_process)
-    state.wait_for_everyone()
-
+    parts = PartFiles(Path(output_dir) / "parts", configuration)
+    state = parts.state
     if state.is_main_process:
         for name, model in models.items():
             _search_parameters(name, model, settings[name], chunks, parts, batch_size)
@@ -124,7 +121,7 @@ def evaluate_reconstruction(
         return None
     report, rows = summarize_reconstruction(parts, len(chunks), settings, protocol, networks, paper)
     report["num_processes"] = state.num_processes
-    write_results(output, report, rows)
+    write_results(output_dir, report, rows)
     return report
 
 
@@ -296,11 +293,7 @@ def _check_model(name: str, model: Any, protocol: Protocol, strategies: Sequence
                 )
         return
     config = model.tokenizer.config
-    if (config.num_frames, config.image_size) != (protocol.num_frames, protocol.image_size):
-        raise ValueError(
-            f"{name} reads {config.num_frames} frames of {config.image_size} x {config.image_size}, the protocol "
-            f"{protocol.name} has {protocol.num_frames} of {protocol.image_size} x {protocol.image_size}"
-        )
+    check_clip_size(name, model, protocol)
     needing = [strategy for strategy in strategies if strategy in STRATEGIES and STRATEGIES[strategy].needs_scorer]
     if model.scorer is None and config.adaptive and needing:
         raise ValueError(f"{name} has no scorer, which {needing[0]} needs")

@@ -1,13 +1,12 @@
 """From measured clips to results: means with intervals that know which clips belong to one video."""
 
-import dataclasses
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from ..metrics import FrechetVideoDistance, MetricResult, Protocol, summarize_distance
+from ..metrics import FrechetVideoDistance, MetricResult, Protocol, interval, summarize_distance
 from .measuring import Networks
 
 PAIR_METRICS = {"psnr": "VideoPSNR", "ssim": "VideoSSIM", "lpips": "VideoLPIPS"}
@@ -96,14 +95,6 @@ def bootstrap_means(values: torch.Tensor, videos: Sequence[str], resamples: int 
     return sums[sampled].sum(1) / total.view(-1, *[1] * (values.ndim - 1))
 
 
-def interval(means: torch.Tensor) -> tuple[float, float]:
-    """Return the 2.5% and 97.5% quantiles of (resamples,) values."""
-    # between infinite values there is nothing to interpolate
-    how = "linear" if means.isfinite().all() else "nearest"
-    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), interpolation=how).tolist()
-    return low, high
-
-
 def summarize_difference(values: Sequence[float], others: Sequence[float], videos: Sequence[str]) -> dict | None:
     """Return the mean of `values - others`, clip by clip, with its interval; `None` for one video or infinite values."""
     difference = torch.tensor(values, dtype=torch.float64) - torch.tensor(others, dtype=torch.float64)
@@ -122,10 +113,9 @@ def summarize_features(
     """
     if min(len(real), len(fake)) < 2:
         return None
-    metric = FrechetVideoDistance(network, ddof=protocol.ddof, keep_features=True, distributed_available_fn=lambda: False)
+    metric = FrechetVideoDistance(network, ddof=protocol.ddof, distributed_available_fn=lambda: False)
     metric.update(real, real=True)
     metric.update(fake, real=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the result's note says the same
-        result = summarize_distance(metric, protocol, paired=paired)
-    return dataclasses.replace(result, metric=f"FrechetVideoDistance ({type(network).__name__})")
+        return summarize_distance(metric, protocol, paired=paired)

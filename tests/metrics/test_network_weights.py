@@ -270,11 +270,11 @@ def test_other_torchscript_files(tmp_path, damage, message):
     damage(port)
     torch.jit.script(port).save(str(tmp_path / "other.pt"))
     if message is None:
-        tensors = i3d_from_torchscript(tmp_path / "other.pt", network.state_dict())
+        tensors = i3d_from_torchscript(tmp_path / "other.pt", ["first", "second"])
         assert all(torch.equal(value, tensors[name]) for name, value in network.state_dict().items())
     else:
         with pytest.raises(ValueError, match=message):
-            i3d_from_torchscript(tmp_path / "other.pt", network.state_dict())
+            i3d_from_torchscript(tmp_path / "other.pt", ["first", "second"])
 
 
 def test_a_file_that_is_no_archive(tmp_path):
