@@ -6,7 +6,7 @@ The classifier's accuracy on other real clips, and on their reconstructions, is 
 import dataclasses
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -22,27 +22,6 @@ if TYPE_CHECKING:
 PICTURE_SIZE = 8
 # Weight of the sum of squared weights against the mean cross-entropy.
 PENALTY = 0.01
-
-
-@dataclasses.dataclass(frozen=True)
-class ClassifierData:
-    """What a classifier of clips learns from.
-
-    Args:
-        source: labeled real videos, other than those that it is measured on.
-        features: `"pixels"`, small pictures, which distinguish classes that differ in where colors are; or `"network"`, the
-            features of FVD's network, which costs the network's time for every training clip.
-
-    Raises:
-        ValueError: for other features.
-    """
-
-    source: VideoFiles
-    features: Literal["pixels", "network"] = "pixels"
-
-    def __post_init__(self):
-        if self.features not in ("pixels", "network"):
-            raise ValueError(f"classifier features must be 'pixels' or 'network', got {self.features!r}")
 
 
 def pixel_features(videos: torch.Tensor) -> torch.Tensor:
@@ -105,7 +84,8 @@ def _fit(features: torch.Tensor, targets: torch.Tensor, num_classes: int) -> tor
 
 
 def prepare_classes(
-    classifier: ClassifierData,
+    training: VideoFiles,
+    features: str,
     source: VideoFiles,
     generated: Sequence[int],
     ar_model: "AdapTokARForCausalLM",
@@ -114,19 +94,23 @@ def prepare_classes(
     """Label videos with the generator's class ids, and check that a classifier can learn from them.
 
     Args:
+        training: real videos that the classifier learns from.
+        features: `"pixels"` or `"network"`.
         source: real videos that the classifier is measured on.
         generated: class ids of the videos to generate.
 
     Returns:
-        The classifier's videos and `source`, both with the generator's ids.
+        `training` and `source`, both with the generator's ids.
 
     Raises:
         ValueError: for videos without a class, naming classes that the generator does not know or that have no training
             video, naming videos that are in both sets, or for a network that is missing.
     """
-    if classifier.features == "network" and networks.features is None:
+    if features not in ("pixels", "network"):
+        raise ValueError(f"classifier features must be 'pixels' or 'network', got {features!r}")
+    if features == "network" and networks.features is None:
         raise ValueError("classifier features 'network' need the network of FVD, which is left out here")
-    training, source = (_with_class_ids(videos, ar_model) for videos in (classifier.source, source))
+    training, source = (_with_class_ids(videos, ar_model) for videos in (training, source))
     known = {item.label for item in training.items}
     if unknown := sorted(({item.label for item in source.items} | set(generated)) - known):
         names = ", ".join(ar_model.config.id2label[label] for label in unknown)

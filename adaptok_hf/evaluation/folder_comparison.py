@@ -11,7 +11,7 @@ from ..metrics import Protocol
 from ..video.video_io import read_video
 from .clip_chunks import ClipChunks, open_videos
 from .measuring import Networks, clip_features, device_of, measure_clips
-from .summaries import metric_entry, summarize_features, summarize_pairs
+from .summaries import summarize_features, summarize_pairs
 
 _CLIPS_AT_ONCE = 8
 
@@ -61,11 +61,9 @@ def compare_videos(
     if networks.features is not None:
         features = [_features_of(source, protocol, networks) for source in sources.values()]
         paired = len(features[0]) == len(features[1]) and not any(alone.values())
-        fvd = summarize_features(*features, networks.features, protocol, paired=paired)
-        if fvd is None:
+        metrics |= summarize_features(*features, networks.features, protocol, paired=paired)
+        if "fvd" not in metrics:
             notes.append("FVD needs at least 2 clips on each side")
-        else:
-            metrics["fvd"] = fvd
     if not metrics:
         raise ValueError(f"no video of {fake} has the name of one of {real}, and FVD was not measured: nothing to compare")
     return {
@@ -73,7 +71,7 @@ def compare_videos(
         "real": str(real),
         "fake": str(fake),
         "num_pairs": num_pairs,
-        "metrics": {name: metric_entry(result) for name, result in metrics.items()},
+        "metrics": metrics,
         "pairs": rows,
         "notes": notes,
         "protocols": {protocol.hash: dataclasses.asdict(protocol)},

@@ -11,14 +11,14 @@ import torch
 from ..data import VideoFiles
 from ..metrics import CodebookUsage, Protocol
 from ..metrics.weight_formats import tensors_sha256
-from .class_accuracy import ClassifierData, LabeledFeatures, measure_class_accuracy, pixel_features, prepare_classes
+from .class_accuracy import LabeledFeatures, measure_class_accuracy, pixel_features, prepare_classes
 from .clip_chunks import ClipChunks
 from .encoded_clips import autocast
 from .illustrations import draw_samples
 from .measuring import Networks, check_clip_size, clip_features
 from .part_files import PartFiles
-from .summaries import metric_entry, summarize_features
-from .tables import make_report, write_results
+from .summaries import summarize_features
+from .tables import write_report
 
 if TYPE_CHECKING:
     from ..pipelines.pipeline_adaptok import AdapTokPipeline
@@ -37,7 +37,8 @@ def evaluate_generation(
     num_videos: int,
     classes: Sequence[int | str] | None = None,
     networks: Networks | None = None,
-    classifier: ClassifierData | None = None,
+    classifier: VideoFiles | None = None,
+    classifier_features: str = "pixels",
     sampling: Mapping[str, Any] | None = None,
     batch_size: int = 16,
     seed: int = 0,
@@ -55,8 +56,11 @@ def evaluate_generation(
         num_videos: to generate over all classes.
         classes: names or ids; by default all that the generator knows.
         networks: for FVD.
-        classifier (*optional*): what a small classifier learns from. Its accuracy on generated videos is then reported as
-            `class_accuracy`, with that on `source`, which needs labels, and on the reconstructions of `source`.
+        classifier (*optional*): labeled real videos other than `source`, which a small classifier learns from. Its accuracy
+            on generated videos is then reported as `class_accuracy`, with that on `source`, which needs labels, and on the
+            reconstructions of `source`.
+        classifier_features: `"pixels"`, small pictures, which distinguish classes that differ in where colors are; or
+            `"network"`, the features of FVD's network, which costs the network's time for every training clip.
         sampling: `temperature`, `top_k`, `top_p` and `max_tokens`, see `AdapTokPipeline.generate`.
 
     Raises:
@@ -69,9 +73,9 @@ def evaluate_generation(
     check_clip_size("the model", pipeline, protocol)
     training, kinds = None, {"network"} if networks.features is not None else set()
     if classifier is not None:
-        training, source = prepare_classes(classifier, source, labels, pipeline.ar_model, networks)
+        training, source = prepare_classes(classifier, classifier_features, source, labels, pipeline.ar_model, networks)
         training = ClipChunks(training, protocol, REAL_CHUNK, seed)
-        kinds.add(classifier.features)
+        kinds.add(classifier_features)
     chunks = ClipChunks(source, protocol, REAL_CHUNK, seed)
     configuration = {
         "task": "generation",
@@ -80,19 +84,19 @@ def evaluate_generation(
         "model": f"{pipeline.model_hash[:12]} {tensors_sha256(pipeline.ar_model.state_dict())[:12]}",
         "classes": labels,
         "batch_size": batch_size,
-        "sampling": sampling,
+        "sampling": {name: value for name, value in sampling.items() if value is not None},
         "features": networks.features_key,
     }
     if training is not None:
         configuration["classifier"] = {
             "data": training.identity,
-            "features": classifier.features,
+            "features": classifier_features,
             "labels": [_hash([item.label for item in clips.source.items]) for clips in (training, chunks)],
         }
     parts = PartFiles(Path(output_dir) / "parts", configuration)
     if training is not None:
-        _write_features(parts, "training", training, {classifier.features}, networks)
-        _write_features(parts, "reconstructed", chunks, {classifier.features}, networks, pipeline)
+        _write_features(parts, "training", training, {classifier_features}, networks)
+        _write_features(parts, "reconstructed", chunks, {classifier_features}, networks, pipeline)
     _write_features(parts, "real", chunks, kinds, networks)
     batches = [labels[start : start + batch_size] for start in range(0, num_videos, batch_size)]
     _generate(pipeline, batches, parts, kinds, networks, sampling, protocol, seed)
@@ -108,17 +112,25 @@ def evaluate_generation(
             torch.cat([features["network"] for features in files])
             for files in (parts.read_all("real", len(chunks))[1], tensors)
         )
-        fvd = summarize_features(real, fake, networks.features, protocol, paired=False)
-        metrics = {} if fvd is None else {"fvd": metric_entry(fvd)}
+        metrics |= summarize_features(real, fake, networks.features, protocol, paired=False)
     if training is not None:
-        metrics["class_accuracy"] = _class_accuracy(pipeline, classifier, parts, training, chunks, rows, tensors, networks)
+        metrics["class_accuracy"] = _class_accuracy(
+            pipeline, classifier_features, parts, training, chunks, rows, tensors, networks
+        )
         metrics["class_accuracy"]["classifier"] = _hash(configuration["classifier"])
     result = {"model": model_name, "strategy": "generated", "budget": None, "allocation_batch": None}
     result |= _token_statistics(pipeline, rows, torch.cat([part["codes"] for part in tensors]).long())
     notes = [*networks.missing, f"{len(set(labels))} classes, {len(source.items)} real videos"]
-    results = [result | {"metrics": metrics}]
-    report = make_report("generation", parts.hash, [protocol], len(rows), len(rows), notes, results, paper)
-    write_results(output_dir, report, rows)
+    report = write_report(
+        output_dir,
+        rows,
+        task="generation",
+        configuration_hash=parts.hash,
+        protocols=[protocol],
+        notes=notes,
+        results=[result | {"metrics": metrics}],
+        paper=paper,
+    )
     draw_samples(Path(output_dir) / "generated.png", tensors[0]["videos"], rows)
     return report
 
@@ -200,7 +212,7 @@ def _generate(
 
 def _class_accuracy(
     pipeline: "AdapTokPipeline",
-    classifier: ClassifierData,
+    classifier_features: str,
     parts: PartFiles,
     training: ClipChunks,
     chunks: ClipChunks,
@@ -211,11 +223,11 @@ def _class_accuracy(
     """Return the metric's entry, and add to each generated row the class that the classifier takes it for."""
 
     def labeled(rows: list[dict], tensors: list[dict[str, torch.Tensor]]) -> LabeledFeatures:
-        features = torch.cat([part[classifier.features] for part in tensors])
+        features = torch.cat([part[classifier_features] for part in tensors])
         return LabeledFeatures(features, [row["label"] for row in rows], [str(row["video"]) for row in rows])
 
     config = pipeline.ar_model.config
-    from_network = classifier.features == "network"
+    from_network = classifier_features == "network"
     entry, predicted = measure_class_accuracy(
         labeled(*parts.read_all("training", len(training))),
         labeled(*parts.read_all("real", len(chunks))),

@@ -14,8 +14,8 @@ from .encoded_clips import autocast
 from .illustrations import draw_samples
 from .measuring import Networks, check_clip_size, clip_features, measure_clips
 from .part_files import PartFiles
-from .summaries import metric_entry, summarize_features, summarize_pairs
-from .tables import make_report, write_results
+from .summaries import summarize_features, summarize_pairs
+from .tables import write_report
 
 if TYPE_CHECKING:
     from ..pipelines.pipeline_adaptok import AdapTokPipeline
@@ -64,7 +64,7 @@ def evaluate_prediction(
         "protocol": protocol.hash,
         "data": chunks.identity,
         "model": f"{pipeline.model_hash[:12]} {tensors_sha256(pipeline.fp_model.state_dict())[:12]}",
-        "sampling": sampling,
+        "sampling": {name: value for name, value in sampling.items() if value is not None},
         "lpips": networks.lpips_key,
         "features": networks.features_key,
     }
@@ -82,13 +82,20 @@ def evaluate_prediction(
     results = [_summarize(system, rows_of[system], tensors, protocol, networks, model_name) for system in rows_of]
     num_later = protocol.num_frames - num_given
     notes = [*networks.missing, f"PSNR, SSIM, LPIPS over the {num_later} frames after the given {num_given}"]
-    num_videos = len({row["video"] for row in rows})
-    report = make_report("prediction", parts.hash, [protocol], len(rows) // 2, num_videos, notes, results, paper)
-    report["psnr_of_frames"] = {
-        system: torch.tensor([row["psnr_of_frames"] for row in rows], dtype=torch.float64).mean(0).tolist()
-        for system, rows in rows_of.items()
-    }
-    write_results(output_dir, report, rows)
+    report = write_report(
+        output_dir,
+        rows,
+        task="prediction",
+        configuration_hash=parts.hash,
+        protocols=[protocol],
+        notes=notes,
+        results=results,
+        paper=paper,
+        psnr_of_frames={
+            system: torch.tensor([row["psnr_of_frames"] for row in rows], dtype=torch.float64).mean(0).tolist()
+            for system, rows in rows_of.items()
+        },
+    )
     videos = next(part["videos"] for part in tensors if "videos" in part)
     draw_samples(Path(output_dir) / "predicted.png", videos, rows_of[PREDICTED], num_given)
     return report
@@ -104,12 +111,20 @@ def _measure_chunk(
     sampling: Mapping[str, Any],
     seed: int,
 ) -> None:
+    from ..pipelines.pipeline_generation import sample_seeds, sampling_arguments
+
     protocol, clips = chunks.protocol, chunks.read(index)
     num_given = protocol.num_condition_frames
     rows, tensors = [], {}
     if len(clips):
-        seeds_from = torch.Generator().manual_seed(seed + index)
-        predicted, counts = _predict(pipeline, clips.videos, num_given, sampling, seeds_from, protocol.precision)
+        seeds = sample_seeds(len(clips), torch.Generator().manual_seed(seed + index))
+        settings = sampling_arguments(*(sampling.get(name) for name in ("temperature", "top_k", "top_p")))
+        settings |= {"max_tokens": sampling.get("max_tokens")}
+        with autocast(pipeline.device, protocol.precision):
+            condition = pipeline.tokenize_condition(clips.videos, num_given)
+            sequences = pipeline.fp_model.generate(condition_codes=condition, seeds=seeds, **settings)
+            codes, counts = pipeline.fp_model.unpack_sequences(sequences, condition)
+            predicted = pipeline.decode_clips(codes, counts)
         frames = torch.arange(protocol.num_frames).clamp(max=num_given - 1)
         real = clips.videos / 255
         for system, videos in {PREDICTED: predicted, COPIED: clips.videos[:, frames]}.items():
@@ -130,27 +145,6 @@ def _measure_chunk(
     parts.write("clips", f"{index:05d}", rows=rows, tensors=tensors)
 
 
-def _predict(
-    pipeline: "AdapTokPipeline",
-    videos: torch.Tensor,
-    num_given: int,
-    sampling: Mapping[str, Any],
-    generator: torch.Generator,
-    precision: str,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return uint8 clips that continue `videos` from their first frames, and their token counts."""
-    from ..pipelines.pipeline_generation import sample_seeds, sampling_arguments
-
-    seeds = sample_seeds(len(videos), generator)
-    settings = sampling_arguments(*(sampling.get(name) for name in ("temperature", "top_k", "top_p")))
-    settings |= {"max_tokens": sampling.get("max_tokens")}
-    with autocast(pipeline.device, precision):
-        condition = pipeline.tokenize_condition(videos, num_given)
-        sequences = pipeline.fp_model.generate(condition_codes=condition, seeds=seeds, **settings)
-        codes, counts = pipeline.fp_model.unpack_sequences(sequences, condition)
-        return pipeline.decode_clips(codes, counts), counts
-
-
 def _summarize(
     system: str, rows: list[dict], tensors: list[dict], protocol: Protocol, networks: Networks, model_name: str
 ) -> dict[str, Any]:
@@ -158,8 +152,7 @@ def _summarize(
     if networks.features is not None:
         names = ("features real", f"features {system}")
         sides = [torch.cat([part[name] for part in tensors if name in part]) for name in names]
-        fvd = summarize_features(*sides, networks.features, protocol, paired=True)
-        metrics |= {} if fvd is None else {"fvd": fvd}
+        metrics |= summarize_features(*sides, networks.features, protocol, paired=True)
     counts = [count for row in rows for count in row["token_counts"]]
     return {
         "model": model_name,
@@ -168,5 +161,5 @@ def _summarize(
         "allocation_batch": None,
         "tokens_per_block": sum(counts) / len(counts),
         "tokens_per_clip": sum(counts) / len(rows),
-        "metrics": {name: metric_entry(metric) for name, metric in metrics.items()},
+        "metrics": metrics,
     }

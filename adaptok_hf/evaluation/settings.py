@@ -9,7 +9,8 @@ from ..allocation.budgets import tokens_per_block
 
 @dataclass(frozen=True)
 class Setting:
-    """
+    """A strategy with its budget.
+
     Args:
         strategy: of `adaptok_hf.allocation.STRATEGIES`, or `"as is"` for a system that takes no budget.
         budget: AVERAGE tokens per block; `None` only for `"as is"`.
@@ -68,8 +69,7 @@ def make_settings(
     latents_per_block: int,
     ipal_budgets: str = "equal",
 ) -> list[Setting]:
-    """
-    Every strategy at every budget (and, where it matters, batch).
+    """Return every strategy at every budget (and, where it matters, batch).
 
     Args:
         budgets: tokens per block, or percentages of `latents_per_block` such as `"25%"`.

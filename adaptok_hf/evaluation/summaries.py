@@ -12,8 +12,8 @@ from .measuring import Networks
 PAIR_METRICS = {"psnr": "VideoPSNR", "ssim": "VideoSSIM", "lpips": "VideoLPIPS"}
 
 
-def summarize_pairs(rows: Sequence[dict], networks: Networks, protocol: Protocol) -> dict[str, MetricResult]:
-    """Summarize the metrics of `measure_clips`.
+def summarize_pairs(rows: Sequence[dict], networks: Networks, protocol: Protocol) -> dict[str, dict]:
+    """Return the entries of a report for the metrics of `measure_clips`.
 
     Args:
         rows: one per clip, with `video` and the numbers.
@@ -27,7 +27,7 @@ def summarize_pairs(rows: Sequence[dict], networks: Networks, protocol: Protocol
             weights = None
             if name == "lpips":
                 label, weights = f"{label} ({networks.lpips_name})", networks.lpips_sha256
-            results[name] = summarize_clips(label, [row[name] for row in rows], videos, protocol, weights)
+            results[name] = metric_entry(summarize_clips(label, [row[name] for row in rows], videos, protocol, weights))
     return results
 
 
@@ -95,9 +95,13 @@ def bootstrap_means(values: torch.Tensor, videos: Sequence[str], resamples: int 
     return sums[sampled].sum(1) / total.view(-1, *[1] * (values.ndim - 1))
 
 
-def summarize_difference(values: Sequence[float], others: Sequence[float], videos: Sequence[str]) -> dict | None:
-    """Return the mean of `values - others`, clip by clip, with its interval; `None` for one video or infinite values."""
-    difference = torch.tensor(values, dtype=torch.float64) - torch.tensor(others, dtype=torch.float64)
+def summarize_difference(rows: Sequence[dict], others: Sequence[dict], name: str) -> dict | None:
+    """Return a metric's mean difference from other rows of the same clips, with its interval.
+
+    `None` for clips of one video, or infinite values.
+    """
+    ours, theirs = (torch.tensor([row[name] for row in side], dtype=torch.float64) for side in (rows, others))
+    videos, difference = [row["video"] for row in rows], ours - theirs
     if len(set(videos)) < 2 or not difference.isfinite().all():
         return None
     low, high = interval(bootstrap_means(difference, videos))
@@ -106,16 +110,16 @@ def summarize_difference(values: Sequence[float], others: Sequence[float], video
 
 def summarize_features(
     real: torch.Tensor, fake: torch.Tensor, network: torch.nn.Module, protocol: Protocol, paired: bool
-) -> MetricResult | None:
-    """Return FVD of (clips, D) features with interval and floor, or `None` for fewer than 2 clips on a side.
+) -> dict[str, dict]:
+    """Return `fvd` of (clips, D) features with interval and floor; nothing for fewer than 2 clips on a side.
 
     Call it in one process.
     """
     if min(len(real), len(fake)) < 2:
-        return None
+        return {}
     metric = FrechetVideoDistance(network, ddof=protocol.ddof, distributed_available_fn=lambda: False)
     metric.update(real, real=True)
     metric.update(fake, real=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the result's note says the same
-        return summarize_distance(metric, protocol, paired=paired)
+        return {"fvd": metric_entry(summarize_distance(metric, protocol, paired=paired))}

@@ -22,44 +22,39 @@ _METRICS = {
 _TIMES = {"milliseconds": "ms per clip", "allocation_milliseconds": "ms per clip for scorer and allocation"}
 
 
-def make_report(
-    task: str,
-    configuration_hash: str,
+def write_report(
+    folder: str | Path,
+    rows: Sequence[dict],
+    *,
     protocols: Iterable[Protocol],
-    num_clips: int,
-    num_videos: int,
-    notes: Sequence[str],
     results: Sequence[dict],
     paper: Sequence[dict],
+    **others: Any,
 ) -> dict[str, Any]:
-    """Return what every evaluation reports, plain values."""
-    return {
-        "task": task,
-        "configuration_hash": configuration_hash,
+    """Write a report and its rows into a folder, and return the report.
+
+    Args:
+        rows: one per clip and result, with `video`.
+        protocols: of the results, by which these are compared.
+        results: lines of the table.
+        paper: the paper's numbers.
+        others: plain values: `task`, `configuration_hash`, `notes`, and more.
+    """
+    report = others | {
         "protocols": {protocol.hash: dataclasses.asdict(protocol) for protocol in protocols},
-        "num_clips": num_clips,
-        "num_videos": num_videos,
-        "notes": list(notes),
+        "num_clips": len(rows) // len(results),
+        "num_videos": len({row["video"] for row in rows}),
         "results": list(results),
         "paper": list(paper),
     }
-
-
-def write_results(folder: str | Path, report: dict[str, Any], rows: Sequence[dict] = ()) -> None:
-    """Write a report and its rows into a folder.
-
-    Args:
-        report: what an evaluation returns; `results` are its lines.
-        rows: one per clip.
-    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "results.json", report)
-    lines = ({key: value for key, value in result.items() if key != "blocks_with_tokens"} for result in report["results"])
+    lines = ({key: value for key, value in result.items() if key != "blocks_with_tokens"} for result in results)
     write_text(folder / "results.csv", to_csv(flatten(line) for line in lines))
     write_text(folder / "results.md", markdown(report))
-    if rows:
-        write_text(folder / "per_video.csv", to_csv(rows))
+    write_text(folder / "per_video.csv", to_csv(rows))
+    return report
 
 
 def flatten(result: dict[str, Any], prefix: str = "") -> dict[str, Any]:

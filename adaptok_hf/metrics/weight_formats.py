@@ -6,7 +6,6 @@ archive only the tensors are taken.
 
 import hashlib
 import io
-import math
 import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -133,15 +132,6 @@ def tensors_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
         digest.update(f"{name} {tuple(tensors[name].shape)} {tensors[name].dtype}\n".encode())
         digest.update(tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def sum_of_norms(tensors: Mapping[str, torch.Tensor]) -> float:
-    """Return a weighted sum of the logarithms of norms.
-
-    It hardly changes when weights are rounded, but does when they are others or change places.
-    """
-    norms = [tensors[name].double().norm().item() for name in sorted(tensors)]
-    return sum(i * math.log(norm + 1e-12) for i, norm in enumerate(norms, start=1))
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:

