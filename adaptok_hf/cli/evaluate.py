@@ -126,7 +126,6 @@ def _add_metrics(verb: argparse.ArgumentParser) -> None:
     task.add_argument("-o", "--output", metavar="FILE", help="write the result as JSON, too")
     task.add_argument("--window", choices=["first", "all"], default="first", help="clips of a video (default: first)")
     task.add_argument("--frames", type=int, default=16, metavar="N", help="of a clip (default: 16)")
-    task.add_argument("--size", type=int, metavar="PIXELS", help="resize both to this square (default: FAKE's short side)")
     _add_networks(task)
     task.set_defaults(run=_compare)
 
@@ -260,7 +259,6 @@ def _compare(arguments: argparse.Namespace) -> None:
         networks=_networks(arguments),
         window=arguments.window,
         num_frames=arguments.frames,
-        image_size=arguments.size,
     )
     if arguments.output:
         write_json(arguments.output, _finite(result))

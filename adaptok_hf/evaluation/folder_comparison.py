@@ -23,16 +23,16 @@ def compare_videos(
     networks: Networks | None = None,
     window: str = "first",
     num_frames: int = 16,
-    image_size: int | None = None,
 ) -> dict[str, Any]:
     """Measure PSNR, SSIM and LPIPS of videos with the same name on both sides (whatever their suffix), and FVD of the sets.
+
+    Both sides are resized (short side) and center-cropped to the short side of the first fake video, so that square videos
+    stay as they are.
 
     Args:
         real, fake: folders of videos, single files (a pair whatever their names), or csv manifests.
         networks: for LPIPS and FVD; by default neither is measured.
         window: `"first"` or `"all"` clips of `num_frames` frames of each video.
-        image_size: both are resized (short side) and center-cropped to this square; by default the short side of the first
-            fake video, so that square videos stay as they are.
 
     Returns:
         `metrics`, a dict of results as in a report of `evaluate_reconstruction`; `num_pairs`; `pairs`, the numbers of each
@@ -46,8 +46,7 @@ def compare_videos(
     sources = {"real": open_videos(real), "fake": open_videos(fake)}
     if window not in ("first", "all"):
         raise ValueError(f"window must be 'first' or 'all', got {window!r}")
-    if image_size is None:
-        image_size = min(read_video(sources["fake"].items[0].video, max_frames=1).frames.shape[1:3])
+    image_size = min(read_video(sources["fake"].items[0].video, max_frames=1).frames.shape[1:3])
     data = f"{Path(real).name} against {Path(fake).name}"
     protocol = Protocol("own", data, window, num_frames, image_size, "reconstruction", source="given by the caller")
     pairs = _match_names(sources)

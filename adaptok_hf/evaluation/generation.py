@@ -120,14 +120,13 @@ def evaluate_generation(
         metrics["class_accuracy"]["classifier"] = _hash(configuration["classifier"])
     result = {"model": model_name, "strategy": "generated", "budget": None, "allocation_batch": None}
     result |= _token_statistics(pipeline, rows, torch.cat([part["codes"] for part in tensors]).long())
-    notes = [*networks.missing, f"{len(set(labels))} classes, {len(source.items)} real videos"]
     report = write_report(
         output_dir,
         rows,
         task="generation",
         configuration_hash=parts.hash,
         protocols=[protocol],
-        notes=notes,
+        notes=[*networks.missing, f"{len(set(labels))} classes, {len(source.items)} real videos"],
         results=[result | {"metrics": metrics}],
         paper=paper,
     )

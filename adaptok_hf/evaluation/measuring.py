@@ -26,6 +26,8 @@ class Networks:
         lpips: distance of images, or `None`: LPIPS is not measured.
         features: of whole clips, for FVD, or `None`.
         missing: why a network that was asked for is not available.
+
+    Keys are names with hashes of the weights.
     """
 
     lpips: torch.nn.Module | None = None
@@ -38,20 +40,16 @@ class Networks:
 
     @cached_property
     def lpips_sha256(self) -> str | None:
-        """Hash of the weights."""
         return None if self.lpips is None else tensors_sha256(self.lpips.state_dict())
 
     @property
     def lpips_key(self) -> str | None:
-        """Name and hash of the weights."""
         return None if self.lpips is None else f"{self.lpips_name}-{self.lpips_sha256[:12]}"
 
     @cached_property
     def features_key(self) -> str | None:
-        """Name and hash of the weights."""
-        if self.features is None:
-            return None
-        return f"{type(self.features).__name__}-{tensors_sha256(self.features.state_dict())[:12]}"
+        weights = None if self.features is None else tensors_sha256(self.features.state_dict())
+        return None if weights is None else f"{type(self.features).__name__}-{weights[:12]}"
 
 
 def load_networks(lpips: str = "vgg", fvd: bool = True, device: str | torch.device = "cpu") -> Networks:

@@ -43,14 +43,14 @@ def summarize_reconstruction(
                 fixed[setting.budget] = rows
             used = dataclasses.replace(protocol, allocation_batch=setting.batch)
             metrics = summarize_pairs(rows, networks, used)
-            pair_metrics = list(metrics)
             features = _read_features(parts, (model, setting.name, f"{{:05d}}-{networks.features_key}"), num_chunks)
             if real is not None and features is not None:
                 metrics |= summarize_features(real, features, networks.features, used, paired=True)
             result = _describe(parts, model, setting, rows, timing)
             result["metrics"] = metrics
             if setting.strategy != "fixed" and setting.budget in fixed:
-                differences = {name: summarize_difference(rows, fixed[setting.budget], name) for name in pair_metrics}
+                others = fixed[setting.budget]
+                differences = {name: summarize_difference(rows, others, name) for name in metrics if name != "fvd"}
                 result["difference_from_fixed"] = {name: value for name, value in differences.items() if value is not None}
             results.append(result)
             all_rows += [{"model": model, "setting": setting.name, **row} for row in rows]

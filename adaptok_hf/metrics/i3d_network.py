@@ -104,7 +104,7 @@ class I3DNetwork(nn.Module):
 
         Raises:
             ValueError: for a file that does not hold this network.
-            OSError: if no source has the weights.
+            OSError: if the weights are not available.
         """
         network = cls()
         network.weights = load_network_weights(network, "i3d_kinetics400", weights)

@@ -69,7 +69,7 @@ class LPIPSNetwork(nn.Module):
 
         Raises:
             ValueError: for another net, or a file that does not hold this network.
-            OSError: if no source has the weights.
+            OSError: if the weights are not available.
         """
         network = cls(net)
         network.weights = load_network_weights(network, f"lpips_{net}", weights)

