@@ -12,11 +12,7 @@ from .common import add_sampling_options, add_seed_option, load_pipeline, sampli
 
 
 class _Recipe(argparse.Action):
-    """`--recipe FILE ARGUMENTS`: a file names the task and its options; the arguments after it override them.
-
-    Args:
-        tasks: name -> parser.
-    """
+    """`--recipe FILE ARGUMENTS`: a file names the task and its options; the arguments after it override them."""
 
     def __init__(self, *args, tasks: dict[str, argparse.ArgumentParser], **kwargs):
         super().__init__(*args, nargs=argparse.REMAINDER, **kwargs)

@@ -6,7 +6,7 @@ The classifier's accuracy on other real clips, and on their reconstructions, is 
 import dataclasses
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -91,7 +91,7 @@ def prepare_classes(
     ar_model: "AdapTokARForCausalLM",
     networks: Networks,
 ) -> tuple[VideoFiles, VideoFiles]:
-    """Label videos with the generator's class ids, and check that a classifier can learn from them.
+    """Return `training` and `source` with the generator's class ids, once a classifier can learn from them.
 
     Args:
         training: real videos that the classifier learns from.
@@ -99,12 +99,9 @@ def prepare_classes(
         source: real videos that the classifier is measured on.
         generated: class ids of the videos to generate.
 
-    Returns:
-        `training` and `source`, both with the generator's ids.
-
     Raises:
-        ValueError: for videos without a class, naming classes that the generator does not know or that have no training
-            video, naming videos that are in both sets, or for a network that is missing.
+        ValueError: for videos without a class or in both sets, classes that are unknown or have no training video, or a
+            network that is missing.
     """
     if features not in ("pixels", "network"):
         raise ValueError(f"classifier features must be 'pixels' or 'network', got {features!r}")
@@ -139,15 +136,8 @@ def _with_class_ids(source: VideoFiles, ar_model: "AdapTokARForCausalLM") -> Vid
     return VideoFiles([dataclasses.replace(item, label=ids[item.label]) for item in source.items], source.class_names)
 
 
-@dataclasses.dataclass
-class LabeledFeatures:
-    """Features of clips with their classes.
-
-    Args:
-        features: (clips, D).
-        labels: the class of each clip; of generated ones the class that was asked for.
-        videos: the video of each clip.
-    """
+class LabeledFeatures(NamedTuple):
+    """(clips, D) features, and the class and video of each clip; of generated ones the class that was asked for."""
 
     features: torch.Tensor
     labels: Sequence[int]

@@ -1,5 +1,6 @@
 """Generated videos against real ones: FVD with its floor, whether they are of their class, and the tokens of each class."""
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -94,12 +95,13 @@ def evaluate_generation(
             "labels": [_hash([item.label for item in clips.source.items]) for clips in (training, chunks)],
         }
     parts = PartFiles(Path(output_dir) / "parts", configuration)
+    steps = _Steps(pipeline, protocol, parts, networks)
     if training is not None:
-        _write_features(parts, "training", training, {classifier_features}, networks)
-        _write_features(parts, "reconstructed", chunks, {classifier_features}, networks, pipeline)
-    _write_features(parts, "real", chunks, kinds, networks)
+        steps.write_features("training", training, {classifier_features})
+        steps.write_features("reconstructed", chunks, {classifier_features}, reconstruct=True)
+    steps.write_features("real", chunks, kinds)
     batches = [labels[start : start + batch_size] for start in range(0, num_videos, batch_size)]
-    _generate(pipeline, batches, parts, kinds, networks, sampling, protocol, seed)
+    steps.generate(batches, kinds, sampling, seed)
     parts.state.wait_for_everyone()
     if not parts.state.is_main_process:
         return None
@@ -114,9 +116,7 @@ def evaluate_generation(
         )
         metrics |= summarize_features(real, fake, networks.features, protocol, paired=False)
     if training is not None:
-        metrics["class_accuracy"] = _class_accuracy(
-            pipeline, classifier_features, parts, training, chunks, rows, tensors, networks
-        )
+        metrics["class_accuracy"] = steps.class_accuracy(classifier_features, training, chunks, rows, tensors)
         metrics["class_accuracy"]["classifier"] = _hash(configuration["classifier"])
     result = {"model": model_name, "strategy": "generated", "budget": None, "allocation_batch": None}
     result |= _token_statistics(pipeline, rows, torch.cat([part["codes"] for part in tensors]).long())
@@ -134,34 +134,6 @@ def evaluate_generation(
     return report
 
 
-def _write_features(
-    parts: PartFiles,
-    name: str,
-    chunks: ClipChunks,
-    kinds: set[str],
-    networks: Networks,
-    pipeline: "AdapTokPipeline | None" = None,
-) -> None:
-    """Write features of this process's share of real clips; with a pipeline, of their reconstructions from all tokens."""
-    for index in parts.unfinished(name, len(chunks)) if kinds else ():
-        clips = chunks.read(index)
-        videos = clips.videos / 255
-        if pipeline is not None and len(clips):
-            with torch.no_grad(), autocast(pipeline.device, chunks.protocol.precision):
-                codes = pipeline.tokenizer.encode(videos.to(pipeline.device)).codes
-                videos = pipeline.tokenizer.decode(codes).pixel_values_videos.float().clamp(0, 1)
-        rows = [{"video": key, "label": label} for key, label in zip(clips.keys, clips.labels, strict=True)]
-        parts.write(name, f"{index:05d}", rows=rows, tensors=_features(videos, kinds, networks, chunks.protocol))
-
-
-def _features(videos: torch.Tensor, kinds: set[str], networks: Networks, protocol: Protocol) -> dict[str, torch.Tensor]:
-    """Return (clips, D) features by kind, `"network"` or `"pixels"`."""
-    features = {"pixels": pixel_features(videos)} if "pixels" in kinds else {}
-    if "network" in kinds:
-        features["network"] = clip_features(networks.features, videos, protocol.feature_size)
-    return features
-
-
 def _labels_to_generate(pipeline: "AdapTokPipeline", classes: Sequence[int | str] | None, num_videos: int) -> list[int]:
     """Return the class id of every video to generate."""
     from ..pipelines.pipeline_generation import class_id
@@ -175,71 +147,80 @@ def _labels_to_generate(pipeline: "AdapTokPipeline", classes: Sequence[int | str
     return [ids[index % len(ids)] for index in range(num_videos)]
 
 
-def _generate(
-    pipeline: "AdapTokPipeline",
-    batches: Sequence[Sequence[int]],
-    parts: PartFiles,
-    kinds: set[str],
-    networks: Networks,
-    sampling: Mapping[str, Any],
-    protocol: Protocol,
-    seed: int,
-) -> None:
-    """Generate this process's share of the batches and write their codes, token counts and features."""
-    batch_size = len(batches[0])
-    for index in parts.unfinished("generated", len(batches)):
-        with autocast(pipeline.device, protocol.precision):
-            output = pipeline.generate(
-                batches[index],
-                guidance_scale=protocol.guidance_scale,
-                generator=torch.Generator().manual_seed(seed + index * batch_size),
-                batch_size=batch_size,
-                output_type="pt",
-                **sampling,
-            )
-        columns = (output.class_labels, output.class_names, output.seeds[:, 0].tolist(), output.token_counts[:, 0].tolist())
-        rows = [
-            dict(zip(("label", "class", "seed", "token_counts"), values, strict=True))
-            for values in zip(*columns, strict=True)
-        ]
-        tensors = {"codes": output.codes[:, 0].to(torch.int32)}
-        tensors |= _features(output.frames, kinds, networks, protocol)
-        if index == 0:
-            tensors["videos"] = (output.frames[:NUM_PICTURES] * 255).round().to(torch.uint8)
-        parts.write("generated", f"{index:05d}", rows=rows, tensors=tensors)
+@dataclasses.dataclass
+class _Steps:
+    """What this process contributes to the files of an evaluation."""
 
+    pipeline: "AdapTokPipeline"
+    protocol: Protocol
+    parts: PartFiles
+    networks: Networks
 
-def _class_accuracy(
-    pipeline: "AdapTokPipeline",
-    classifier_features: str,
-    parts: PartFiles,
-    training: ClipChunks,
-    chunks: ClipChunks,
-    rows: list[dict],
-    tensors: list[dict[str, torch.Tensor]],
-    networks: Networks,
-) -> dict[str, Any]:
-    """Return the metric's entry, and add to each generated row the class that the classifier takes it for."""
+    def write_features(self, name: str, chunks: ClipChunks, kinds: set[str], reconstruct: bool = False) -> None:
+        """Write features of real clips, or of their reconstructions from all tokens."""
+        pipeline = self.pipeline
+        for index in self.parts.unfinished(name, len(chunks)) if kinds else ():
+            clips = chunks.read(index)
+            videos = clips.videos / 255
+            if reconstruct and len(clips):
+                with torch.no_grad(), autocast(pipeline.device, self.protocol.precision):
+                    codes = pipeline.tokenizer.encode(videos.to(pipeline.device)).codes
+                    videos = pipeline.tokenizer.decode(codes).pixel_values_videos.float().clamp(0, 1)
+            rows = [{"video": key, "label": label} for key, label in zip(clips.keys, clips.labels, strict=True)]
+            self.parts.write(name, f"{index:05d}", rows=rows, tensors=self._features(videos, kinds))
 
-    def labeled(rows: list[dict], tensors: list[dict[str, torch.Tensor]]) -> LabeledFeatures:
-        features = torch.cat([part[classifier_features] for part in tensors])
-        return LabeledFeatures(features, [row["label"] for row in rows], [str(row["video"]) for row in rows])
+    def generate(self, batches: Sequence[Sequence[int]], kinds: set[str], sampling: Mapping[str, Any], seed: int) -> None:
+        """Generate batches of classes, and write their codes, token counts and features."""
+        batch_size = len(batches[0])
+        for index in self.parts.unfinished("generated", len(batches)):
+            with autocast(self.pipeline.device, self.protocol.precision):
+                output = self.pipeline.generate(
+                    batches[index],
+                    guidance_scale=self.protocol.guidance_scale,
+                    generator=torch.Generator().manual_seed(seed + index * batch_size),
+                    batch_size=batch_size,
+                    output_type="pt",
+                    **sampling,
+                )
+            seeds, counts = output.seeds[:, 0].tolist(), output.token_counts[:, 0].tolist()
+            columns = (output.class_labels, output.class_names, seeds, counts)
+            names = ("label", "class", "seed", "token_counts")
+            rows = [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+            tensors = {"codes": output.codes[:, 0].to(torch.int32)} | self._features(output.frames, kinds)
+            if index == 0:
+                tensors["videos"] = (output.frames[:NUM_PICTURES] * 255).round().to(torch.uint8)
+            self.parts.write("generated", f"{index:05d}", rows=rows, tensors=tensors)
 
-    config = pipeline.ar_model.config
-    from_network = classifier_features == "network"
-    entry, predicted = measure_class_accuracy(
-        labeled(*parts.read_all("training", len(training))),
-        labeled(*parts.read_all("real", len(chunks))),
-        labeled(*parts.read_all("reconstructed", len(chunks))),
-        labeled(rows, tensors),
-        [config.id2label[label] for label in range(config.num_classes)],
-        chunks.protocol,
-        type(networks.features).__name__ if from_network else "pixels",
-        tensors_sha256(networks.features.state_dict()) if from_network else None,
-    )
-    for row, label in zip(rows, predicted, strict=True):
-        row["classified_as"] = config.id2label[label]
-    return entry
+    def _features(self, videos: torch.Tensor, kinds: set[str]) -> dict[str, torch.Tensor]:
+        """Return (clips, D) features by kind, `"network"` or `"pixels"`."""
+        features = {"pixels": pixel_features(videos)} if "pixels" in kinds else {}
+        if "network" in kinds:
+            features["network"] = clip_features(self.networks.features, videos, self.protocol.feature_size)
+        return features
+
+    def class_accuracy(
+        self, kind: str, training: ClipChunks, real: ClipChunks, rows: list[dict], tensors: list[dict]
+    ) -> dict[str, Any]:
+        """Return the metric's entry, and add to each generated row the class that the classifier takes it for."""
+
+        def labeled(rows: list[dict], tensors: list[dict]) -> LabeledFeatures:
+            features = torch.cat([part[kind] for part in tensors])
+            return LabeledFeatures(features, [row["label"] for row in rows], [str(row["video"]) for row in rows])
+
+        config, network = self.pipeline.ar_model.config, self.networks.features if kind == "network" else None
+        entry, predicted = measure_class_accuracy(
+            labeled(*self.parts.read_all("training", len(training))),
+            labeled(*self.parts.read_all("real", len(real))),
+            labeled(*self.parts.read_all("reconstructed", len(real))),
+            labeled(rows, tensors),
+            [config.id2label[label] for label in range(config.num_classes)],
+            self.protocol,
+            "pixels" if network is None else type(network).__name__,
+            None if network is None else tensors_sha256(network.state_dict()),
+        )
+        for row, label in zip(rows, predicted, strict=True):
+            row["classified_as"] = config.id2label[label]
+        return entry
 
 
 def _token_statistics(pipeline: "AdapTokPipeline", rows: list[dict], codes: torch.Tensor) -> dict[str, Any]:

@@ -42,8 +42,8 @@ class PartFiles:
         if path.exists():
             previous = json.loads(path.read_text())
             if previous["hash"] != self.hash:
-                before = previous["configuration"]
-                keys = sorted(key for key in before.keys() | configuration.keys() if not _same(before, configuration, key))
+                before, now = previous["configuration"], json.loads(text)
+                keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
                 raise ValueError(
                     f"{folder.parent} holds results of another configuration (hash {previous['hash']}, this one is "
                     f"{self.hash}; they differ in {', '.join(keys)}); give another output folder"
@@ -84,7 +84,3 @@ class PartFiles:
         """Return the rows of the files 0 to `count - 1` in one list, and the tensors of each file."""
         files = [self.read(name, f"{index:05d}") for index in range(count)]
         return [row for rows, _ in files for row in rows], [tensors for _, tensors in files]
-
-
-def _same(left: dict, right: dict, key: str) -> bool:
-    return json.dumps(left.get(key), sort_keys=True) == json.dumps(right.get(key), sort_keys=True)

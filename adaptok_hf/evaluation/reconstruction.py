@@ -79,7 +79,7 @@ def evaluate_reconstruction(
     for name, model in models.items():
         _check_model(name, model, protocol, strategies)
         settings[name] = [AS_IS]
-        if _is_adaptive(model):
+        if _is_pipeline(model) and model.tokenizer.config.adaptive:
             per_block = model.tokenizer.config.latents_per_block
             settings[name] = make_settings(strategies, budgets, batches, per_block, ipal_budgets)
             _check_budgets(model, settings[name])
@@ -274,10 +274,6 @@ def _search_parameters(
 
 def _is_pipeline(model: Any) -> bool:
     return hasattr(model, "tokenizer") and hasattr(model, "video_processor")
-
-
-def _is_adaptive(model: Any) -> bool:
-    return _is_pipeline(model) and model.tokenizer.config.adaptive
 
 
 def _fingerprint(model: Any) -> str:

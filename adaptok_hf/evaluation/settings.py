@@ -32,8 +32,6 @@ class Setting:
         shares_budget = self.strategy != "as is" and STRATEGIES[self.strategy].shares_budget
         if (self.batch is None) == shares_budget or (self.batch is not None and self.batch < 1):
             raise ValueError(f"strategy {self.strategy!r} got the batch {self.batch!r}")
-        if self.budgets_per_position is not None and self.strategy != "ipal":
-            raise ValueError(f"only ipal takes budgets per block position, not {self.strategy!r}")
 
     @property
     def needs_search(self) -> bool:

@@ -42,7 +42,6 @@ def summarize_clips(
     videos: Sequence[str],
     protocol: Protocol,
     weights_sha256: str | None = None,
-    resamples: int = 1000,
 ) -> MetricResult:
     """Return the mean over clips with its 95% bootstrap interval.
 
@@ -61,19 +60,14 @@ def summarize_clips(
         raise ValueError(f"no clips to take the mean {metric} of")
     names = sorted(set(videos))
     values = torch.tensor(values, dtype=torch.float64)
-    low = high = None
-    notes = []
-    if len(names) > 1:
-        low, high = interval(bootstrap_means(values, videos, resamples))
-        if len(names) < n:
-            notes.append(f"interval over {len(names)} videos")
-    else:
-        notes.append("one video gives no interval")
+    low, high = interval(bootstrap_means(values, videos)) if len(names) > 1 else (None, None)
+    notes = ["one video gives no interval"] if len(names) == 1 else []
+    if 1 < len(names) < n:
+        notes.append(f"interval over {len(names)} videos")
     if protocol.num_fake is not None and n != protocol.num_fake:
         notes.append(f"{n} clips where {protocol.name} has {protocol.num_fake}")
-    return MetricResult(
-        metric, values.mean().item(), low, high, n, protocol, weights_sha256=weights_sha256, note="; ".join(notes)
-    )
+    value, note = values.mean().item(), "; ".join(notes)
+    return MetricResult(metric, value, low, high, n, protocol, weights_sha256=weights_sha256, note=note)
 
 
 def bootstrap_means(values: torch.Tensor, videos: Sequence[str], resamples: int = 1000, seed: int = 0) -> torch.Tensor:

@@ -18,6 +18,7 @@ _METRICS = {
     "fvd": ("FVD ↓", 1),
     "class_accuracy": ("class accuracy ↑", 3),
 }
+_FIRST_COLUMNS = {"model", "strategy", "budget", "tokens per block"}
 # entries of the paper's lines that are times -> our columns
 _TIMES = {"milliseconds": "ms per clip", "allocation_milliseconds": "ms per clip for scorer and allocation"}
 
@@ -92,12 +93,7 @@ def markdown(report: dict[str, Any]) -> str:
     pairs += [({"metrics": {}} | {key: line[key] for key in named if key in line}, line) for line in unused]
     rows = [_cells(result, printed) for result, printed in pairs]
     # left out are columns that no line has anything for, and times that the paper does not have
-    filled = {name for row in rows for name, cell in row.items() if cell} | {
-        "model",
-        "strategy",
-        "budget",
-        "tokens per block",
-    }
+    filled = _FIRST_COLUMNS | {name for row in rows for name, cell in row.items() if cell}
     filled -= {title for title in _TIMES.values() if f"{title}, paper" not in filled}
     columns = [name for name in rows[0] if name in filled]
     networks = [result["metrics"]["lpips"]["metric"] for result in report["results"] if "lpips" in result["metrics"]]
@@ -145,14 +141,11 @@ def _caption(report: dict[str, Any]) -> str:
         for key, p in protocols.items()
     )
     text += ".\n"
-    weights = {}
-    for result in report["results"]:
-        for metric in result["metrics"].values():
-            if metric["weights_sha256"]:
-                weights[metric["metric"]] = metric["weights_sha256"][:12]
+    metrics = [metric for result in report["results"] for metric in result["metrics"].values()]
+    weights = {m["metric"]: m["weights_sha256"][:12] for m in metrics if m["weights_sha256"]}
     if weights:
-        text += "Weights: " + ", ".join(f"{name} {sha}" for name, sha in weights.items()) + ".\n"
-    notes = dict.fromkeys(m["note"] for r in report["results"] for m in r["metrics"].values() if m["note"])
+        text += "Weights: " + ", ".join(map(" ".join, weights.items())) + ".\n"
+    notes = dict.fromkeys(metric["note"] for metric in metrics if metric["note"])
     for note in [*report.get("notes", []), *notes]:
         text += f"Note: {note}.\n"
     if report.get("paper"):

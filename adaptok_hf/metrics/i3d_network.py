@@ -106,9 +106,7 @@ class I3DNetwork(nn.Module):
             ValueError: for a file that does not hold this network.
             OSError: if the weights are not available.
         """
-        network = cls()
-        network.weights = load_network_weights(network, "i3d_kinetics400", weights)
-        return network.requires_grad_(False).eval()
+        return load_network_weights(cls(), "i3d_kinetics400", weights)
 
     def forward(self, videos: torch.Tensor) -> torch.Tensor:
         """Return (N, 400) logits, averaged over time.

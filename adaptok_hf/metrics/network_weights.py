@@ -117,8 +117,8 @@ def fetch_network_weights(names: Iterable[str] = NETWORKS) -> list[NetworkWeight
     return [_resolve(name)[1] for name in names]
 
 
-def load_network_weights(network: torch.nn.Module, name: str, path: str | Path | None = None) -> NetworkWeights:
-    """Load true weights into a network.
+def load_network_weights(network: torch.nn.Module, name: str, path: str | Path | None = None) -> torch.nn.Module:
+    """Load true weights into a network and return it, frozen and in eval mode, with their record as `weights`.
 
     Args:
         name: one of `NETWORKS`.
@@ -135,7 +135,8 @@ def load_network_weights(network: torch.nn.Module, name: str, path: str | Path |
         wrong = sorted(key for key in expected.keys() | shapes.keys() if expected.get(key) != shapes.get(key))
         raise ValueError(f"{record.path}: not the weights of {name}; {len(wrong)} tensors differ, first {wrong[0]!r}")
     network.load_state_dict(tensors)
-    return record
+    network.weights = record
+    return network.requires_grad_(False).eval()
 
 
 def _resolve(name: str) -> tuple[dict[str, torch.Tensor], NetworkWeights]:

@@ -33,14 +33,7 @@ class PerVideoMetric(Metric):
         raise NotImplementedError
 
     def update(self, videos: torch.Tensor, target: torch.Tensor) -> None:
-        """Add videos.
-
-        Args:
-            videos, target: (N, T, 3, H, W) in [0, 1] or uint8.
-
-        Raises:
-            ValueError: see `check_pairs`.
-        """
+        """Add videos, both (N, T, 3, H, W) in [0, 1] or uint8; `ValueError` for others, see `check_pairs`."""
         self.values.append(self.measure(*check_pairs(videos, target)).double())
 
     def compute(self) -> torch.Tensor:

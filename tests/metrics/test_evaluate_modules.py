@@ -35,7 +35,7 @@ def test_evaluate_loads_the_folders_offline(tmp_path):
         import evaluate, torch
         from adaptok_hf.metrics import I3DNetwork, lpips_network
         from builders.metric_networks import PixelFeatures
-        lpips_network.load_network_weights = lambda *args: None
+        lpips_network.load_network_weights = lambda network, *args: network.eval()
         I3DNetwork.from_pretrained = PixelFeatures
         x, y = torch.load({str(tmp_path / "videos.pt")!r})
         results = {{}}
