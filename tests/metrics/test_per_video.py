@@ -141,7 +141,7 @@ good = torch.full((2, 3, 3, 16, 16), 0.5)
         (good.bool(), "torch.bool"),
         (good[:, :1].expand(2, 3, 3, 16, 16).transpose(1, 2)[:, :, :2], r"\(2, 3, "),
         (good.permute(0, 1, 3, 4, 2), r"16, 16, 3\)"),
-        (good[0], r"videos\[None\]"),
+        (good[0], r"\(3, 3, 16, 16\)"),
         (good[:, :0], r"\(2, 0, 3, 16, 16\)"),
         (good.numpy(), "ndarray"),
     ],
