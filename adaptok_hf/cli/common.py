@@ -51,26 +51,19 @@ def allocation_request(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def add_sampling_options(verb: argparse.ArgumentParser) -> None:
     group = verb.add_argument_group("sampling", "default: the generation configuration in the model's folder")
-    group.add_argument("--seed", type=int, default=0, help="the same seed gives the same videos (default: 0)")
     group.add_argument("--temperature", type=float, help="0 takes the most probable token")
     group.add_argument("--top-k", type=int, metavar="K", help="sample from the K most probable tokens; 0: from all")
     group.add_argument(
         "--top-p", type=float, metavar="P", help="sample from the fewest tokens with this probability in sum"
     )
     group.add_argument("--max-tokens", type=int, metavar="N", help="the most tokens to write for a clip")
-    group.add_argument("--budget", help=argparse.SUPPRESS)  # the old name, with another meaning
+
+
+def add_seed_option(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--seed", type=int, default=0, help="the same seed gives the same videos (default: 0)")
 
 
 def sampling_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the arguments of `generate`.
-
-    Raises:
-        ValueError: for `--budget`, which means the average of an allocation.
-    """
-    if arguments.budget is not None:
-        raise ValueError(
-            f"--budget {arguments.budget} is not an option of generation: give --max-tokens, the most tokens of a clip"
-        )
     return {name: getattr(arguments, name) for name in ("temperature", "top_k", "top_p", "max_tokens")}
 
 

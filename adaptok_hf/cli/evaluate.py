@@ -4,18 +4,15 @@ import argparse
 import dataclasses
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .common import load_pipeline
+from .common import add_sampling_options, add_seed_option, load_pipeline, sampling_arguments
 
 
 class _Recipe(argparse.Action):
-    """`--recipe FILE ARGUMENTS`: a file names the task and its options; the arguments after it override them.
-
-    Args:
-        tasks: name -> parser.
-    """
+    """`--recipe FILE ARGUMENTS`: a file names the task and its options; the arguments after it override them."""
 
     def __init__(self, *args, tasks: dict[str, argparse.ArgumentParser], **kwargs):
         super().__init__(*args, nargs=argparse.REMAINDER, **kwargs)
@@ -71,9 +68,10 @@ def _add_evaluate(verb: argparse.ArgumentParser) -> None:
         help="videos whose clips share a budget, in strategies that share it (default: 64)",
     )  # fmt: skip
     parser.add_argument("--ipal-budgets", choices=["equal", "published"], default="equal", help="per block position")
-    parser.add_argument("--fvd-budgets", nargs="+", metavar="B", help="measure FVD at these budgets only")
     parser.add_argument(
-        "--scorer-loss", choices=["rmse", "l1", "lpips"], help="compare the scorer with (default: its target)"
+        "--scorer-loss",
+        choices=["perceptual", "mse", "psnr", "ssim", "rmse", "l1"],
+        help="what the scorer predicts (default: as its configuration says)",
     )
     parser.add_argument("--plots", action=argparse.BooleanOptionalAction, default=True, help="draw (default: yes)")
     _add_running(parser)
@@ -95,7 +93,7 @@ def _add_evaluate(verb: argparse.ArgumentParser) -> None:
         "--classifier-features", choices=["pixels", "network"], default="pixels",
         help="what it sees: small pictures (quick), or features of FVD's network (default: pixels)",
     )  # fmt: skip
-    _add_sampling(parser)
+    add_sampling_options(parser)
     _add_running(parser, lpips=False)
     parser.set_defaults(run=_generation)
 
@@ -103,7 +101,7 @@ def _add_evaluate(verb: argparse.ArgumentParser) -> None:
     tasks["prediction"] = parser
     _add_data(parser, window="first")
     parser.add_argument("--condition-frames", type=int, metavar="N", help="given (default: the protocol's, or 5)")
-    _add_sampling(parser)
+    add_sampling_options(parser)
     _add_running(parser)
     parser.set_defaults(run=_prediction)
     verb.add_argument(
@@ -124,7 +122,6 @@ def _add_metrics(verb: argparse.ArgumentParser) -> None:
     task.add_argument("-o", "--output", metavar="FILE", help="write the result as JSON, too")
     task.add_argument("--window", choices=["first", "all"], default="first", help="clips of a video (default: first)")
     task.add_argument("--frames", type=int, default=16, metavar="N", help="of a clip (default: 16)")
-    task.add_argument("--size", type=int, metavar="PIXELS", help="resize both to this square (default: FAKE's short side)")
     _add_networks(task)
     task.set_defaults(run=_compare)
 
@@ -148,13 +145,6 @@ def _add_data(task: argparse.ArgumentParser, window: str) -> None:
     )
 
 
-def _add_sampling(task: argparse.ArgumentParser) -> None:
-    task.add_argument("--temperature", type=float, help="0 takes the likeliest token")
-    task.add_argument("--top-k", type=int, metavar="K")
-    task.add_argument("--top-p", type=float, metavar="P")
-    task.add_argument("--max-tokens", type=int, metavar="N", help="the most tokens to write for a clip")
-
-
 def _add_networks(task: argparse.ArgumentParser, lpips: bool = True) -> None:
     if lpips:
         task.add_argument("--lpips", choices=["vgg", "alex", "none"], default="vgg", help="its network (default: vgg)")
@@ -168,7 +158,7 @@ def _add_networks(task: argparse.ArgumentParser, lpips: bool = True) -> None:
 def _add_running(task: argparse.ArgumentParser, lpips: bool = True) -> None:
     _add_networks(task, lpips)
     task.add_argument("--batch-size", type=int, default=8, metavar="N", help="clips at once (default: 8)")
-    task.add_argument("--seed", type=int, default=0)
+    add_seed_option(task)
     task.set_defaults(paper=())  # only recipes have the paper's numbers
 
 
@@ -178,7 +168,7 @@ def _reconstruction(arguments: argparse.Namespace) -> None:
     models = _load_models(arguments)
     first = next(iter(models.values()))
     source, protocol = _data(arguments, first, "reconstruction")
-    common = _common_options(arguments)
+    networks = _networks(arguments)
     report = evaluate_reconstruction(
         models,
         source,
@@ -188,38 +178,28 @@ def _reconstruction(arguments: argparse.Namespace) -> None:
         budgets=arguments.budgets,
         batches=arguments.allocation_batch,
         ipal_budgets=arguments.ipal_budgets,
-        fvd_budgets=arguments.fvd_budgets,
-        **common,
+        networks=networks,
+        batch_size=arguments.batch_size,
+        seed=arguments.seed,
+        paper=arguments.paper,
     )
     if report is not None and arguments.plots:
-        lpips = common["networks"].lpips
-        draw_reconstruction(arguments.output, report, first, source, protocol, lpips, arguments.scorer_loss)
+        draw_reconstruction(arguments.output, report, first, source, protocol, networks.lpips, arguments.scorer_loss)
     _print_results(report, arguments.output)
 
 
 def _generation(arguments: argparse.Namespace) -> None:
-    from ..evaluation import ClassifierData, evaluate_generation, open_videos
+    from ..evaluation import evaluate_generation, open_videos
 
     ((name, pipeline),) = _load_models(arguments, one=True).items()
     source, protocol = _data(arguments, pipeline, "generation")
     if arguments.guidance is not None:
         protocol = dataclasses.replace(protocol, guidance_scale=arguments.guidance)
-    classifier = None
+    options = {"num_videos": (protocol.num_fake or 256) if arguments.videos is None else arguments.videos}
     if arguments.classifier_videos:
-        classifier = ClassifierData(open_videos(arguments.classifier_videos), arguments.classifier_features)
-    report = evaluate_generation(
-        pipeline,
-        source,
-        protocol,
-        arguments.output,
-        num_videos=(protocol.num_fake or 256) if arguments.videos is None else arguments.videos,
-        classes=arguments.classes,
-        classifier=classifier,
-        sampling=_sampling(arguments),
-        model_name=name,
-        **_common_options(arguments),
-    )
-    _print_results(report, arguments.output)
+        options["classifier"] = open_videos(arguments.classifier_videos)
+        options["classifier_features"] = arguments.classifier_features
+    _evaluate(evaluate_generation, arguments, name, pipeline, source, protocol, classes=arguments.classes, **options)
 
 
 def _prediction(arguments: argparse.Namespace) -> None:
@@ -228,14 +208,24 @@ def _prediction(arguments: argparse.Namespace) -> None:
     ((name, pipeline),) = _load_models(arguments, one=True).items()
     source, protocol = _data(arguments, pipeline, "prediction")
     num_given = arguments.condition_frames or protocol.num_condition_frames or 5
-    report = evaluate_prediction(
+    protocol = dataclasses.replace(protocol, num_condition_frames=num_given)
+    _evaluate(evaluate_prediction, arguments, name, pipeline, source, protocol)
+
+
+def _evaluate(evaluate: Callable, arguments: argparse.Namespace, name: str, pipeline, source, protocol, **options) -> None:
+    """Run an evaluation of a generator and print its table."""
+    report = evaluate(
         pipeline,
         source,
-        dataclasses.replace(protocol, num_condition_frames=num_given),
+        protocol,
         arguments.output,
-        sampling=_sampling(arguments),
+        networks=_networks(arguments),
+        sampling=sampling_arguments(arguments),
+        batch_size=arguments.batch_size,
+        seed=arguments.seed,
+        paper=arguments.paper,
         model_name=name,
-        **_common_options(arguments),
+        **options,
     )
     _print_results(report, arguments.output)
 
@@ -265,7 +255,6 @@ def _compare(arguments: argparse.Namespace) -> None:
         networks=_networks(arguments),
         window=arguments.window,
         num_frames=arguments.frames,
-        image_size=arguments.size,
     )
     if arguments.output:
         write_json(arguments.output, _finite(result))
@@ -280,7 +269,7 @@ def _finite(result: dict) -> dict:
 
 def _device(arguments: argparse.Namespace) -> str:
     """Return the device of this process, one of those that `accelerate launch` started."""
-    from ..evaluation.processes import process_state
+    from ..evaluation.part_files import process_state
 
     device = process_state().device
     return arguments.device or str(device if device.type == "cuda" else "cpu")
@@ -292,7 +281,9 @@ def _load_models(arguments: argparse.Namespace, one: bool = False) -> dict[str, 
     if one and len(paths) > 1:
         raise ValueError(f"expected one --model, got {len(paths)}: {', '.join(paths)}")
     if arguments.model is None or names is None:
-        names = [_label(path, paths) for path in paths]
+        names = ["shipped" if path is None else Path(path).name or path for path in paths]
+        if len(set(names)) < len(names):
+            names = [path.strip("/").replace("/", "_") for path in paths]
     if len(names) != len(paths):
         raise ValueError(f"{len(paths)} models were given for the {len(names)} names {', '.join(names)}")
     device = _device(arguments)
@@ -300,15 +291,6 @@ def _load_models(arguments: argparse.Namespace, one: bool = False) -> dict[str, 
     for pipeline in models.values():
         pipeline.set_progress_bar_config(disable=True)  # the evaluation has its own
     return models
-
-
-def _label(path: str | None, paths: list) -> str:
-    """Return a name for a model: the last part of its path, or all of it where two end alike."""
-    if path is None:
-        return "shipped"
-    last = Path(path).name or str(path)
-    alike = [other for other in paths if other is not None and Path(other).name == Path(path).name]
-    return last if len(alike) == 1 else str(path).strip("/").replace("/", "_")
 
 
 def _data(arguments: argparse.Namespace, pipeline, task: str):
@@ -333,17 +315,6 @@ def _networks(arguments: argparse.Namespace):
     from ..evaluation import load_networks
 
     return load_networks(getattr(arguments, "lpips", "none"), arguments.fvd, _device(arguments))
-
-
-def _common_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    options = {name: getattr(arguments, name) for name in ("batch_size", "seed", "paper")}
-    return options | {"networks": _networks(arguments)}
-
-
-def _sampling(arguments: argparse.Namespace):
-    from ..evaluation import SamplingSettings
-
-    return SamplingSettings(arguments.temperature, arguments.top_k, arguments.top_p, arguments.max_tokens)
 
 
 def _print_results(report: dict | None, folder: str) -> None:

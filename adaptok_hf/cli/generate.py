@@ -9,6 +9,7 @@ from .common import (
     add_model_options,
     add_resize_option,
     add_sampling_options,
+    add_seed_option,
     load_pipeline,
     sampling_arguments,
 )
@@ -26,6 +27,7 @@ def add_commands(verbs: Any) -> None:
     )
     verb.add_argument("--fps", type=float, default=24.0, help="of the videos written (default: 24)")
     verb.add_argument("-o", "--output", help="output folder (default: 'generated', in this folder)")
+    add_seed_option(verb)
     add_sampling_options(verb)
     add_model_options(verb)
     add_batch_size_option(verb)
@@ -37,6 +39,7 @@ def add_commands(verbs: Any) -> None:
     verb.add_argument("--rollouts", type=int, default=1, metavar="N", help="clips to predict in a row (default: 1)")
     verb.add_argument("--videos", type=int, default=1, metavar="N", help="different continuations (default: 1)")
     verb.add_argument("-o", "--output", help="output folder (default: VIDEO's name with '-predicted', in this folder)")
+    add_seed_option(verb)
     add_sampling_options(verb)
     add_resize_option(verb)
     add_model_options(verb)

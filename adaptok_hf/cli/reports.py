@@ -10,6 +10,7 @@ import torch
 from ..atomic_files import files_together, write_json
 from ..figures.contact_sheets import contact_sheet, side_by_side
 from ..figures.plots import plot_tokens
+from ..metrics import VideoPSNR, VideoSSIM
 from ..video.video_writing import write_video
 
 if TYPE_CHECKING:
@@ -27,9 +28,7 @@ def check_folder(folder: str | os.PathLike) -> Path:
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file, the output goes into a folder")
-    if not folder.absolute().parent.is_dir():
-        raise FileNotFoundError(f"{folder}: the folder {folder.absolute().parent} does not exist")
-    return folder
+    return _check_parent(folder)
 
 
 def check_file(file: str | os.PathLike, suffix: str) -> Path:
@@ -45,9 +44,13 @@ def check_file(file: str | os.PathLike, suffix: str) -> Path:
         raise IsADirectoryError(f"{file} is a folder, the output is a {suffix} file")
     if file.suffix.lower() != suffix:
         raise ValueError(f"{file}: the name must end in {suffix}")
-    if not file.absolute().parent.is_dir():
-        raise FileNotFoundError(f"{file}: the folder {file.absolute().parent} does not exist")
-    return file
+    return _check_parent(file)
+
+
+def _check_parent(path: Path) -> Path:
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{path}: the folder {path.absolute().parent} does not exist")
+    return path
 
 
 def write_report(
@@ -116,20 +119,19 @@ def _at_model_size(output: "AdapTokPipelineOutput") -> np.ndarray:
 
 def measure(output: "AdapTokPipelineOutput", frames_per_block: int) -> dict[str, Any]:
     """Return PSNR in dB over the whole video and per block, and the mean SSIM of the frames, at the model's size."""
-    from torchmetrics.functional.image import peak_signal_noise_ratio
-    from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
-
-    psnr, ssim, per_block = PeakSignalNoiseRatio(data_range=1.0), StructuralSimilarityIndexMeasure(data_range=1.0), []
-    reconstruction = _at_model_size(output)
-    for start in range(0, len(reconstruction), frames_per_block):
-        pair = [
-            torch.from_numpy(frames[start : start + frames_per_block]).permute(0, 3, 1, 2).float() / 255
-            for frames in (reconstruction, output.original)
-        ]
-        psnr.update(*pair)
-        ssim.update(*pair)
-        per_block.append(_finite(peak_signal_noise_ratio(*pair, data_range=1.0)))
-    return {"psnr": _finite(psnr.compute()), "ssim": round(float(ssim.compute()), 4), "psnr_per_block": per_block}
+    pair = [torch.from_numpy(frames).permute(0, 3, 1, 2)[None] for frames in (_at_model_size(output), output.original)]
+    # block by block, because a video may be long
+    blocks = list(zip(*(frames.split(frames_per_block, dim=1) for frames in pair), strict=True))
+    lengths = torch.tensor([original.shape[1] for _, original in blocks]) / pair[0].shape[1]
+    psnr, ssim = (
+        torch.cat([metric.measure(decoded / 255, original / 255) for decoded, original in blocks])
+        for metric in (VideoPSNR(), VideoSSIM())
+    )
+    return {
+        "psnr": _finite(-10 * (lengths * 10 ** (-psnr / 10)).sum().log10()),
+        "ssim": round(float((lengths * ssim).sum()), 4),
+        "psnr_per_block": [_finite(value) for value in psnr],
+    }
 
 
 def _finite(decibel: torch.Tensor) -> float:

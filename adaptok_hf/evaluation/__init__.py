@@ -4,7 +4,6 @@
 `compare_videos` measures videos of any other system. `adaptok evaluate` and `adaptok metrics compare` call them.
 """
 
-from .class_accuracy import ClassifierData
 from .clip_chunks import open_videos, sample_videos
 from .folder_comparison import compare_videos
 from .generation import evaluate_generation
@@ -12,13 +11,10 @@ from .illustrations import draw_reconstruction
 from .measuring import Networks, load_networks
 from .prediction import evaluate_prediction
 from .reconstruction import evaluate_reconstruction, own_protocol
-from .sampling import SamplingSettings
 from .settings import Setting, make_settings
 
 __all__ = [
-    "ClassifierData",
     "Networks",
-    "SamplingSettings",
     "Setting",
     "compare_videos",
     "draw_reconstruction",

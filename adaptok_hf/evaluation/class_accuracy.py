@@ -6,12 +6,12 @@ The classifier's accuracy on other real clips, and on their reconstructions, is 
 import dataclasses
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from ..data import VideoFiles
-from ..metrics import MetricResult, Protocol
+from ..metrics import Protocol
 from .measuring import Networks
 from .summaries import metric_entry, summarize_clips
 
@@ -22,27 +22,6 @@ if TYPE_CHECKING:
 PICTURE_SIZE = 8
 # Weight of the sum of squared weights against the mean cross-entropy.
 PENALTY = 0.01
-
-
-@dataclasses.dataclass(frozen=True)
-class ClassifierData:
-    """What a classifier of clips learns from.
-
-    Args:
-        source: labeled real videos, other than those that it is measured on.
-        features: `"pixels"`, small pictures, which distinguish classes that differ in where colors are; or `"network"`, the
-            features of FVD's network, which costs the network's time for every training clip.
-
-    Raises:
-        ValueError: for other features.
-    """
-
-    source: VideoFiles
-    features: Literal["pixels", "network"] = "pixels"
-
-    def __post_init__(self):
-        if self.features not in ("pixels", "network"):
-            raise ValueError(f"classifier features must be 'pixels' or 'network', got {self.features!r}")
 
 
 def pixel_features(videos: torch.Tensor) -> torch.Tensor:
@@ -104,12 +83,48 @@ def _fit(features: torch.Tensor, targets: torch.Tensor, num_classes: int) -> tor
     return linear
 
 
-def with_class_ids(source: VideoFiles, ar_model: "AdapTokARForCausalLM") -> VideoFiles:
-    """Return the same videos, labeled with the ids that the generator has for the classes' names.
+def prepare_classes(
+    training: VideoFiles,
+    features: str,
+    source: VideoFiles,
+    generated: Sequence[int],
+    ar_model: "AdapTokARForCausalLM",
+    networks: Networks,
+) -> tuple[VideoFiles, VideoFiles]:
+    """Return `training` and `source` with the generator's class ids, once a classifier can learn from them.
+
+    Args:
+        training: real videos that the classifier learns from.
+        features: `"pixels"` or `"network"`.
+        source: real videos that the classifier is measured on.
+        generated: class ids of the videos to generate.
 
     Raises:
-        ValueError: naming a class that the generator does not know, or videos without a class.
+        ValueError: for videos without a class or in both sets, classes that are unknown or have no training video, or a
+            network that is missing.
     """
+    if features not in ("pixels", "network"):
+        raise ValueError(f"classifier features must be 'pixels' or 'network', got {features!r}")
+    if features == "network" and networks.features is None:
+        raise ValueError("classifier features 'network' need the network of FVD, which is left out here")
+    training, source = (_with_class_ids(videos, ar_model) for videos in (training, source))
+    known = {item.label for item in training.items}
+    if unknown := sorted(({item.label for item in source.items} | set(generated)) - known):
+        names = ", ".join(ar_model.config.id2label[label] for label in unknown)
+        raise ValueError(f"the classifier's videos have none of the classes {names}")
+    paths, measured = (
+        {os.path.realpath(item.video): item.key for item in videos.items if isinstance(item.video, str)}
+        for videos in (training, source)
+    )
+    if shared := [key for path, key in paths.items() if path in measured]:
+        raise ValueError(
+            f"the classifier must learn from other videos than those it is measured on; {len(shared)} are in both, such as "
+            f"{shared[:3]}"
+        )
+    return training, source
+
+
+def _with_class_ids(source: VideoFiles, ar_model: "AdapTokARForCausalLM") -> VideoFiles:
     from ..pipelines.pipeline_generation import class_id
 
     if bare := [item.key for item in source.items if not 0 <= item.label < len(source.class_names)]:
@@ -121,52 +136,8 @@ def with_class_ids(source: VideoFiles, ar_model: "AdapTokARForCausalLM") -> Vide
     return VideoFiles([dataclasses.replace(item, label=ids[item.label]) for item in source.items], source.class_names)
 
 
-def prepare_classes(
-    classifier: ClassifierData,
-    source: VideoFiles,
-    generated: Sequence[int],
-    ar_model: "AdapTokARForCausalLM",
-    networks: Networks,
-) -> tuple[VideoFiles, VideoFiles]:
-    """Label videos with the generator's class ids, and check that a classifier can learn from them.
-
-    Args:
-        source: real videos that the classifier is measured on.
-        generated: class ids of the videos to generate.
-
-    Returns:
-        The classifier's videos and `source`, both with the generator's ids.
-
-    Raises:
-        ValueError: for videos without a class, naming classes that the generator does not know or that have no training
-            video, naming videos that are in both sets, or for a network that is missing.
-    """
-    if classifier.features == "network" and networks.features is None:
-        raise ValueError("classifier features 'network' need the network of FVD, which is left out here")
-    training, source = (with_class_ids(videos, ar_model) for videos in (classifier.source, source))
-    known = {item.label for item in training.items}
-    if unknown := sorted(({item.label for item in source.items} | set(generated)) - known):
-        names = ", ".join(ar_model.config.id2label[label] for label in unknown)
-        raise ValueError(f"the classifier's videos have none of the classes {names}")
-    measured = {os.path.realpath(item.video) for item in source.items if isinstance(item.video, str)}
-    paths = [(item.key, os.path.realpath(item.video)) for item in training.items if isinstance(item.video, str)]
-    if shared := [key for key, path in paths if path in measured]:
-        raise ValueError(
-            f"the classifier must learn from other videos than those it is measured on; {len(shared)} are in both, such as "
-            f"{shared[:3]}"
-        )
-    return training, source
-
-
-@dataclasses.dataclass
-class LabeledFeatures:
-    """Features of clips with their classes.
-
-    Args:
-        features: (clips, D).
-        labels: the class of each clip; of generated ones the class that was asked for.
-        videos: the video of each clip.
-    """
+class LabeledFeatures(NamedTuple):
+    """(clips, D) features, and the class and video of each clip; of generated ones the class that was asked for."""
 
     features: torch.Tensor
     labels: Sequence[int]
@@ -197,33 +168,25 @@ def measure_class_accuracy(
         generated clips.
     """
     classifier = ClipClassifier(training.features, torch.tensor(training.labels))
-
-    def accuracy(clips: LabeledFeatures) -> tuple[MetricResult, torch.Tensor]:
-        predicted = classifier.predict(clips.features)
-        right = (predicted == torch.tensor(clips.labels)).double()
+    predicted, accuracy = {}, {}
+    for name, clips in {"real": real, "reconstructed": reconstructed, "generated": generated}.items():
+        predicted[name] = classifier.predict(clips.features)
+        right = (predicted[name] == torch.tensor(clips.labels)).double().tolist()
         metric = f"ClassAccuracy ({features_name})"
-        return summarize_clips(metric, right.tolist(), clips.videos, protocol, weights_sha256), predicted
-
-    of_real, of_reconstructed = accuracy(real)[0], accuracy(reconstructed)[0]
-    result, predicted = accuracy(generated)
+        accuracy[name] = summarize_clips(metric, right, clips.videos, protocol, weights_sha256)
     trust = (
         f"the classifier of generated videos learned from {len(training.labels)} real clips of {len(classifier.classes)} "
-        f"classes and is right on {100 * of_real.value:.1f}% of {of_real.num_videos} other real clips, "
-        f"{100 * of_reconstructed.value:.1f}% of their reconstructions"
+        f"classes and is right on {100 * accuracy['real'].value:.1f}% of {len(real.labels)} other real clips, "
+        f"{100 * accuracy['reconstructed'].value:.1f}% of their reconstructions"
     )
-    result = dataclasses.replace(result, note="; ".join(filter(None, [result.note, trust])))
+    result = dataclasses.replace(accuracy["generated"], note="; ".join(filter(None, [accuracy["generated"].note, trust])))
     by_class: dict[str, list[bool]] = {}
-    for label, guess in zip(generated.labels, predicted.tolist(), strict=True):
+    for label, guess in zip(generated.labels, predicted["generated"].tolist(), strict=True):
         by_class.setdefault(names[label], []).append(guess == label)
     entry = metric_entry(result) | {
-        "real": _plain(of_real),
-        "reconstructed": _plain(of_reconstructed),
-        "chance": 1 / len(classifier.classes),
-        "num_training_clips": len(training.labels),
-        "classes": {name: sum(right) / len(right) for name, right in by_class.items()},
+        name: {key: getattr(accuracy[name], key) for key in ("value", "low", "high", "num_videos")}
+        for name in ("real", "reconstructed")
     }
-    return entry, predicted.tolist()
-
-
-def _plain(result: MetricResult) -> dict[str, Any]:
-    return {name: getattr(result, name) for name in ("value", "low", "high", "num_videos")}
+    entry |= {"chance": 1 / len(classifier.classes), "num_training_clips": len(training.labels)}
+    entry["classes"] = {name: sum(right) / len(right) for name, right in by_class.items()}
+    return entry, predicted["generated"].tolist()

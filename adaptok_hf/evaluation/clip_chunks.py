@@ -30,21 +30,13 @@ from ..metrics import Protocol
 
 @dataclass
 class Clips:
-    """Clips and where they come from.
-
-    Args:
-        videos: uint8 (clips, frames, 3, size, size).
-        keys: the video of each clip.
-        starts: index of the first frame in it.
-        fps: frames per second of each clip.
-        labels: class index, -1 without.
-    """
+    """Clips, uint8 (clips, frames, 3, size, size), and where they come from."""
 
     videos: torch.Tensor
-    keys: list[str]
-    starts: list[int]
+    keys: list[str]  # the video of each clip
+    starts: list[int]  # index of the first frame in it
     fps: list[float]
-    labels: list[int]
+    labels: list[int]  # -1 without
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -77,13 +69,9 @@ class ClipChunks:
         """
         first = index * self.videos_per_chunk
         items = self.source.items[first : first + self.videos_per_chunk]
-        length = self.protocol.num_frames
-        windows = {
-            "first": partial(first_window, clip_length=length),
-            "random": partial(random_window, clip_length=length),
-            "all": partial(all_windows, clip_length=length, step=length),
-        }[self.protocol.window]
-        size = self.protocol.image_size
+        length, size = self.protocol.num_frames, self.protocol.image_size
+        windows = {"first": first_window, "random": random_window, "all": partial(all_windows, step=length)}
+        windows = partial(windows[self.protocol.window], clip_length=length)
         stream = ClipStream(
             VideoFiles(items), windows, size, shuffle=False, seed=self.seed + index, num_epochs=1, rank=0, world_size=1
         )

@@ -10,8 +10,8 @@ from ..data import VideoFiles
 from ..metrics import Protocol
 from ..video.video_io import read_video
 from .clip_chunks import ClipChunks, open_videos
-from .measuring import Networks, clip_features, measure_clips
-from .summaries import metric_entry, summarize_features, summarize_pairs
+from .measuring import Networks, clip_features, device_of, measure_clips
+from .summaries import summarize_features, summarize_pairs
 
 _CLIPS_AT_ONCE = 8
 
@@ -23,18 +23,16 @@ def compare_videos(
     networks: Networks | None = None,
     window: str = "first",
     num_frames: int = 16,
-    image_size: int | None = None,
-    protocol: Protocol | None = None,
 ) -> dict[str, Any]:
     """Measure PSNR, SSIM and LPIPS of videos with the same name on both sides (whatever their suffix), and FVD of the sets.
+
+    Both sides are resized (short side) and center-cropped to the short side of the first fake video, so that square videos
+    stay as they are.
 
     Args:
         real, fake: folders of videos, single files (a pair whatever their names), or csv manifests.
         networks: for LPIPS and FVD; by default neither is measured.
         window: `"first"` or `"all"` clips of `num_frames` frames of each video.
-        image_size: both are resized (short side) and center-cropped to this square; by default the short side of the first
-            fake video, so that square videos stay as they are.
-        protocol: in place of the last three.
 
     Returns:
         `metrics`, a dict of results as in a report of `evaluate_reconstruction`; `num_pairs`; `pairs`, the numbers of each
@@ -46,9 +44,11 @@ def compare_videos(
     """
     networks = networks or Networks()
     sources = {"real": open_videos(real), "fake": open_videos(fake)}
-    if protocol is None:
-        data = f"{Path(real).name} against {Path(fake).name}"
-        protocol = _make_protocol(data, sources["fake"], window, num_frames, image_size)
+    if window not in ("first", "all"):
+        raise ValueError(f"window must be 'first' or 'all', got {window!r}")
+    image_size = min(read_video(sources["fake"].items[0].video, max_frames=1).frames.shape[1:3])
+    data = f"{Path(real).name} against {Path(fake).name}"
+    protocol = Protocol("own", data, window, num_frames, image_size, "reconstruction", source="given by the caller")
     pairs = _match_names(sources)
     num_pairs, notes = len(pairs["real"].items), list(networks.missing)
     alone = {side: len(source.items) - num_pairs for side, source in sources.items()}
@@ -60,11 +60,9 @@ def compare_videos(
     if networks.features is not None:
         features = [_features_of(source, protocol, networks) for source in sources.values()]
         paired = len(features[0]) == len(features[1]) and not any(alone.values())
-        fvd = summarize_features(*features, networks.features, protocol, paired=paired)
-        if fvd is None:
+        metrics |= summarize_features(*features, networks.features, protocol, paired=paired)
+        if "fvd" not in metrics:
             notes.append("FVD needs at least 2 clips on each side")
-        else:
-            metrics["fvd"] = fvd
     if not metrics:
         raise ValueError(f"no video of {fake} has the name of one of {real}, and FVD was not measured: nothing to compare")
     return {
@@ -72,41 +70,29 @@ def compare_videos(
         "real": str(real),
         "fake": str(fake),
         "num_pairs": num_pairs,
-        "metrics": {name: metric_entry(result) for name, result in metrics.items()},
+        "metrics": metrics,
         "pairs": rows,
         "notes": notes,
         "protocols": {protocol.hash: dataclasses.asdict(protocol)},
     }
 
 
-def _make_protocol(data: str, fake: VideoFiles, window: str, num_frames: int, image_size: int | None) -> Protocol:
-    if window not in ("first", "all"):
-        raise ValueError(f"window must be 'first' or 'all', got {window!r}")
-    if image_size is None:
-        image_size = min(read_video(fake.items[0].video, max_frames=1).frames.shape[1:3])
-    return Protocol("own", data, window, num_frames, image_size, "reconstruction", source="given by the caller")
-
-
 def _match_names(sources: dict[str, VideoFiles]) -> dict[str, VideoFiles]:
     """Return the videos of each side whose names both sides have, in the order of the real ones."""
     if all(len(source.items) == 1 for source in sources.values()):
         return sources
-    by_name = {}
-    for side, source in sources.items():  # of names that a side has twice, the first video
-        by_name[side] = {_name(item): item for item in reversed(source.items)}
-    common = [_name(item) for item in sources["real"].items if _name(item) in by_name["fake"]]
+    # of names that a side has twice, the first video
+    by_name = {
+        side: {str(Path(item.key).with_suffix("")): item for item in reversed(source.items)}
+        for side, source in sources.items()
+    }
+    common = [str(Path(item.key).with_suffix("")) for item in sources["real"].items]
+    common = [name for name in dict.fromkeys(common) if name in by_name["fake"]]
     return {side: VideoFiles([items[name] for name in common]) for side, items in by_name.items()}
 
 
-def _name(item) -> str:
-    return str(Path(item.key).with_suffix(""))
-
-
 def _measure_pairs(pairs: dict[str, VideoFiles], protocol: Protocol, networks: Networks) -> list[dict]:
-    device = torch.device("cpu")
-    if networks.lpips is not None:
-        device = next((parameter.device for parameter in networks.lpips.parameters()), device)
-    rows = []
+    device, rows = device_of(networks.lpips), []
     # one video at a time, so that a file that is skipped on one side is noticed
     chunks = {side: ClipChunks(source, protocol, 1) for side, source in pairs.items()}
     for index, item in enumerate(pairs["real"].items):

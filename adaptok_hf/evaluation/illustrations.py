@@ -13,6 +13,8 @@ from ..data import VideoFiles, VideoItem
 from ..figures import plots
 from ..figures.contact_sheets import contact_sheet
 from ..metrics import Protocol
+from ..training.scorer.targets import BlockLoss
+from ..training.scorer.validation import rank_correlations
 from ..video.video_io import read_video
 from .attention_maps import attention_maps
 from .clip_chunks import ClipChunks
@@ -24,8 +26,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+NUM_CLIPS = 3  # of scorer curves, spread over the videos
+
 _LABELS = {"psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS", "fvd": "FVD"}
-_LOSS_LABELS = {"rmse": "root mean squared error", "l1": "mean absolute error", "lpips": "LPIPS"}
 
 
 def draw_reconstruction(
@@ -37,42 +40,50 @@ def draw_reconstruction(
     lpips: torch.nn.Module | None = None,
     scorer_loss: str | None = None,
 ) -> list[Path]:
-    """Draw all pictures of an evaluation into its folder: `draw_results`, and `draw_examples` at the middle of its budgets.
+    """Draw all pictures of an evaluation into its folder.
+
+    These are curves of its results, and at the middle of its budgets attention maps, scorer curves, and tokens over time of
+    the videos with most cuts and most blocks.
 
     Args:
         report: of `evaluate_reconstruction`, with these videos and this protocol.
         pipeline: one of the models.
-        lpips, scorer_loss: see `score_curves`.
+        lpips: network for scorer curves in LPIPS.
+        scorer_loss: what the scorer was trained to predict, a target of `BlockLoss`. Default: its configuration's, unless
+            that needs `lpips` and there is none; then `"rmse"`.
 
     Returns:
         The files written.
     """
-    config = pipeline.tokenizer.config
-    step = pipeline.scorer.config.score_step if pipeline.scorer is not None else 1
-    paths = draw_results(Path(folder), report, step, config.latents_per_block)
+    folder = Path(folder)
+    paths = draw_results(folder, report, pipeline.tokenizer.config.latents_per_block)
     budgets = sorted({result["budget"] for result in report["results"] if result["budget"] is not None})
     if budgets:
-        budget = budgets[len(budgets) // 2]
-        paths += draw_examples(Path(folder), pipeline, source, protocol, budget, scorer_loss, lpips)
+        if scorer_loss is None and pipeline.scorer is not None:
+            scorer_loss = pipeline.scorer.config.target or "rmse"
+            scorer_loss = "rmse" if scorer_loss == "perceptual" and lpips is None else scorer_loss
+        paths += _draw_examples(folder, pipeline, source, protocol, budgets[len(budgets) // 2], scorer_loss, lpips)
     return paths
 
 
-def draw_results(folder: Path, report: dict[str, Any], step: int, maximum: int) -> list[Path]:
-    """Draw rate-distortion curves, gains over `fixed`, and histograms of tokens, for each model.
+def draw_results(folder: Path, report: dict[str, Any], maximum: int) -> list[Path]:
+    """Draw rate-distortion curves and gains over `fixed` for each model, and return the files written.
 
     Args:
         report: of `evaluate_reconstruction`.
-        step, maximum: the levels of a block.
-
-    Returns:
-        The files written.
+        maximum: tokens of a full block.
     """
     paths = []
     models = list(dict.fromkeys(result["model"] for result in report["results"]))
     for model in models:
         results = [r for r in report["results"] if r["model"] == model and r["tokens_per_block"] is not None]
         suffix = f"_{model}" if len(models) > 1 else ""
-        lines = _by_line(results)
+        # a line for each strategy, and batch if there are several
+        many = len({result["allocation_batch"] for result in results} - {None}) > 1
+        lines: dict[str, list[dict]] = {}
+        for result in results:
+            batch = result["allocation_batch"] if many else None
+            lines.setdefault(result["strategy"] + (f" ({batch})" if batch else ""), []).append(result)
         for name, label in _LABELS.items():
             curves = {line: _points(of_line, name) for line, of_line in lines.items()}
             curves = {line: points for line, points in curves.items() if len(points) > 1}
@@ -84,27 +95,7 @@ def draw_results(folder: Path, report: dict[str, Any], step: int, maximum: int) 
         gains = {line: points for line, points in gains.items() if points}
         if gains:
             paths.append(plots.plot_differences(folder / f"gain_psnr{suffix}.png", gains, "PSNR minus fixed's (dB)"))
-        for budget in sorted({result["budget"] for result in results if step < result["budget"] < maximum}):
-            counts = {
-                line: [count for count, blocks in result["blocks_with_tokens"] for _ in range(blocks)]
-                for line, of_line in lines.items()
-                for result in of_line
-                if result["budget"] == budget
-            }
-            if len(counts) > 1:
-                path = folder / f"allocation_{budget:g}{suffix}.png"
-                paths.append(plots.plot_allocation(path, counts, budget, step, maximum))
     return paths
-
-
-def _by_line(results: list[dict]) -> dict[str, list[dict]]:
-    """Group results by the line of a plot that they are on: strategy, and batch if there are several."""
-    many = len({result["allocation_batch"] for result in results} - {None}) > 1
-    lines: dict[str, list[dict]] = {}
-    for result in results:
-        batch = result["allocation_batch"] if many else None
-        lines.setdefault(result["strategy"] + (f" ({batch})" if batch else ""), []).append(result)
-    return lines
 
 
 def _points(results: list[dict], name: str) -> list[tuple]:
@@ -119,44 +110,23 @@ def _gains(results: list[dict]) -> list[tuple]:
     return [(budget, d["value"], d["low"], d["high"]) for budget, d in differences if d and (d["low"], d["high"]) != (0, 0)]
 
 
-def _loss_of(target: str | None, lpips: torch.nn.Module | None) -> str:
-    if target == "perceptual" and lpips is not None:
-        return "lpips"
-    return "l1" if target == "l1" else "rmse"
-
-
-def draw_examples(
+def _draw_examples(
     folder: Path,
     pipeline: "AdapTokPipeline",
     source: VideoFiles,
     protocol: Protocol,
     budget: float,
-    scorer_loss: str | None = None,
-    lpips: torch.nn.Module | None = None,
-    num_clips: int = 3,
+    scorer_loss: str | None,
+    lpips: torch.nn.Module | None,
 ) -> list[Path]:
-    """Draw attention maps, scorer curves, and tokens over time of the videos with most cuts and most blocks.
-
-    The data of the scorer curves and their rank correlation go into `scorer.json`.
-
-    Args:
-        budget: average tokens per block, for the tokens over time (strategy `joint`).
-        scorer_loss: see `score_curves`; default: the scorer's `target` if it is LPIPS (and `lpips` is given) or L1, else
-            `"rmse"`.
-        num_clips: for the scorer curves, spread over the videos.
-
-    Returns:
-        The files written.
-    """
-    indices = np.linspace(0, len(source.items) - 1, min(num_clips, len(source.items))).astype(int)
+    indices = np.linspace(0, len(source.items) - 1, min(NUM_CLIPS, len(source.items))).astype(int)
     clips = [ClipChunks(VideoFiles([source.items[int(index)]]), protocol, 1).read(0) for index in indices]
     first = {of_video.keys[0]: of_video.videos[0] for of_video in clips if len(of_video)}
     paths = []
     if first:
         paths.append(_draw_attention(folder / "attention.png", pipeline, next(iter(first.values()))))
-        if pipeline.scorer is not None:
-            loss = scorer_loss or _loss_of(pipeline.scorer.config.target, lpips)
-            paths.append(_draw_scorer(folder, pipeline, first, loss, lpips))
+        if scorer_loss is not None and pipeline.scorer is not None:
+            paths.append(_draw_scorer(folder, pipeline, first, BlockLoss(scorer_loss, lpips)))
     for index, item in enumerate(_most_interesting(source)):
         path = folder / f"tokens_over_time_{index + 1}.png"
         try:
@@ -178,27 +148,21 @@ def _draw_attention(path: Path, pipeline: "AdapTokPipeline", video: torch.Tensor
     return plots.plot_attention(path, frames, maps[layer], tokens, layer)
 
 
-def _draw_scorer(
-    folder: Path,
-    pipeline: "AdapTokPipeline",
-    videos: dict[str, torch.Tensor],
-    loss: str,
-    lpips: torch.nn.Module | None,
-) -> Path:
-    predicted, measured, levels = score_curves(pipeline, torch.stack(list(videos.values())), loss, lpips)
+def _draw_scorer(folder: Path, pipeline: "AdapTokPipeline", videos: dict[str, torch.Tensor], block_loss: BlockLoss) -> Path:
+    predicted, measured, levels = score_curves(pipeline, torch.stack(list(videos.values())), block_loss)
     write_json(
         folder / "scorer.json",
         {
-            "loss": loss,
+            "loss": block_loss.target,
             "levels": levels,
             "videos": list(videos),
             "predicted": predicted.tolist(),
             "measured": measured.tolist(),
-            "rank_correlation_across_levels": _rank_correlation(predicted, measured),
+            "rank_correlation_across_levels": rank_correlations(predicted, measured).get("rank_correlation_across_levels"),
         },
     )
     names = [f"clip {index + 1}" for index in range(len(videos))]
-    return plots.plot_score_curves(folder / "scorer.png", predicted, measured, levels, names, _LOSS_LABELS[loss])
+    return plots.plot_score_curves(folder / "scorer.png", predicted, measured, levels, names, block_loss.target)
 
 
 def _draw_tokens_over_time(path: Path, pipeline: "AdapTokPipeline", item: VideoItem, budget: float) -> None:
@@ -222,13 +186,9 @@ def _most_interesting(source: VideoFiles, count: int = 2, num_candidates: int = 
         except (ValueError, OSError):
             continue
         candidates.append((len(find_cuts(frames)), len(frames), item))
-    by_cuts = sorted(candidates, key=lambda entry: (-entry[0], -entry[1]))
     by_length = sorted(candidates, key=lambda entry: -entry[1])
-    chosen = []
-    for *_, item in [*by_cuts[:1], *by_length]:
-        if item not in chosen:
-            chosen.append(item)
-    return chosen[:count]
+    by_cuts = sorted(by_length, key=lambda entry: -entry[0])
+    return [entry[2] for entry in by_cuts[:1] + [entry for entry in by_length if entry is not by_cuts[0]]][:count]
 
 
 def draw_samples(path: Path, videos: torch.Tensor, rows: Sequence[dict], num_condition_frames: int = 0) -> None:
@@ -241,14 +201,3 @@ def draw_samples(path: Path, videos: torch.Tensor, rows: Sequence[dict], num_con
     captions = [f"{row.get('class', row['video'])}, {sum(row['token_counts'])} tokens" for row in rows[: len(videos)]]
     with atomic_file(path) as partial:
         contact_sheet(videos.permute(0, 1, 3, 4, 2).numpy(), captions, num_condition_frames).save(partial)
-
-
-def _rank_correlation(predicted: np.ndarray, measured: np.ndarray) -> float | None:
-    """Return Spearman's rank correlation across the levels of a block, mean over blocks; `None` if it is undefined."""
-    from scipy.stats import spearmanr
-
-    if predicted.shape[-1] < 3:
-        return None
-    pairs = zip(predicted.reshape(-1, predicted.shape[-1]), measured.reshape(-1, measured.shape[-1]), strict=True)
-    values = [spearmanr(left, right).statistic for left, right in pairs if np.ptp(left) and np.ptp(right)]
-    return float(np.mean(values)) if values else None

@@ -3,15 +3,17 @@
 import logging
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 
-from ..metrics import I3DNetwork, LPIPSNetwork, VideoLPIPS, VideoPSNR, VideoSSIM
+from ..metrics import I3DNetwork, LPIPSNetwork, Protocol, VideoLPIPS, VideoPSNR, VideoSSIM
 from ..metrics.weight_formats import tensors_sha256
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from ..pipelines.pipeline_adaptok import AdapTokPipeline
 
-LPIPS_NETS = ("vgg", "alex", "none")
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -22,6 +24,8 @@ class Networks:
         lpips: distance of images, or `None`: LPIPS is not measured.
         features: of whole clips, for FVD, or `None`.
         missing: why a network that was asked for is not available.
+
+    Keys are names with hashes of the weights.
     """
 
     lpips: torch.nn.Module | None = None
@@ -30,28 +34,20 @@ class Networks:
 
     @property
     def lpips_name(self) -> str | None:
-        return _name(self.lpips)
+        return None if self.lpips is None else getattr(self.lpips, "net", type(self.lpips).__name__)
 
     @cached_property
     def lpips_sha256(self) -> str | None:
-        """Hash of the weights."""
         return None if self.lpips is None else tensors_sha256(self.lpips.state_dict())
 
     @property
     def lpips_key(self) -> str | None:
-        """Name and hash of the weights."""
         return None if self.lpips is None else f"{self.lpips_name}-{self.lpips_sha256[:12]}"
 
     @cached_property
     def features_key(self) -> str | None:
-        """Name and hash of the weights."""
-        if self.features is None:
-            return None
-        return f"{_name(self.features)}-{tensors_sha256(self.features.state_dict())[:12]}"
-
-
-def _name(network: torch.nn.Module | None) -> str | None:
-    return None if network is None else getattr(network, "net", type(network).__name__)
+        weights = None if self.features is None else tensors_sha256(self.features.state_dict())
+        return None if weights is None else f"{type(self.features).__name__}-{weights[:12]}"
 
 
 def load_networks(lpips: str = "vgg", fvd: bool = True, device: str | torch.device = "cpu") -> Networks:
@@ -63,20 +59,26 @@ def load_networks(lpips: str = "vgg", fvd: bool = True, device: str | torch.devi
     Raises:
         ValueError: for another network.
     """
-    if lpips not in LPIPS_NETS:
-        raise ValueError(f"lpips must be one of {', '.join(LPIPS_NETS)}, got {lpips!r}")
+    loaders = {} if lpips == "none" else {"LPIPS": lambda: LPIPSNetwork.from_pretrained(lpips)}
+    loaders |= {"FVD": I3DNetwork.from_pretrained} if fvd else {}
     networks, missing = {}, []
-    for name, wanted, load in (
-        ("lpips", lpips != "none", lambda: LPIPSNetwork.from_pretrained(lpips)),
-        ("features", fvd, I3DNetwork.from_pretrained),
-    ):
-        if wanted:
-            try:
-                networks[name] = load().to(device)
-            except OSError as error:
-                logger.warning("left out: %s", error)
-                missing.append(f"{'LPIPS' if name == 'lpips' else 'FVD'} was not measured: {error}")
-    return Networks(**networks, missing=tuple(missing))
+    for name, load in loaders.items():
+        try:
+            networks[name] = load().to(device)
+        except OSError as error:
+            logger.warning("left out: %s", error)
+            missing.append(f"{name} was not measured: {error}")
+    return Networks(networks.get("LPIPS"), networks.get("FVD"), tuple(missing))
+
+
+def check_clip_size(name: str, pipeline: "AdapTokPipeline", protocol: Protocol) -> None:
+    """Raise `ValueError` if a model's clips are not those of a protocol."""
+    config = pipeline.tokenizer.config
+    if (config.num_frames, config.image_size) != (protocol.num_frames, protocol.image_size):
+        raise ValueError(
+            f"{name} reads {config.num_frames} frames of {config.image_size} x {config.image_size}, the protocol "
+            f"{protocol.name} has {protocol.num_frames} of {protocol.image_size} x {protocol.image_size}"
+        )
 
 
 def measure_clips(networks: Networks, videos: torch.Tensor, originals: torch.Tensor) -> list[dict[str, float]]:
@@ -97,6 +99,12 @@ def measure_clips(networks: Networks, videos: torch.Tensor, originals: torch.Ten
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
+def device_of(network: torch.nn.Module | None) -> torch.device:
+    """Return where a network is; the CPU for one without parameters, and for none."""
+    parameters = iter(()) if network is None else network.parameters()
+    return next((parameter.device for parameter in parameters), torch.device("cpu"))
+
+
 @torch.no_grad()
 def clip_features(network: torch.nn.Module, videos: torch.Tensor, feature_size: int | None = None) -> torch.Tensor:
     """Return features of clips, computed on the network's device.
@@ -111,8 +119,7 @@ def clip_features(network: torch.nn.Module, videos: torch.Tensor, feature_size: 
         (clips, D) float32, on the CPU.
     """
     rows = []
-    device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
-    for video in videos.to(device).split(1):
+    for video in videos.to(device_of(network)).split(1):
         if feature_size is not None:
             size = (feature_size, feature_size)
             video = torch.nn.functional.interpolate(video[0], size=size, mode="bilinear", antialias=True)[None].clamp(0, 1)

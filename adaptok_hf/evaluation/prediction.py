@@ -1,25 +1,21 @@
 """Predicted frames against the true ones: FVD, and PSNR frame by frame, with a copy of the last given frame as baseline."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from ..data import VideoFiles
-from ..figures import plots
 from ..metrics import Protocol, VideoPSNR
 from ..metrics.weight_formats import tensors_sha256
 from .clip_chunks import ClipChunks
 from .encoded_clips import autocast
 from .illustrations import draw_samples
-from .measuring import Networks, clip_features, measure_clips
+from .measuring import Networks, check_clip_size, clip_features, measure_clips
 from .part_files import PartFiles
-from .processes import process_state, unfinished_parts
-from .sampling import SamplingSettings, check_clip_size
-from .summaries import bootstrap_means, interval, metric_entry, summarize_features, summarize_pairs
-from .tables import make_report, write_results
+from .summaries import summarize_features, summarize_pairs
+from .tables import write_report
 
 if TYPE_CHECKING:
     from ..pipelines.pipeline_adaptok import AdapTokPipeline
@@ -36,7 +32,7 @@ def evaluate_prediction(
     output_dir: str | Path,
     *,
     networks: Networks | None = None,
-    sampling: SamplingSettings | None = None,
+    sampling: Mapping[str, Any] | None = None,
     batch_size: int = 16,
     seed: int = 0,
     paper: Sequence[dict] = (),
@@ -50,34 +46,33 @@ def evaluate_prediction(
 
     Args:
         protocol: `num_condition_frames` are given.
-        sampling: of tokens.
+        sampling: `temperature`, `top_k`, `top_p` and `max_tokens`, see `AdapTokPipeline.predict`.
 
     Raises:
         ValueError: for a pipeline without a frame-prediction generator, or a protocol that gives it no frame.
     """
-    networks, sampling, state = networks or Networks(), sampling or SamplingSettings(), process_state()
+    networks, sampling = networks or Networks(), dict(sampling or {})
     num_given = protocol.num_condition_frames
     if pipeline.fp_model is None:
         raise ValueError("this pipeline has no frame-prediction generator (fp_model)")
     if not 1 <= num_given < protocol.num_frames:
         raise ValueError(f"num_condition_frames must lie in 1..{protocol.num_frames - 1}, got {num_given}")
-    check_clip_size(pipeline, protocol)
+    check_clip_size("the model", pipeline, protocol)
     chunks = ClipChunks(source, protocol, batch_size, seed)
     configuration = {
         "task": "prediction",
         "protocol": protocol.hash,
         "data": chunks.identity,
         "model": f"{pipeline.model_hash[:12]} {tensors_sha256(pipeline.fp_model.state_dict())[:12]}",
-        "sampling": sampling.chosen,
+        "sampling": {name: value for name, value in sampling.items() if value is not None},
         "lpips": networks.lpips_key,
         "features": networks.features_key,
     }
-    parts = PartFiles(Path(output_dir) / "parts", configuration, state.is_main_process)
-    state.wait_for_everyone()
-    for index in unfinished_parts(parts, "clips", len(chunks), state):
+    parts = PartFiles(Path(output_dir) / "parts", configuration)
+    for index in parts.unfinished("clips", len(chunks)):
         _measure_chunk(pipeline, chunks, index, parts, networks, sampling, seed)
-    state.wait_for_everyone()
-    if not state.is_main_process:
+    parts.state.wait_for_everyone()
+    if not parts.state.is_main_process:
         return None
 
     rows, tensors = parts.read_all("clips", len(chunks))
@@ -85,14 +80,22 @@ def evaluate_prediction(
         raise ValueError("no video could be measured: all were too short or could not be read")
     rows_of = {system: [row for row in rows if row["system"] == system] for system in (PREDICTED, COPIED)}
     results = [_summarize(system, rows_of[system], tensors, protocol, networks, model_name) for system in rows_of]
-    curves = {system: _psnr_over_frames(rows_of[system]) for system in rows_of}
     num_later = protocol.num_frames - num_given
     notes = [*networks.missing, f"PSNR, SSIM, LPIPS over the {num_later} frames after the given {num_given}"]
-    num_videos = len({row["video"] for row in rows})
-    report = make_report("prediction", parts.hash, [protocol], len(rows) // 2, num_videos, notes, results, paper)
-    report["psnr_of_frames"] = {name: curve.tolist() for name, curve in curves.items()}
-    write_results(output_dir, report, rows)
-    plots.plot_horizon(Path(output_dir) / "psnr_over_frames.png", curves, num_given, "PSNR (dB)")
+    report = write_report(
+        output_dir,
+        rows,
+        task="prediction",
+        configuration_hash=parts.hash,
+        protocols=[protocol],
+        notes=notes,
+        results=results,
+        paper=paper,
+        psnr_of_frames={
+            system: torch.tensor([row["psnr_of_frames"] for row in rows], dtype=torch.float64).mean(0).tolist()
+            for system, rows in rows_of.items()
+        },
+    )
     videos = next(part["videos"] for part in tensors if "videos" in part)
     draw_samples(Path(output_dir) / "predicted.png", videos, rows_of[PREDICTED], num_given)
     return report
@@ -105,15 +108,23 @@ def _measure_chunk(
     index: int,
     parts: PartFiles,
     networks: Networks,
-    sampling: SamplingSettings,
+    sampling: Mapping[str, Any],
     seed: int,
 ) -> None:
+    from ..pipelines.pipeline_generation import sample_seeds, sampling_arguments
+
     protocol, clips = chunks.protocol, chunks.read(index)
     num_given = protocol.num_condition_frames
     rows, tensors = [], {}
     if len(clips):
-        seeds_from = torch.Generator().manual_seed(seed + index)
-        predicted, counts = _predict(pipeline, clips.videos, num_given, sampling, seeds_from, protocol.precision)
+        seeds = sample_seeds(len(clips), torch.Generator().manual_seed(seed + index))
+        settings = sampling_arguments(*(sampling.get(name) for name in ("temperature", "top_k", "top_p")))
+        settings |= {"max_tokens": sampling.get("max_tokens")}
+        with autocast(pipeline.device, protocol.precision):
+            condition = pipeline.tokenize_condition(clips.videos, num_given)
+            sequences = pipeline.fp_model.generate(condition_codes=condition, seeds=seeds, **settings)
+            codes, counts = pipeline.fp_model.unpack_sequences(sequences, condition)
+            predicted = pipeline.decode_clips(codes, counts)
         frames = torch.arange(protocol.num_frames).clamp(max=num_given - 1)
         real = clips.videos / 255
         for system, videos in {PREDICTED: predicted, COPIED: clips.videos[:, frames]}.items():
@@ -134,27 +145,6 @@ def _measure_chunk(
     parts.write("clips", f"{index:05d}", rows=rows, tensors=tensors)
 
 
-def _predict(
-    pipeline: "AdapTokPipeline",
-    videos: torch.Tensor,
-    num_given: int,
-    sampling: SamplingSettings,
-    generator: torch.Generator,
-    precision: str,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return uint8 clips that continue `videos` from their first frames, and their token counts."""
-    from ..pipelines.pipeline_generation import sample_seeds, sampling_arguments
-
-    seeds = sample_seeds(len(videos), generator)
-    settings = sampling_arguments(sampling.temperature, sampling.top_k, sampling.top_p)
-    settings |= {"max_tokens": sampling.max_tokens}
-    with autocast(pipeline.device, precision):
-        condition = pipeline.tokenize_condition(videos, num_given)
-        sequences = pipeline.fp_model.generate(condition_codes=condition, seeds=seeds, **settings)
-        codes, counts = pipeline.fp_model.unpack_sequences(sequences, condition)
-        return pipeline.decode_clips(codes, counts), counts
-
-
 def _summarize(
     system: str, rows: list[dict], tensors: list[dict], protocol: Protocol, networks: Networks, model_name: str
 ) -> dict[str, Any]:
@@ -162,8 +152,7 @@ def _summarize(
     if networks.features is not None:
         names = ("features real", f"features {system}")
         sides = [torch.cat([part[name] for part in tensors if name in part]) for name in names]
-        fvd = summarize_features(*sides, networks.features, protocol, paired=True)
-        metrics |= {} if fvd is None else {"fvd": fvd}
+        metrics |= summarize_features(*sides, networks.features, protocol, paired=True)
     counts = [count for row in rows for count in row["token_counts"]]
     return {
         "model": model_name,
@@ -172,17 +161,5 @@ def _summarize(
         "allocation_batch": None,
         "tokens_per_block": sum(counts) / len(counts),
         "tokens_per_clip": sum(counts) / len(rows),
-        "metrics": {name: metric_entry(metric) for name, metric in metrics.items()},
+        "metrics": metrics,
     }
-
-
-def _psnr_over_frames(rows: list[dict]) -> np.ndarray:
-    """Return the mean PSNR of each frame with its interval, (frames, 3); three times the mean for one video."""
-    values = torch.tensor([row["psnr_of_frames"] for row in rows], dtype=torch.float64)
-    videos = [row["video"] for row in rows]
-    means = values.mean(0)
-    if len(set(videos)) < 2:
-        return torch.stack([means] * 3, dim=1).numpy()
-    resampled = bootstrap_means(values, videos)
-    ends = torch.tensor([interval(column) for column in resampled.T])
-    return torch.cat([means[:, None], ends], dim=1).numpy()

@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,11 @@ from ..pipelines.encoded_videos import EncodedVideos, decode_clips, stopwatch
 from ..pipelines.measured_losses import levels_to_measure
 from .clip_chunks import ClipChunks, Clips
 from .encoded_clips import allocate_clips, autocast, search_parameter
-from .measuring import Networks, clip_features, measure_clips
+from .measuring import Networks, check_clip_size, clip_features, measure_clips
 from .part_files import PartFiles
-from .processes import process_state
 from .reconstruction_results import summarize_reconstruction
 from .settings import Setting, make_settings
-from .tables import write_results
+from .tables import write_report
 
 logger = logging.getLogger(__name__)
 
@@ -45,16 +45,15 @@ def evaluate_reconstruction(
     batches: Sequence[int] = (64,),
     ipal_budgets: str = "equal",
     networks: Networks | None = None,
-    fvd_budgets: Sequence[float | str] | None = None,
     batch_size: int = 8,
     seed: int = 0,
     paper: Sequence[dict] = (),
 ) -> dict[str, Any] | None:
-    """
-    Measures reconstructions and writes `results.json`, `results.csv`, `results.md` and `per_video.csv`. All processes of an
-    accelerate launch call it, each takes its share of the videos; the folder must be one that all of them see. A killed run
-    that is started again goes on with the chunk of videos and the setting at which it was; more budgets, strategies and FVD
-    can be added to a finished folder.
+    """Measure reconstructions and write `results.json`, `results.csv`, `results.md` and `per_video.csv`.
+
+    All processes of an accelerate launch call it, each takes its share of the videos; the folder must be one that all of
+    them see. A killed run resumes at its chunk of videos and setting; more budgets, strategies and FVD can be added to a
+    finished folder.
 
     Args:
         models: name -> `AdapTokPipeline`, or any object with `encode(videos) -> tokens` and `decode(tokens) -> videos` for
@@ -65,32 +64,25 @@ def evaluate_reconstruction(
         strategies, budgets, batches, ipal_budgets: see `make_settings`. A batch counts VIDEOS: their clips share a budget.
             All batches must divide the largest.
         networks: for LPIPS and FVD, see `load_networks`; by default neither is measured.
-        fvd_budgets: measure FVD at these budgets only (on a CPU, it takes most of the time).
         batch_size: clips that are encoded, scored and decoded together.
-        paper: the paper's numbers, to stand beside ours: dicts of `model`, `strategy`, `budget` and metrics.
+        paper: the paper's numbers, to stand next to ours: dicts of `model`, `strategy`, `budget` and metrics.
 
     Returns:
-        What `results.json` holds, on the main process; `None` on others.
+        The content of `results.json`, on the main process; `None` on others.
 
     Raises:
         ValueError: for settings that do not fit, clips that do not fit a model, or a folder with results of another
             configuration.
     """
     networks = networks or Networks()
-    state, output = process_state(), Path(output_dir)
-    settings, fvd_settings = {}, set()
+    settings = {}
     for name, model in models.items():
         _check_model(name, model, protocol, strategies)
         settings[name] = [AS_IS]
-        if _is_adaptive(model):
+        if _is_pipeline(model) and model.tokenizer.config.adaptive:
             per_block = model.tokenizer.config.latents_per_block
             settings[name] = make_settings(strategies, budgets, batches, per_block, ipal_budgets)
             _check_budgets(model, settings[name])
-            wanted = budgets if fvd_budgets is None else fvd_budgets
-            chosen = {setting.budget for setting in make_settings(["fixed"], wanted, [1], per_block)}
-            fvd_settings |= {(name, setting) for setting in settings[name] if setting.budget in chosen}
-        else:
-            fvd_settings.add((name, AS_IS))
     chunk_size = max(batches)
     if wrong := [batch for batch in batches if chunk_size % batch]:
         raise ValueError(f"all batches must divide the largest, {chunk_size}; {wrong[0]} does not")
@@ -102,9 +94,8 @@ def evaluate_reconstruction(
         "models": {name: _fingerprint(model) for name, model in models.items()},
         "lpips": networks.lpips_key,
     }
-    parts = PartFiles(output / "parts", configuration, state.is_main_process)
-    state.wait_for_everyone()
-
+    parts = PartFiles(Path(output_dir) / "parts", configuration)
+    state = parts.state
     if state.is_main_process:
         for name, model in models.items():
             _search_parameters(name, model, settings[name], chunks, parts, batch_size)
@@ -114,67 +105,82 @@ def evaluate_reconstruction(
     for name, model in models.items():
         bar = tqdm(total=len(own) * len(settings[name]), desc=name, disable=not state.is_main_process)
         for index in own:
-            work = _Chunk(index, chunks, parts, networks, batch_size)
+            work = _Chunk(name, model, index, chunks, parts, networks, batch_size)
             for setting in settings[name]:
-                work.measure(name, model, setting, fvd=networks.features is not None and (name, setting) in fvd_settings)
+                work.measure(setting)
                 bar.update()
         bar.close()
     state.wait_for_everyone()
     if not state.is_main_process:
         return None
-    report, rows = summarize_reconstruction(parts, len(chunks), settings, protocol, networks, paper)
-    report["num_processes"] = state.num_processes
-    write_results(output, report, rows)
-    return report
+    results, rows = summarize_reconstruction(parts, len(chunks), settings, protocol, networks)
+    all_batches = {None} | {setting.batch for of_model in settings.values() for setting in of_model}
+    return write_report(
+        output_dir,
+        rows,
+        task="reconstruction",
+        configuration_hash=parts.hash,
+        protocols=[dataclasses.replace(protocol, allocation_batch=b) for b in sorted(all_batches, key=lambda b: b or 0)],
+        notes=list(networks.missing),
+        results=results,
+        paper=paper,
+        num_processes=state.num_processes,
+    )
 
 
 class _Chunk:
     """The clips of a chunk; read and encoded when something about them is still to be measured."""
 
-    def __init__(self, index: int, chunks: ClipChunks, parts: PartFiles, networks: Networks, batch_size: int):
-        self.index, self.chunks, self.parts, self.networks = index, chunks, parts, networks
-        self.batch_size = batch_size
-        self.clips: Clips | None = None
-        self.encoded: Any = None
+    def __init__(
+        self,
+        name: str,
+        model: Any,
+        index: int,
+        chunks: ClipChunks,
+        parts: PartFiles,
+        networks: Networks,
+        batch_size: int,
+    ):
+        self.name, self.model, self.index, self.chunks = name, model, index, chunks
+        self.parts, self.networks, self.batch_size = parts, networks, batch_size
         # (clip, *counts) -> what was measured: settings often agree on a clip
         self.numbers: dict[tuple, dict] = {}
         self.features: dict[tuple, torch.Tensor] = {}
 
-    def measure(self, name: str, model: Any, setting: Setting, fvd: bool) -> None:
-        """Writes the part of this setting, and with `fvd` that of its features, unless they are there."""
-        index, key = f"{self.index:05d}", self.networks.features_key
+    @cached_property
+    def clips(self) -> Clips:
+        return self.chunks.read(self.index)
+
+    @cached_property
+    def encoded(self) -> EncodedVideos:
+        return encode_clips(self.model, self.clips, self.batch_size, self.chunks.protocol.precision)
+
+    def measure(self, setting: Setting) -> None:
+        """Write the file of this setting, and for FVD that of its features, unless they exist."""
+        index, key, fvd = f"{self.index:05d}", self.networks.features_key, self.networks.features is not None
         if fvd and not self.parts.exists(f"real-{key}", index):
-            self._read()
-            self._write_features((f"real-{key}", index), [self._take_features(part) for part in self._originals().split(1)])
-        rows_missing = not self.parts.exists(name, setting.name, index)
-        features_missing = fvd and not self.parts.exists(name, setting.name, f"{index}-{key}")
+            features = [self._take_features(clip / 255) for clip in self.clips.videos.split(1)]
+            self._write_features((f"real-{key}", index), features)
+        rows_missing = not self.parts.exists(self.name, setting.name, index)
+        features_missing = fvd and not self.parts.exists(self.name, setting.name, f"{index}-{key}")
         if not rows_missing and not features_missing:
             return
-        self._read()
         if not len(self.clips):
             rows, seconds, features = [], {}, []
-        elif not _is_pipeline(model):
-            rows, seconds, features = self._measure_codec(model, features_missing)
+        elif not _is_pipeline(self.model):
+            rows, seconds, features = self._measure_codec(features_missing)
         else:
-            rows, seconds, features = self._measure_setting(name, model, setting, rows_missing, features_missing)
+            rows, seconds, features = self._measure_setting(setting, rows_missing, features_missing)
         if features_missing:
-            self._write_features((name, setting.name, f"{index}-{key}"), features)
+            self._write_features((self.name, setting.name, f"{index}-{key}"), features)
         if rows_missing:
-            self.parts.write(name, setting.name, index, rows={"clips": rows, "seconds": seconds})
-
-    def _read(self) -> None:
-        if self.clips is None:
-            self.clips = self.chunks.read(self.index)
-
-    def _originals(self, clips: Any = slice(None)) -> torch.Tensor:
-        return self.clips.videos[clips] / 255
+            self.parts.write(self.name, setting.name, index, rows={"clips": rows, "seconds": seconds})
 
     def _take_features(self, videos: torch.Tensor) -> torch.Tensor:
         return clip_features(self.networks.features, videos, self.chunks.protocol.feature_size)
 
     def _write_features(self, name: tuple[str, ...], features: list[torch.Tensor]) -> None:
-        width = self.networks.features.num_features
-        tensor = torch.cat(features) if features else torch.zeros(0, width)
+        tensor = torch.cat(features) if features else torch.zeros(0, self.networks.features.num_features)
         self.parts.write(*name, rows=[], tensors={"features": tensor})
 
     def _row(self, clip: int, counts: list[int] | None, bits: float | None, numbers: dict) -> dict:
@@ -184,30 +190,26 @@ class _Chunk:
         row["bits_per_second"] = None if bits is None else bits * clips.fps[clip] / frames
         return row | numbers
 
-    def _measure_setting(
-        self, name: str, model: Any, setting: Setting, numbers: bool, features: bool
-    ) -> tuple[list, dict, list]:
-        precision = self.chunks.protocol.precision
-        if self.encoded is None:
-            self.encoded = encode_clips(model, self.clips, self.batch_size, precision)
-        encoded, parameter = self.encoded, None
+    def _measure_setting(self, setting: Setting, numbers: bool, features: bool) -> tuple[list, dict, list]:
+        model, encoded, precision = self.model, self.encoded, self.chunks.protocol.precision
+        parameter = None
         if setting.needs_search:
-            parameter = self.parts.read("searched", name, setting.name)[0]["parameter"]
+            parameter = self.parts.read("searched", self.name, setting.name)[0]["parameter"]
         batches = clip_batches(self.clips, setting.batch) if setting.batch else []
         counts, seconds = allocate_clips(model, encoded, setting, batches, self.batch_size, precision, parameter)
         keys = [(clip, *chosen) for clip, chosen in enumerate(counts.tolist())]
         todo = [key for key in keys if (numbers and key not in self.numbers) or (features and key not in self.features)]
         seconds["decode"] = 0.0
         for start in range(0, len(todo), self.batch_size):
-            part = todo[start : start + self.batch_size]
-            index = torch.tensor([key[0] for key in part])
+            batch = todo[start : start + self.batch_size]
+            index = torch.tensor([key[0] for key in batch])
             with stopwatch(seconds, "decode", model.device), autocast(model.device, precision):
                 videos = decode_clips(model.tokenizer, encoded.codes[index], counts[index])
             if numbers:
-                originals = self._originals(index).to(videos.device)
-                self.numbers.update(zip(part, measure_clips(self.networks, videos, originals), strict=True))
+                originals = (self.clips.videos[index] / 255).to(videos.device)
+                self.numbers.update(zip(batch, measure_clips(self.networks, videos, originals), strict=True))
             if features:
-                self.features.update(zip(part, self._take_features(videos).split(1), strict=True))
+                self.features.update(zip(batch, self._take_features(videos).split(1), strict=True))
         # a clip that was measured before is not decoded again: the time of a stage stands with the clips that it took
         seconds = {"encode": encoded.seconds["encode"]} | seconds
         timing = {stage: [value, len(todo) if stage == "decode" else len(keys)] for stage, value in seconds.items()}
@@ -221,12 +223,12 @@ class _Chunk:
         return rows, timing, [self.features[key] for key in keys] if features else []
 
     @torch.no_grad()
-    def _measure_codec(self, codec: Any, fvd: bool) -> tuple[list, dict, list]:
+    def _measure_codec(self, fvd: bool) -> tuple[list, dict, list]:
         rows, features = [], []
         for index in torch.arange(len(self.clips)).split(self.batch_size):
-            originals = self._originals(index)
-            tokens = codec.encode(originals)
-            videos = torch.as_tensor(codec.decode(tokens)).float()
+            originals = self.clips.videos[index] / 255
+            tokens = self.model.encode(originals)
+            videos = torch.as_tensor(self.model.decode(tokens)).float()
             if videos.shape != originals.shape:
                 raise ValueError(f"decode returned {tuple(videos.shape)} for videos of {tuple(originals.shape)}")
             videos = videos.clamp(0, 1)
@@ -246,12 +248,10 @@ def encode_clips(pipeline: Any, clips: Clips, batch_size: int, precision: str) -
 
 
 def clip_batches(clips: Clips, num_videos: int) -> list[slice]:
-    """The clips of every `num_videos` videos that follow each other."""
+    """Return the clips of every `num_videos` consecutive videos."""
+    pairs = zip(clips.keys, clips.keys[1:], clips.starts, clips.starts[1:], strict=False)
     starts = [0] if len(clips) else []
-    for clip in range(1, len(clips)):
-        same = clips.keys[clip] == clips.keys[clip - 1] and clips.starts[clip] > clips.starts[clip - 1]
-        if not same:
-            starts.append(clip)
+    starts += [clip for clip, (key, after, start, later) in enumerate(pairs, start=1) if after != key or later <= start]
     ends = [*starts[num_videos::num_videos], len(clips)]
     return [slice(start, end) for start, end in zip(starts[::num_videos], ends, strict=True)]
 
@@ -259,7 +259,7 @@ def clip_batches(clips: Clips, num_videos: int) -> list[slice]:
 def _search_parameters(
     name: str, model: Any, settings: Sequence[Setting], chunks: ClipChunks, parts: PartFiles, batch_size: int
 ) -> None:
-    """Prices and thresholds that meet the budgets on the first chunk; then used for all."""
+    """Search prices and thresholds that meet the budgets on the first chunk; they are used for all."""
     todo = [s for s in settings if s.needs_search and not parts.exists("searched", name, s.name)]
     if not todo:
         return
@@ -268,16 +268,12 @@ def _search_parameters(
         raise ValueError("no video of the first chunk can be read: there is nothing to search prices and thresholds on")
     encoded = encode_clips(model, clips, batch_size, chunks.protocol.precision)
     for setting in tqdm(todo, desc="prices and thresholds"):
-        found = search_parameter(model, encoded, setting, batch_size, chunks.protocol.precision)
-        parts.write("searched", name, setting.name, rows=found)
+        result = search_parameter(model, encoded, setting, batch_size, chunks.protocol.precision)
+        parts.write("searched", name, setting.name, rows=result)
 
 
 def _is_pipeline(model: Any) -> bool:
     return hasattr(model, "tokenizer") and hasattr(model, "video_processor")
-
-
-def _is_adaptive(model: Any) -> bool:
-    return _is_pipeline(model) and model.tokenizer.config.adaptive
 
 
 def _fingerprint(model: Any) -> str:
@@ -289,18 +285,11 @@ def _fingerprint(model: Any) -> str:
 
 def _check_model(name: str, model: Any, protocol: Protocol, strategies: Sequence[str]) -> None:
     if not _is_pipeline(model):
-        for method in ("encode", "decode"):
-            if not callable(getattr(model, method, None)):
-                raise ValueError(
-                    f"{name}: expected an AdapTokPipeline or an object with encode and decode, it has no {method}"
-                )
+        if missing := [method for method in ("encode", "decode") if not callable(getattr(model, method, None))]:
+            raise ValueError(f"{name}: expected a pipeline or an object with encode and decode, it has no {missing[0]}")
         return
     config = model.tokenizer.config
-    if (config.num_frames, config.image_size) != (protocol.num_frames, protocol.image_size):
-        raise ValueError(
-            f"{name} reads {config.num_frames} frames of {config.image_size} x {config.image_size}, the protocol "
-            f"{protocol.name} has {protocol.num_frames} of {protocol.image_size} x {protocol.image_size}"
-        )
+    check_clip_size(name, model, protocol)
     needing = [strategy for strategy in strategies if strategy in STRATEGIES and STRATEGIES[strategy].needs_scorer]
     if model.scorer is None and config.adaptive and needing:
         raise ValueError(f"{name} has no scorer, which {needing[0]} needs")
@@ -321,7 +310,7 @@ def _check_budgets(model: Any, settings: Sequence[Setting]) -> None:
 
 
 def own_protocol(model: Any, data: str, window: str, task: str, **changes: Any) -> Protocol:
-    """A protocol for data of yours, at the model's clip size."""
+    """Return a protocol for data of your own, at the model's clip size."""
     config = model.tokenizer.config
     protocol = Protocol("own", data, window, config.num_frames, config.image_size, task, source="given by the caller")
     return dataclasses.replace(protocol, **changes)

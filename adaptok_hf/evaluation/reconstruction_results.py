@@ -1,4 +1,4 @@
-"""The report of an evaluation of reconstructions, made of its parts."""
+"""The results of an evaluation of reconstructions, made of its parts."""
 
 import dataclasses
 from collections import Counter
@@ -11,8 +11,7 @@ from ..metrics import Protocol
 from .measuring import Networks
 from .part_files import PartFiles
 from .settings import Setting
-from .summaries import metric_entry, summarize_difference, summarize_features, summarize_pairs
-from .tables import make_report
+from .summaries import summarize_difference, summarize_features, summarize_pairs
 
 
 def summarize_reconstruction(
@@ -21,12 +20,11 @@ def summarize_reconstruction(
     settings: Mapping[str, Sequence[Setting]],
     protocol: Protocol,
     networks: Networks,
-    paper: Sequence[dict] = (),
-) -> tuple[dict[str, Any], list[dict]]:
+) -> tuple[list[dict], list[dict]]:
     """Summarize the parts of all models and settings.
 
     Returns:
-        The report (see docs/evaluation.md), and a row per clip and setting.
+        The results (see docs/evaluation.md), and a row per clip and setting.
 
     Raises:
         ValueError: if no clip was measured.
@@ -45,33 +43,18 @@ def summarize_reconstruction(
                 fixed[setting.budget] = rows
             used = dataclasses.replace(protocol, allocation_batch=setting.batch)
             metrics = summarize_pairs(rows, networks, used)
-            compared = [name for name in metrics if setting.strategy != "fixed" and setting.budget in fixed]
             features = _read_features(parts, (model, setting.name, f"{{:05d}}-{networks.features_key}"), num_chunks)
             if real is not None and features is not None:
-                fvd = summarize_features(real, features, networks.features, used, paired=True)
-                metrics |= {"fvd": fvd} if fvd is not None else {}
+                metrics |= summarize_features(real, features, networks.features, used, paired=True)
             result = _describe(parts, model, setting, rows, timing)
-            result["metrics"] = {name: metric_entry(metric) for name, metric in metrics.items()}
-            if compared:
-                result["difference_from_fixed"] = _differences(rows, fixed[setting.budget], compared)
+            result["metrics"] = metrics
+            if setting.strategy != "fixed" and setting.budget in fixed:
+                others = fixed[setting.budget]
+                differences = {name: summarize_difference(rows, others, name) for name in metrics if name != "fvd"}
+                result["difference_from_fixed"] = {name: value for name, value in differences.items() if value is not None}
             results.append(result)
             all_rows += [{"model": model, "setting": setting.name, **row} for row in rows]
-    batches = {None} | {setting.batch for of_model in settings.values() for setting in of_model}
-    protocols = [dataclasses.replace(protocol, allocation_batch=batch) for batch in sorted(batches, key=lambda b: b or 0)]
-    num_clips, num_videos = len(all_rows) // max(1, len(results)), len({row["video"] for row in all_rows})
-    notes = list(networks.missing)
-    report = make_report("reconstruction", parts.hash, protocols, num_clips, num_videos, notes, results, paper)
-    return report, all_rows
-
-
-def _differences(rows: list[dict], others: list[dict], names: Sequence[str]) -> dict[str, dict]:
-    """Return the mean difference of each metric with its interval, where it is defined."""
-    videos, differences = [row["video"] for row in rows], {}
-    for name in names:
-        difference = summarize_difference([row[name] for row in rows], [row[name] for row in others], videos)
-        if difference is not None:
-            differences[name] = difference
-    return differences
+    return results, all_rows
 
 
 def _read(parts: PartFiles, model: str, setting: Setting, num_chunks: int) -> tuple[list, dict]:

@@ -9,7 +9,8 @@ from ..allocation.budgets import tokens_per_block
 
 @dataclass(frozen=True)
 class Setting:
-    """
+    """A strategy with its budget.
+
     Args:
         strategy: of `adaptok_hf.allocation.STRATEGIES`, or `"as is"` for a system that takes no budget.
         budget: AVERAGE tokens per block; `None` only for `"as is"`.
@@ -31,8 +32,6 @@ class Setting:
         shares_budget = self.strategy != "as is" and STRATEGIES[self.strategy].shares_budget
         if (self.batch is None) == shares_budget or (self.batch is not None and self.batch < 1):
             raise ValueError(f"strategy {self.strategy!r} got the batch {self.batch!r}")
-        if self.budgets_per_position is not None and self.strategy != "ipal":
-            raise ValueError(f"only ipal takes budgets per block position, not {self.strategy!r}")
 
     @property
     def needs_search(self) -> bool:
@@ -68,8 +67,7 @@ def make_settings(
     latents_per_block: int,
     ipal_budgets: str = "equal",
 ) -> list[Setting]:
-    """
-    Every strategy at every budget (and, where it matters, batch).
+    """Return every strategy at every budget (and, where it matters, batch).
 
     Args:
         budgets: tokens per block, or percentages of `latents_per_block` such as `"25%"`.

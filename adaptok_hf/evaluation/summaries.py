@@ -1,20 +1,19 @@
 """From measured clips to results: means with intervals that know which clips belong to one video."""
 
-import dataclasses
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from ..metrics import FrechetVideoDistance, MetricResult, Protocol, summarize_distance
+from ..metrics import FrechetVideoDistance, MetricResult, Protocol, interval, summarize_distance
 from .measuring import Networks
 
 PAIR_METRICS = {"psnr": "VideoPSNR", "ssim": "VideoSSIM", "lpips": "VideoLPIPS"}
 
 
-def summarize_pairs(rows: Sequence[dict], networks: Networks, protocol: Protocol) -> dict[str, MetricResult]:
-    """Summarize the metrics of `measure_clips`.
+def summarize_pairs(rows: Sequence[dict], networks: Networks, protocol: Protocol) -> dict[str, dict]:
+    """Return the entries of a report for the metrics of `measure_clips`.
 
     Args:
         rows: one per clip, with `video` and the numbers.
@@ -28,7 +27,7 @@ def summarize_pairs(rows: Sequence[dict], networks: Networks, protocol: Protocol
             weights = None
             if name == "lpips":
                 label, weights = f"{label} ({networks.lpips_name})", networks.lpips_sha256
-            results[name] = summarize_clips(label, [row[name] for row in rows], videos, protocol, weights)
+            results[name] = metric_entry(summarize_clips(label, [row[name] for row in rows], videos, protocol, weights))
     return results
 
 
@@ -43,7 +42,6 @@ def summarize_clips(
     videos: Sequence[str],
     protocol: Protocol,
     weights_sha256: str | None = None,
-    resamples: int = 1000,
 ) -> MetricResult:
     """Return the mean over clips with its 95% bootstrap interval.
 
@@ -62,19 +60,14 @@ def summarize_clips(
         raise ValueError(f"no clips to take the mean {metric} of")
     names = sorted(set(videos))
     values = torch.tensor(values, dtype=torch.float64)
-    low = high = None
-    notes = []
-    if len(names) > 1:
-        low, high = interval(bootstrap_means(values, videos, resamples))
-        if len(names) < n:
-            notes.append(f"interval over {len(names)} videos")
-    else:
-        notes.append("one video gives no interval")
+    low, high = interval(bootstrap_means(values, videos)) if len(names) > 1 else (None, None)
+    notes = ["one video gives no interval"] if len(names) == 1 else []
+    if 1 < len(names) < n:
+        notes.append(f"interval over {len(names)} videos")
     if protocol.num_fake is not None and n != protocol.num_fake:
         notes.append(f"{n} clips where {protocol.name} has {protocol.num_fake}")
-    return MetricResult(
-        metric, values.mean().item(), low, high, n, protocol, weights_sha256=weights_sha256, note="; ".join(notes)
-    )
+    value, note = values.mean().item(), "; ".join(notes)
+    return MetricResult(metric, value, low, high, n, protocol, weights_sha256=weights_sha256, note=note)
 
 
 def bootstrap_means(values: torch.Tensor, videos: Sequence[str], resamples: int = 1000, seed: int = 0) -> torch.Tensor:
@@ -96,17 +89,13 @@ def bootstrap_means(values: torch.Tensor, videos: Sequence[str], resamples: int 
     return sums[sampled].sum(1) / total.view(-1, *[1] * (values.ndim - 1))
 
 
-def interval(means: torch.Tensor) -> tuple[float, float]:
-    """Return the 2.5% and 97.5% quantiles of (resamples,) values."""
-    # between infinite values there is nothing to interpolate
-    how = "linear" if means.isfinite().all() else "nearest"
-    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), interpolation=how).tolist()
-    return low, high
+def summarize_difference(rows: Sequence[dict], others: Sequence[dict], name: str) -> dict | None:
+    """Return a metric's mean difference from other rows of the same clips, with its interval.
 
-
-def summarize_difference(values: Sequence[float], others: Sequence[float], videos: Sequence[str]) -> dict | None:
-    """Return the mean of `values - others`, clip by clip, with its interval; `None` for one video or infinite values."""
-    difference = torch.tensor(values, dtype=torch.float64) - torch.tensor(others, dtype=torch.float64)
+    `None` for clips of one video, or infinite values.
+    """
+    ours, theirs = (torch.tensor([row[name] for row in side], dtype=torch.float64) for side in (rows, others))
+    videos, difference = [row["video"] for row in rows], ours - theirs
     if len(set(videos)) < 2 or not difference.isfinite().all():
         return None
     low, high = interval(bootstrap_means(difference, videos))
@@ -115,17 +104,16 @@ def summarize_difference(values: Sequence[float], others: Sequence[float], video
 
 def summarize_features(
     real: torch.Tensor, fake: torch.Tensor, network: torch.nn.Module, protocol: Protocol, paired: bool
-) -> MetricResult | None:
-    """Return FVD of (clips, D) features with interval and floor, or `None` for fewer than 2 clips on a side.
+) -> dict[str, dict]:
+    """Return `fvd` of (clips, D) features with interval and floor; nothing for fewer than 2 clips on a side.
 
     Call it in one process.
     """
     if min(len(real), len(fake)) < 2:
-        return None
-    metric = FrechetVideoDistance(network, ddof=protocol.ddof, keep_features=True, distributed_available_fn=lambda: False)
+        return {}
+    metric = FrechetVideoDistance(network, ddof=protocol.ddof, distributed_available_fn=lambda: False)
     metric.update(real, real=True)
     metric.update(fake, real=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the result's note says the same
-        result = summarize_distance(metric, protocol, paired=paired)
-    return dataclasses.replace(result, metric=f"FrechetVideoDistance ({type(network).__name__})")
+        return {"fvd": metric_entry(summarize_distance(metric, protocol, paired=paired))}

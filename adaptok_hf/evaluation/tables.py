@@ -3,8 +3,7 @@
 import csv
 import dataclasses
 import io
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,48 +18,44 @@ _METRICS = {
     "fvd": ("FVD ↓", 1),
     "class_accuracy": ("class accuracy ↑", 3),
 }
+_FIRST_COLUMNS = {"model", "strategy", "budget", "tokens per block"}
 # entries of the paper's lines that are times -> our columns
 _TIMES = {"milliseconds": "ms per clip", "allocation_milliseconds": "ms per clip for scorer and allocation"}
 
 
-def make_report(
-    task: str,
-    configuration_hash: str,
+def write_report(
+    folder: str | Path,
+    rows: Sequence[dict],
+    *,
     protocols: Iterable[Protocol],
-    num_clips: int,
-    num_videos: int,
-    notes: Sequence[str],
     results: Sequence[dict],
     paper: Sequence[dict],
+    **others: Any,
 ) -> dict[str, Any]:
-    """Return what every evaluation reports, plain values."""
-    return {
-        "task": task,
-        "configuration_hash": configuration_hash,
+    """Write a report and its rows into a folder, and return the report.
+
+    Args:
+        rows: one per clip and result, with `video`.
+        protocols: of the results, by which these are compared.
+        results: lines of the table.
+        paper: the paper's numbers.
+        others: plain values: `task`, `configuration_hash`, `notes`, and more.
+    """
+    report = others | {
         "protocols": {protocol.hash: dataclasses.asdict(protocol) for protocol in protocols},
-        "num_clips": num_clips,
-        "num_videos": num_videos,
-        "notes": list(notes),
+        "num_clips": len(rows) // len(results),
+        "num_videos": len({row["video"] for row in rows}),
         "results": list(results),
         "paper": list(paper),
     }
-
-
-def write_results(folder: str | Path, report: dict[str, Any], rows: Sequence[dict] = ()) -> None:
-    """Write a report and its rows into a folder.
-
-    Args:
-        report: what an evaluation returns; `results` are its lines.
-        rows: one per clip.
-    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "results.json", report)
-    lines = ({key: value for key, value in result.items() if key != "blocks_with_tokens"} for result in report["results"])
+    lines = ({key: value for key, value in result.items() if key != "blocks_with_tokens"} for result in results)
     write_text(folder / "results.csv", to_csv(flatten(line) for line in lines))
     write_text(folder / "results.md", markdown(report))
-    if rows:
-        write_text(folder / "per_video.csv", to_csv(rows))
+    write_text(folder / "per_video.csv", to_csv(rows))
+    return report
 
 
 def flatten(result: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -88,58 +83,49 @@ def to_csv(rows: Iterable[dict[str, Any]]) -> str:
 
 def markdown(report: dict[str, Any]) -> str:
     """Return the table of a report with its protocol below, and the paper's numbers next to ours where it has them."""
-    results, unused = report["results"], list(report.get("paper") or [])
-    columns = _columns(results, unused)
-    lines = []
-    for result in results:
+    unused, pairs = list(report.get("paper") or []), []
+    for result in report["results"]:
         printed = next((line for line in unused if _is_same(line, result)), {})
         unused = [line for line in unused if line is not printed]
-        lines.append([cell(result, printed) for cell in columns.values()])
+        pairs.append((result, printed))
     # systems that the paper reports and this run did not measure
-    lines += [[cell({"metrics": {}} | _named(line), line) for cell in columns.values()] for line in unused]
-    text = "| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|\n"
-    text += "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
+    named = ("model", "strategy", "budget")
+    pairs += [({"metrics": {}} | {key: line[key] for key in named if key in line}, line) for line in unused]
+    rows = [_cells(result, printed) for result, printed in pairs]
+    # left out are columns that no line has anything for, and times that the paper does not have
+    filled = _FIRST_COLUMNS | {name for row in rows for name, cell in row.items() if cell}
+    filled -= {title for title in _TIMES.values() if f"{title}, paper" not in filled}
+    columns = [name for name in rows[0] if name in filled]
+    networks = [result["metrics"]["lpips"]["metric"] for result in report["results"] if "lpips" in result["metrics"]]
+    lpips = f"LPIPS {networks[0].partition(' ')[2]} ↓" if networks else ""
+    text = "| " + " | ".join(columns).replace(_METRICS["lpips"][0], lpips) + " |\n" + "|---" * len(columns) + "|\n"
+    text += "".join("| " + " | ".join(row[name] for name in columns) + " |\n" for row in rows)
     return text + "\n" + _caption(report)
 
 
-def _columns(results: Sequence[dict], paper: Sequence[dict]) -> dict[str, Callable[[dict, dict], str]]:
-    """Return the columns of a table: title -> the cell of a result and the paper's line about it."""
-    columns: dict[str, Callable[[dict, dict], str]] = {
-        "model": lambda result, _: result.get("model", ""),
-        "strategy": lambda result, _: _strategy(result),
-        "budget": lambda result, _: _number(result.get("budget"), 1),
-        "tokens per block": lambda result, _: _number(result.get("tokens_per_block"), 1),
+def _cells(result: dict, printed: dict) -> dict[str, str]:
+    """Return the cells of a line by column: a result, and the paper's line about it."""
+    batch, metrics = result.get("allocation_batch"), result["metrics"]
+    cells = {
+        "model": result.get("model", ""),
+        "strategy": result.get("strategy", "") + (f" ({batch} videos)" if batch else ""),
+        "budget": _number(result.get("budget"), 1),
+        "tokens per block": _number(result.get("tokens_per_block"), 1),
     }
-    for name, (arrow, digits) in _METRICS.items():
-        printed = any(name in line for line in paper)
-        if printed or any(name in result["metrics"] for result in results):
-            columns[_title(name, results)] = partial(_metric_cell, name, digits)
-        if printed:
-            columns[f"{arrow.split()[0]}, paper"] = lambda _, line, name=name: _number(line.get(name), 3)
-    if any((result["metrics"].get("fvd") or {}).get("floor") is not None for result in results):
-        columns["FVD floor"] = lambda result, _: _floor(result["metrics"].get("fvd") or {})
-    if any(result.get("difference_from_fixed") for result in results):
-        columns["PSNR minus fixed's"] = lambda result, _: _with_interval(
-            (result.get("difference_from_fixed") or {}).get("psnr"), 2, sign="+"
-        )
-    for key, title in _TIMES.items():
-        if any(key in line for line in paper):
-            columns[title] = lambda result, _, key=key: _number(_milliseconds(result, key), 1)
-            columns[f"{title}, paper"] = lambda _, line, key=key: _number(line.get(key), 1)
-    return columns
-
-
-def _metric_cell(name: str, digits: int, result: dict, _: dict) -> str:
-    return _with_interval(result["metrics"].get(name), digits)
-
-
-def _floor(fvd: dict) -> str:
-    floor = _number(fvd.get("floor"), _METRICS["fvd"][1])
-    return f"{floor} (N={fvd['floor_num_videos']})" if floor else ""
-
-
-def _named(line: dict) -> dict:
-    return {key: line[key] for key in ("model", "strategy", "budget") if key in line}
+    for name, (title, digits) in _METRICS.items():
+        cells[title] = _with_interval(metrics.get(name), digits)
+        cells[f"{title[:-2].removesuffix(' (dB)')}, paper"] = _number(printed.get(name), 3)
+    fvd = metrics.get("fvd") or {}
+    floor = _number(fvd.get("floor"), 1)
+    cells["FVD floor"] = f"{floor} (N={fvd['floor_num_videos']})" if floor else ""
+    difference = (result.get("difference_from_fixed") or {}).get("psnr")
+    cells["PSNR minus fixed's"] = _with_interval(difference, 2, sign="+")
+    stages = result.get("milliseconds_per_clip") or {}
+    allocation = [stages[stage] for stage in ("score", "allocate") if stage in stages]
+    for (key, title), times in zip(_TIMES.items(), (stages.values(), allocation), strict=True):
+        cells[title] = _number(sum(times), 1) if stages else ""
+        cells[f"{title}, paper"] = _number(printed.get(key), 1)
+    return cells
 
 
 def _caption(report: dict[str, Any]) -> str:
@@ -155,36 +141,16 @@ def _caption(report: dict[str, Any]) -> str:
         for key, p in protocols.items()
     )
     text += ".\n"
-    weights = {}
-    for result in report["results"]:
-        for metric in result["metrics"].values():
-            if metric["weights_sha256"]:
-                weights[metric["metric"]] = metric["weights_sha256"][:12]
+    metrics = [metric for result in report["results"] for metric in result["metrics"].values()]
+    weights = {m["metric"]: m["weights_sha256"][:12] for m in metrics if m["weights_sha256"]}
     if weights:
-        text += "Weights: " + ", ".join(f"{name} {sha}" for name, sha in weights.items()) + ".\n"
-    notes = dict.fromkeys(m["note"] for r in report["results"] for m in r["metrics"].values() if m["note"])
+        text += "Weights: " + ", ".join(map(" ".join, weights.items())) + ".\n"
+    notes = dict.fromkeys(metric["note"] for metric in metrics if metric["note"])
     for note in [*report.get("notes", []), *notes]:
         text += f"Note: {note}.\n"
     if report.get("paper"):
         text += "Columns named `paper` are the paper's printed numbers (arXiv 2505.17011), not measured here.\n"
     return text
-
-
-def _milliseconds(result: dict, key: str) -> float | None:
-    stages = result.get("milliseconds_per_clip") or {}
-    wanted = stages if key == "milliseconds" else [stage for stage in ("score", "allocate") if stage in stages]
-    return sum(stages[stage] for stage in wanted) if stages else None
-
-
-def _title(name: str, results: Sequence[dict]) -> str:
-    """Return a metric's title, LPIPS with its network."""
-    metric = next((r["metrics"][name]["metric"] for r in results if name in r["metrics"]), "")
-    return _METRICS[name][0].replace("LPIPS", f"LPIPS {metric.partition(' ')[2]}".strip())
-
-
-def _strategy(result: dict) -> str:
-    batch = result.get("allocation_batch")
-    return result.get("strategy", "") + (f" ({batch} videos)" if batch else "")
 
 
 def _is_same(line: dict, result: dict) -> bool:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .plot_style import COLORS, MARKERS, figure_file
 
@@ -65,38 +66,8 @@ def plot_differences(path: str | Path, rows: Mapping[str, Sequence[tuple]], ylab
     return Path(path)
 
 
-def plot_allocation(path: str | Path, counts: Mapping[str, Sequence[int]], budget: float, step: int, maximum: int) -> Path:
-    """Draw how many blocks get how many tokens, a panel for each strategy.
-
-    Args:
-        counts: strategy -> tokens of all blocks.
-        step, maximum: levels are step, 2 step, ..., maximum.
-    """
-    columns = min(3, len(counts))
-    rows = -(-len(counts) // columns)
-    edges = np.arange(step / 2, maximum + step, step)
-    with figure_file(path, 2.3 * columns + 0.4, 1.7 * rows + 0.5, rows, columns, sharex=True, sharey=True) as (fig, axes):
-        for index, ax in enumerate(axes.flat):
-            ax.set_visible(index < len(counts))
-        for index, (name, values) in enumerate(counts.items()):
-            ax = axes.flat[index]
-            share = np.histogram(values, bins=edges)[0] / max(1, len(values))
-            ax.bar(edges[:-1] + step / 2, share, width=0.86 * step, color=COLORS[0])
-            ax.axvline(budget, color=COLORS[1], linestyle="--", linewidth=1)
-            ax.set_title(f"{name}, mean {np.mean(values):.1f}")
-            ax.grid(axis="x", visible=False)
-            ax.set_xlim(0, maximum + step)
-        # a single full bar would flatten the bars of adaptive strategies
-        shares = [np.histogram(v, bins=edges)[0].max() / max(1, len(v)) for v in counts.values()]
-        spread = [share for share in shares if share < 0.9]
-        axes.flat[0].set_ylim(0, min(1.0, 1.15 * max(spread)) if spread else 1.0)
-        fig.supxlabel(f"tokens of a block (dashed: budget {budget:g})", fontsize=9)
-        fig.supylabel("share of blocks", fontsize=9)
-    return Path(path)
-
-
 def plot_score_curves(
-    path: str | Path, predicted: np.ndarray, measured: np.ndarray, levels: Sequence[int], names: Sequence[str], loss: str
+    path: str | Path, predicted: ArrayLike, measured: ArrayLike, levels: Sequence[int], names: Sequence[str], loss: str
 ) -> Path:
     """Draw predicted and measured loss over tokens (the paper's Fig. J): a row per clip, a column per block.
 
@@ -217,37 +188,4 @@ def plot_attention(path: str | Path, frames: np.ndarray, maps: np.ndarray, token
                 spine.set_visible(False)
         text = f"encoder layer {layer + 1}; each map has its own scale; number: attention spent on the block's patches"
         figure.supxlabel(text, fontsize=7)
-    return Path(path)
-
-
-def plot_horizon(path: str | Path, curves: Mapping[str, np.ndarray], num_given: int, ylabel: str) -> Path:
-    """Draw a metric over the frames of predictions.
-
-    Args:
-        curves: name -> (frames, 3): mean, low, high.
-        num_given: frames that were given; shaded.
-    """
-    with figure_file(path, 4.6, 3.0) as (_, axes):
-        ax = axes[0, 0]
-        for index, (name, values) in enumerate(curves.items()):
-            frames, color = np.arange(1, len(values) + 1), COLORS[index]
-            ax.plot(frames, values[:, 0], color=color, marker=MARKERS[index], label=name)
-            ax.fill_between(frames, values[:, 1], values[:, 2], color=color, alpha=0.15, linewidth=0)
-        ax.axvspan(0.5, num_given + 0.5, color="#eeeeee", zorder=0)
-        ax.text(0.5 + num_given / 2, 0.03, "given", ha="center", transform=ax.get_xaxis_transform(), color="#666666")
-        ax.set(xlabel="frame", ylabel=ylabel, xlim=(0.5, len(values) + 0.5))
-        ax.legend()
-    return Path(path)
-
-
-def plot_class_tokens(path: str | Path, tokens: Mapping[str, Sequence[int]]) -> Path:
-    """Draw tokens of generated videos by class: every video a dot, the mean a line; classes in the order of their means."""
-    order = sorted(tokens, key=lambda name: np.mean(tokens[name]))
-    with figure_file(path, 5.2, 0.17 * len(order) + 0.8) as (_, axes):
-        ax = axes[0, 0]
-        for row, name in enumerate(order):
-            ax.plot(tokens[name], [row] * len(tokens[name]), "o", color=COLORS[0], alpha=0.4, markersize=3.5, mew=0)
-            ax.plot([np.mean(tokens[name])] * 2, [row - 0.35, row + 0.35], color=COLORS[1], linewidth=1.8)
-        ax.set_yticks(range(len(order)), [name.replace("_", " ") for name in order])
-        ax.set(xlabel="tokens of a generated video (line: mean of the class)", ylim=(-0.7, len(order) - 0.3))
     return Path(path)

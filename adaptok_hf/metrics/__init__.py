@@ -11,7 +11,7 @@ from .lpips_network import LPIPSNetwork
 from .network_weights import NETWORKS, NetworkWeights, fetch_network_weights
 from .per_video import PerVideoMetric, VideoLPIPS, VideoPSNR, VideoSSIM
 from .protocols import PROTOCOLS, Protocol
-from .results import MetricResult, real_floor, summarize_distance
+from .results import MetricResult, interval, real_floor, summarize_distance
 from .token_statistics import CodebookUsage, TokenRate
 from .video_checks import check_pairs, check_videos
 
@@ -34,6 +34,7 @@ __all__ = [
     "check_videos",
     "fetch_network_weights",
     "frechet_distance",
+    "interval",
     "real_floor",
     "summarize_distance",
 ]

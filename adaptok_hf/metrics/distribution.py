@@ -9,14 +9,11 @@ from torchmetrics.utilities.data import dim_zero_cat
 from .i3d_network import I3DNetwork
 from .video_checks import check_videos
 
-# Mean (D,), mean product (D, D) and number of videos.
-Moments = tuple[torch.Tensor, torch.Tensor, int]
-
 
 class FrechetVideoDistance(Metric):
     """FVD (Unterthiner et al., arXiv 1812.01717): the Frechet distance of Gaussians fitted to I3D features.
 
-    Lower is better. Features are streamed into float64 sums. Covariances are divided by N, as StyleGAN-V and the paper do
+    Lower is better. The features of all videos are kept. Covariances are divided by N, as StyleGAN-V and the paper do
     (torchmetrics' FID and the TensorFlow original divide by N - 1: `ddof=1`). The root of the product is the symmetric
     (A^1/2 B A^1/2)^1/2, in float64. The value depends on clip length, size, and the number of videos, from which it has an
     upward bias of about 1/N: compare it only under one protocol, and look at the real-vs-real floor (`results`).
@@ -25,8 +22,6 @@ class FrechetVideoDistance(Metric):
         network: (N, T, 3, H, W) floats in [0, 1] -> (N, D) features, with D as its attribute `num_features`; by default I3D
             with its true weights (cached or downloaded, see `network_weights`).
         ddof: covariances are divided by N - ddof.
-        keep_features: also keep each video's features (4 D bytes a video): a confidence interval and the real-vs-real
-            floor need them.
 
     Raises:
         ValueError: for a network without `num_features`, or another `ddof` than 0 and 1.
@@ -35,19 +30,17 @@ class FrechetVideoDistance(Metric):
     full_state_update = False
     higher_is_better = False
 
-    def __init__(self, network: torch.nn.Module | None = None, ddof: int = 0, keep_features: bool = False, **kwargs):
+    def __init__(self, network: torch.nn.Module | None = None, ddof: int = 0, **kwargs):
         super().__init__(**kwargs)
+        # before a network is attached: a process without videos contributes an empty state of this dtype
+        self.set_dtype(torch.float64)
         network = I3DNetwork.from_pretrained() if network is None else network
         if not isinstance(getattr(network, "num_features", None), int):
             raise ValueError(f"{type(network).__name__} must have an int attribute num_features, the width of its output")
         if ddof not in (0, 1):
             raise ValueError(f"ddof must be 0 (divide by N) or 1 (by N - 1), got {ddof!r}")
-        self.network, self.ddof, self.keep_features = network, ddof, keep_features
-        width = network.num_features
+        self.network, self.ddof = network, ddof
         for side in ("real", "fake"):
-            self.add_state(f"{side}_sum", torch.zeros(width, dtype=torch.float64), dist_reduce_fx="sum")
-            self.add_state(f"{side}_products", torch.zeros(width, width, dtype=torch.float64), dist_reduce_fx="sum")
-            self.add_state(f"{side}_count", torch.tensor(0), dist_reduce_fx="sum")
             self.add_state(f"{side}_features", [], dist_reduce_fx="cat")  # flat: an empty one merges with any other
 
     def update(self, videos: torch.Tensor, real: bool) -> None:
@@ -70,33 +63,24 @@ class FrechetVideoDistance(Metric):
             raise ValueError(f"expected features of shape (videos, {width}), got {tuple(features.shape)}")
         if not features.isfinite().all():
             raise ValueError("features have NaN or infinite values")
-        side, wide = "real" if real else "fake", features.double()
-        setattr(self, f"{side}_sum", getattr(self, f"{side}_sum") + wide.sum(0))
-        setattr(self, f"{side}_products", getattr(self, f"{side}_products") + wide.T @ wide)
-        setattr(self, f"{side}_count", getattr(self, f"{side}_count") + len(wide))
-        if self.keep_features:
-            getattr(self, f"{side}_features").append(features.float().flatten())
+        (self.real_features if real else self.fake_features).append(features.double().flatten())
 
     def compute(self) -> torch.Tensor:
         """Return the distance, float64; `ValueError` for fewer than 2 videos on a side."""
-        counts = {"real": int(self.real_count), "fake": int(self.fake_count)}
-        for side, n in counts.items():
-            if n < 2:
-                raise ValueError(f"{type(self).__name__} needs at least 2 {side} videos, got {n}")
-        if (n := min(counts.values())) <= self.network.num_features:
+        real, fake = self.features()
+        for side, features in (("real", real), ("fake", fake)):
+            if len(features) < 2:
+                raise ValueError(f"{type(self).__name__} needs at least 2 {side} videos, got {len(features)}")
+        if (n := min(len(real), len(fake))) <= self.network.num_features:
             warnings.warn(
                 f"FVD of {n} videos with {self.network.num_features} features: the covariance has rank below {n}, so the "
                 f"value is mostly the error of its estimate; compare it only at {n} videos and with the floor",
                 stacklevel=2,
             )
-        real = (self.real_sum / counts["real"], self.real_products / counts["real"], counts["real"])
-        fake = (self.fake_sum / counts["fake"], self.fake_products / counts["fake"], counts["fake"])
-        return self._distance(real, fake)
+        return self.distance_of(real, fake)
 
     def features(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return real and fake features, (videos, D) each, of this process before `compute`; needs `keep_features`."""
-        if not self.keep_features:
-            raise ValueError("features were not kept; construct the metric with keep_features=True")
+        """Return real and fake features, (videos, D) each, float64, of this process before `compute`."""
         real, fake = (
             (dim_zero_cat(values) if len(values) else torch.zeros(0)).view(-1, self.network.num_features)
             for values in (self.real_features, self.fake_features)
@@ -104,18 +88,10 @@ class FrechetVideoDistance(Metric):
         return real, fake
 
     def distance_of(self, real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
-        """Return the distance of two sets of features, (N, D) each; leaves what was streamed alone."""
-        sides = []
-        for features in (real.double(), fake.double()):
-            if len(features) < 2:
-                raise ValueError(f"{type(self).__name__} needs at least 2 videos on each side, got {len(features)}")
-            sides.append((features.mean(0), features.T @ features / len(features), len(features)))
-        return self._distance(*sides)
-
-    def _distance(self, real: Moments, fake: Moments) -> torch.Tensor:
+        """Return the distance of two sets of features, (N, D) each; leaves the metric's own alone."""
         moments = []
-        for mean, products, n in (real, fake):
-            moments += [mean, (products - torch.outer(mean, mean)) * (n / (n - self.ddof))]
+        for features in (real.double(), fake.double()):
+            moments += [features.mean(0), features.T.cov(correction=self.ddof)]
         return frechet_distance(*moments)
 
 

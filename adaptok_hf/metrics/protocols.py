@@ -56,69 +56,20 @@ class Protocol:
 
 
 _ADAPTOK = "AdapTok, arXiv 2505.17011, and its public scripts"
+_UCF, _K600, _WILD = "UCF-101 train list", "Kinetics-600 val list", "wild/val: 25 videos, 87 clips"
+_OURS = "adaptok_hf, the data its shipped checkpoint is checked on"
+_FVD2048 = "StyleGAN-V, arXiv 2112.14683, fvd2048_16f"
+_AT_64 = {"feature_size": 64, "num_condition_frames": 5}
 
+# name, data, window, frames, size, task, clips on either side, precision, source, others
+_ROWS = (
+    ("adaptok_ucf_rfvd", _UCF, "first", 16, 128, "reconstruction", 9537, "float16", _ADAPTOK, {}),
+    ("adaptok_ucf_gfvd", _UCF, "random", 16, 128, "generation", 10_000, "bfloat16", _ADAPTOK, {}),
+    ("adaptok_k600_fp64", _K600, "random", 16, 128, "prediction", 50_000, "bfloat16", _ADAPTOK, _AT_64),
+    ("styleganv_fvd2048_16f", "the training videos", "random", 16, 256, "generation", 2048, "float32", _FVD2048, {}),
+    ("adaptok_wild_val", _WILD, "all", 16, 128, "reconstruction", 87, "float32", _OURS, {}),
+)
 PROTOCOLS = {
-    protocol.name: protocol
-    for protocol in (
-        Protocol(
-            name="adaptok_ucf_rfvd",
-            data="UCF-101 train list",
-            window="first",
-            num_frames=16,
-            image_size=128,
-            task="reconstruction",
-            num_real=9537,
-            num_fake=9537,
-            precision="float16",
-            source=_ADAPTOK,
-        ),
-        Protocol(
-            name="adaptok_ucf_gfvd",
-            data="UCF-101 train list",
-            window="random",
-            num_frames=16,
-            image_size=128,
-            task="generation",
-            num_real=10_000,
-            num_fake=10_000,
-            precision="bfloat16",
-            source=_ADAPTOK,
-        ),
-        Protocol(
-            name="adaptok_k600_fp64",
-            data="Kinetics-600 val list",
-            window="random",
-            num_frames=16,
-            image_size=128,
-            task="prediction",
-            num_real=50_000,
-            num_fake=50_000,
-            feature_size=64,
-            num_condition_frames=5,
-            precision="bfloat16",
-            source=_ADAPTOK,
-        ),
-        Protocol(
-            name="styleganv_fvd2048_16f",
-            data="the training videos",
-            window="random",
-            num_frames=16,
-            image_size=256,
-            task="generation",
-            num_real=2048,
-            num_fake=2048,
-            source="StyleGAN-V, arXiv 2112.14683, fvd2048_16f",
-        ),
-        Protocol(
-            name="adaptok_wild_val",
-            data="wild/val: 25 videos, 87 clips",
-            window="all",
-            num_frames=16,
-            image_size=128,
-            task="reconstruction",
-            num_real=87,
-            num_fake=87,
-            source="adaptok_hf, the data its shipped checkpoint is checked on",
-        ),
-    )
+    name: Protocol(name, *clips, num_real=count, num_fake=count, precision=precision, source=source, **others)
+    for name, *clips, count, precision, source, others in _ROWS
 }

@@ -51,7 +51,7 @@ class MetricResult:
 def summarize_distance(
     metric: FrechetVideoDistance, protocol: Protocol, *, paired: bool = False, resamples: int = 100, seed: int = 0
 ) -> MetricResult:
-    """Return the result of an FVD with `keep_features=True`. Call it in all processes: they are merged.
+    """Return the result of an FVD. Call it in all processes: they are merged.
 
     Resampled sets hold videos twice and therefore have a higher distance than the sets themselves, so that the bootstrap
     gives the width of the interval only: its quantiles are moved by the difference of its mean from the value.
@@ -74,7 +74,7 @@ def summarize_distance(
         other = chosen if paired else torch.randint(len(fake), (len(fake),), generator=generator)
         values.append(metric.distance_of(real[chosen], fake[other]).cpu())
     values = torch.stack(values)
-    low, high = _interval(values - values.mean() + value)
+    low, high = interval(values - values.mean() + value)
 
     n = min(len(real), len(fake))
     floor, floor_n = real_floor(metric, real, n, seed=seed)
@@ -106,7 +106,8 @@ def real_floor(
     return torch.stack([metric.distance_of(real[o[:n]], real[o[n : 2 * n]]) for o in orders]).mean().item(), n
 
 
-def _interval(values: torch.Tensor) -> tuple[float, float]:
+def interval(values: torch.Tensor) -> tuple[float, float]:
+    """Return the 2.5% and 97.5% quantiles of (resamples,) values."""
     ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
     # between infinite values there is nothing to interpolate
     how = "linear" if values.isfinite().all() else "nearest"

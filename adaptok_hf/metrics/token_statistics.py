@@ -6,16 +6,12 @@ import torch
 from torchmetrics import Metric
 
 
-def _check_counts(token_counts: torch.Tensor, latents_per_block: int) -> torch.Tensor:
-    if token_counts.is_floating_point() or token_counts.ndim != 2:
-        raise ValueError(
-            f"token_counts must be integers (clips, blocks), got {token_counts.dtype} {tuple(token_counts.shape)}"
-        )
-    if token_counts.numel() and not 0 <= int(token_counts.min()) <= int(token_counts.max()) <= latents_per_block:
-        raise ValueError(
-            f"token_counts must be 0 to {latents_per_block}, got {int(token_counts.min())} to {int(token_counts.max())}"
-        )
-    return token_counts
+def _check_range(name: str, values: torch.Tensor, maximum: int) -> None:
+    if values.is_floating_point():
+        raise ValueError(f"{name} must be integers, got {values.dtype}")
+    low, high = (int(end) for end in values.aminmax()) if values.numel() else (0, 0)
+    if low < 0 or high > maximum:
+        raise ValueError(f"{name} must be 0 to {maximum}, got {low} to {high}")
 
 
 class CodebookUsage(Metric):
@@ -33,8 +29,6 @@ class CodebookUsage(Metric):
 
     def __init__(self, codebook_size: int, **kwargs):
         super().__init__(**kwargs)
-        if codebook_size < 1:
-            raise ValueError(f"codebook_size must be positive, got {codebook_size}")
         self.add_state("histogram", torch.zeros(codebook_size, dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, codes: torch.Tensor, token_counts: torch.Tensor | None = None) -> None:
@@ -47,17 +41,14 @@ class CodebookUsage(Metric):
         Raises:
             ValueError: for other shapes or values. Codes that are not kept may be anything.
         """
-        if codes.ndim != 3 or codes.is_floating_point():
-            raise ValueError(f"codes must be integers (clips, K, M), got {codes.dtype} {tuple(codes.shape)}")
         kept = codes.flatten()
         if token_counts is not None:
             if token_counts.shape != codes.shape[:2]:
                 raise ValueError(f"token_counts must be {tuple(codes.shape[:2])}, got {tuple(token_counts.shape)}")
-            counts = _check_counts(token_counts, codes.shape[2])
-            kept = codes[torch.arange(codes.shape[2], device=codes.device) < counts[..., None]]
+            _check_range("token_counts", token_counts, codes.shape[2])
+            kept = codes[torch.arange(codes.shape[2], device=codes.device) < token_counts[..., None]]
         size = len(self.histogram)
-        if kept.numel() and not 0 <= int(kept.min()) <= int(kept.max()) < size:
-            raise ValueError(f"codes must be 0 to {size - 1}, got {int(kept.min())} to {int(kept.max())}")
+        _check_range("codes", kept, size - 1)
         self.histogram = self.histogram + torch.bincount(kept, minlength=size)
 
     def compute(self) -> dict[str, torch.Tensor]:
@@ -83,14 +74,9 @@ class TokenRate(Metric):
 
     def __init__(self, codebook_size: int, latents_per_block: int, **kwargs):
         super().__init__(**kwargs)
-        if min(codebook_size, latents_per_block) < 1:
-            raise ValueError(
-                f"sizes must be positive, got codebook {codebook_size} and {latents_per_block} latents per block"
-            )
         self.codebook_size, self.latents_per_block = codebook_size, latents_per_block
-        self.add_state("tokens", torch.tensor(0), dist_reduce_fx="sum")
-        self.add_state("blocks", torch.tensor(0), dist_reduce_fx="sum")
-        self.add_state("seconds", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        for name, zero in (("tokens", 0), ("blocks", 0), ("seconds", torch.zeros((), dtype=torch.float64))):
+            self.add_state(name, torch.as_tensor(zero), dist_reduce_fx="sum")
 
     def update(self, token_counts: torch.Tensor, seconds: float) -> None:
         """Add clips.
@@ -102,11 +88,11 @@ class TokenRate(Metric):
         Raises:
             ValueError: for other shapes or values, or seconds that are not positive.
         """
-        counts = _check_counts(token_counts, self.latents_per_block)
+        _check_range("token_counts", token_counts, self.latents_per_block)
         if not 0 < seconds < math.inf:
             raise ValueError(f"seconds must be positive, got {seconds!r}")
-        self.tokens = self.tokens + counts.sum()
-        self.blocks = self.blocks + counts.numel()
+        self.tokens = self.tokens + token_counts.sum()
+        self.blocks = self.blocks + token_counts.numel()
         self.seconds = self.seconds + seconds
 
     def compute(self) -> dict[str, torch.Tensor]:

@@ -19,14 +19,7 @@ def check_videos(videos: torch.Tensor, name: str = "videos", min_frames: int = 1
         raise ValueError(f"{name} must be a torch tensor {LAYOUT}, got {type(videos).__name__}")
     shape = tuple(videos.shape)
     if videos.ndim != 5 or shape[2] != 3 or 0 in shape:
-        hint = ""
-        if videos.ndim == 5 and shape[4] == 3:
-            hint = "; this looks like channels last: use permute(0, 1, 4, 2, 3)"
-        elif videos.ndim == 5 and shape[1] == 3:
-            hint = "; this looks like (videos, 3, frames, height, width): use transpose(1, 2)"
-        elif videos.ndim == 4:
-            hint = "; for one video use videos[None]"
-        raise ValueError(f"{name} must be {LAYOUT}, got shape {shape}{hint}")
+        raise ValueError(f"{name} must be {LAYOUT}, got shape {shape}")
     if shape[1] < min_frames:
         raise ValueError(f"{name} must have at least {min_frames} frames, got {shape[1]}")
     if videos.dtype == torch.uint8:

@@ -1,15 +1,12 @@
 """Reads the files that true network weights come in, and renames their tensors to ours.
 
-Nothing here runs code of the file: numpy pickles go through an unpickler that admits arrays only, and of a TorchScript
-archive only the tensors are taken.
+Nothing here runs code of the file: numpy pickles go through an unpickler that admits arrays only.
 """
 
 import hashlib
 import io
-import math
 import pickle
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -84,43 +81,6 @@ def lpips_from_flax(arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]
     return tensors
 
 
-def i3d_from_torchscript(path: str | Path, like: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the tensors of a TorchScript I3D (the file that most FVD code uses) under the names of `like`.
-
-    Ports name their layers differently but list them in the order of the paper, so that tensors are matched by order
-    and shape: each kernel is followed by the batch norm's scale (which must be 1), shift, mean and variance.
-
-    Raises:
-        ValueError: where the file is no TorchScript archive, or its layers are others.
-    """
-    try:
-        state = torch.jit.load(str(path), map_location="cpu").state_dict()
-    except RuntimeError as error:
-        raise ValueError(f"{path}: not a TorchScript archive: {error}") from error
-    units, current = [], None
-    for key, value in state.items():
-        if value.ndim == 5:
-            current = {"conv.weight": value}
-            units.append(current)
-        elif current is not None and value.ndim == 1:
-            current[key.rpartition(".")[2]] = value
-    heads = [unit for unit in units if unit["conv.weight"].shape == like["logits.weight"].shape]
-    units = [unit for unit in units if unit["conv.weight"].shape != like["logits.weight"].shape]
-    names = [key.removesuffix(".conv.weight") for key in like if key.endswith(".conv.weight")]
-    if len(heads) != 1 or len(units) != len(names):
-        raise ValueError(f"{path}: not an I3D; it has {len(units)} layers and {len(heads)} heads, not {len(names)} and 1")
-    tensors = {"logits.weight": heads[0]["conv.weight"], "logits.bias": heads[0].get("bias")}
-    port_names = {"conv.weight": "conv.weight", "shift": "bias", "mean": "running_mean", "variance": "running_var"}
-    for name, unit in zip(names, units, strict=True):
-        if "weight" in unit and not (unit["weight"] == 1).all():
-            raise ValueError(f"{path}: not the I3D of FVD; the batch norm that stands for {name} has a scale")
-        tensors |= {f"{name}.{key}": unit.get(value) for key, value in port_names.items()}
-    for key, value in tensors.items():
-        if value is None or value.shape != like[key].shape:
-            raise ValueError(f"{path}: not an I3D of the known layout; {key} is missing or has another shape")
-    return {key: value.float().contiguous() for key, value in tensors.items()}
-
-
 def tensors_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
     """Return a hash of names, shapes and values, which does not depend on the file."""
     digest = hashlib.sha256()
@@ -128,15 +88,6 @@ def tensors_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
         digest.update(f"{name} {tuple(tensors[name].shape)} {tensors[name].dtype}\n".encode())
         digest.update(tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def sum_of_norms(tensors: Mapping[str, torch.Tensor]) -> float:
-    """Return a weighted sum of the logarithms of norms.
-
-    It hardly changes when weights are rounded, but does when they are others or change places.
-    """
-    norms = [tensors[name].double().norm().item() for name in sorted(tensors)]
-    return sum(i * math.log(norm + 1e-12) for i, norm in enumerate(norms, start=1))
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:

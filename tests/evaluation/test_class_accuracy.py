@@ -11,7 +11,7 @@ from builders.metric_networks import PixelFeatures
 
 from adaptok_hf import AdapTokARConfig, AdapTokARForCausalLM, AdapTokPipeline, write_video
 from adaptok_hf.cli.main import main
-from adaptok_hf.evaluation import ClassifierData, Networks, evaluate_generation, open_videos, own_protocol
+from adaptok_hf.evaluation import Networks, evaluate_generation, open_videos, own_protocol
 from adaptok_hf.evaluation.class_accuracy import (
     ClipClassifier,
     LabeledFeatures,
@@ -159,8 +159,8 @@ def generating(tiny_pipeline) -> AdapTokPipeline:
 def evaluate(pipeline, val: Path, train: Path | None, output: Path, features: str = "pixels", **options) -> dict:
     protocol = own_protocol(pipeline, "test", "first", "generation")
     options = {"num_videos": 6, "batch_size": 4} | options
-    classifier = None if train is None else ClassifierData(open_videos(train), features)
-    return evaluate_generation(pipeline, open_videos(val), protocol, output, classifier=classifier, **options)
+    options |= {"classifier": None if train is None else open_videos(train), "classifier_features": features}
+    return evaluate_generation(pipeline, open_videos(val), protocol, output, **options)
 
 
 class PerfectGenerator:

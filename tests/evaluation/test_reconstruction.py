@@ -121,12 +121,6 @@ def _recording(function, calls):
     return recorded
 
 
-def test_fvd_at_some_budgets_only(tiny_pipeline, videos, tmp_path):
-    networks = Networks(features=PixelFeatures())
-    report = evaluate(tiny_pipeline, videos, tmp_path, budgets=[2, 4], fvd_budgets=[4], networks=networks)
-    assert ["fvd" in result["metrics"] for result in report["results"]] == [False, True]
-
-
 class Rounding:
     """A codec of another make: pixels in steps of an eighth."""
 

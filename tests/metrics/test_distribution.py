@@ -110,7 +110,5 @@ def test_bad_features():
         metric.update(torch.full((3, 4), torch.nan), real=True)
     with pytest.raises(ValueError, match="Linear.*num_features"):
         FrechetVideoDistance(torch.nn.Linear(2, 2))
-    with pytest.raises(ValueError, match="keep_features=True"):
-        metric.features()
     with pytest.raises(ValueError, match=r"videos must .*\[0, 1\]"):
         FrechetVideoDistance(PixelFeatures()).update(torch.rand(2, 4, 3, 8, 8) * 2, real=True)

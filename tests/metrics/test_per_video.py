@@ -4,8 +4,13 @@ import pytest
 import torch
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from adaptok_hf.metrics import VideoLPIPS, VideoPSNR, VideoSSIM
+from adaptok_hf.metrics import VideoLPIPS, VideoPSNR, VideoSSIM, per_video
 from adaptok_hf.metrics.video_checks import check_pairs, check_videos
+
+
+@pytest.fixture(autouse=True)
+def few_frames_at_once(monkeypatch):
+    monkeypatch.setattr(per_video, "FRAMES_AT_ONCE", 3)
 
 
 @pytest.fixture
@@ -28,7 +33,7 @@ class TinyLPIPS(torch.nn.Module):
 
 
 def tiny_lpips():
-    return VideoLPIPS(network=TinyLPIPS(), frames_at_once=3)
+    return VideoLPIPS(network=TinyLPIPS())
 
 
 ALL = [VideoPSNR, lambda: VideoPSNR(per_frame=True), VideoSSIM, tiny_lpips]
@@ -134,9 +139,9 @@ good = torch.full((2, 3, 3, 16, 16), 0.5)
         (torch.where(torch.arange(16) == 3, torch.inf, good), "0.5 to inf"),
         (good.long(), "torch.int64"),
         (good.bool(), "torch.bool"),
-        (good[:, :1].expand(2, 3, 3, 16, 16).transpose(1, 2)[:, :, :2], r"transpose\(1, 2\)"),
-        (good.permute(0, 1, 3, 4, 2), r"permute\(0, 1, 4, 2, 3\)"),
-        (good[0], r"videos\[None\]"),
+        (good[:, :1].expand(2, 3, 3, 16, 16).transpose(1, 2)[:, :, :2], r"\(2, 3, "),
+        (good.permute(0, 1, 3, 4, 2), r"16, 16, 3\)"),
+        (good[0], r"\(3, 3, 16, 16\)"),
         (good[:, :0], r"\(2, 0, 3, 16, 16\)"),
         (good.numpy(), "ndarray"),
     ],

@@ -23,7 +23,7 @@ def gaussian(n, seed, width=4):
 
 
 def fvd_of(real, fake):
-    metric = FrechetVideoDistance(Identity(real.shape[1]), keep_features=True)
+    metric = FrechetVideoDistance(Identity(real.shape[1]))
     metric.update(real, real=True)
     metric.update(fake, real=False)
     return metric
@@ -101,7 +101,7 @@ def test_pairs_are_resampled_together():
 
 
 def test_floor_is_a_distance_between_real_videos():
-    metric = FrechetVideoDistance(Identity(4), keep_features=True)
+    metric = FrechetVideoDistance(Identity(4))
     metric.update(gaussian(50, 0), real=True)
     metric.update(gaussian(40, 1) + 2, real=False)
     result = summarize_distance(metric, PROTOCOL, resamples=2)

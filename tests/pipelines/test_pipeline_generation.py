@@ -216,12 +216,8 @@ def test_commands(folder, tmp_path, capsys, monkeypatch):
 
     assert main(["predict", "clip.mp4", "--condition-frames", "10", "--model", str(folder)]) == 2
     assert main(["generate", "--class", "surfin", "--model", str(folder)]) == 2
-    assert main(["generate", "--class", "surfing", "--budget", "4.5", "--model", str(folder)]) == 2
-    assert main(["predict", "clip.mp4", "--budget", "4.5", "--model", str(folder)]) == 2
     errors = capsys.readouterr().err.splitlines()
-    for error, values in zip(
-        errors, (["9 frames", "10"], ["'surfing'"], *[["--budget 4.5", "--max-tokens"]] * 2), strict=True
-    ):
+    for error, values in zip(errors, (["9 frames", "10"], ["'surfing'"]), strict=True):
         assert all(value in error for value in values), error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clip-predicted", "clip.mp4", "generated", "pipeline"]
 
