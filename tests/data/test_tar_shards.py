@@ -174,7 +174,7 @@ def test_two_processes_write_what_one_writes(folder, shards, tmp_path):
     }
     bad = ("--num_processes", "2", "--max_skipped", "0", "--max_skipped_share", "0")
     process, _, err = run(folder, tmp_path / "bad", *bad)
-    assert process.returncode != 0 and "videos cannot be read (max_skipped 0" in err
+    assert process.returncode != 0 and "at most 0, or 0.0%" in err
 
 
 @pytest.mark.slow
@@ -246,10 +246,6 @@ def test_tar_files_of_others(tmp_path, folder):
         TarShards([tmp_path / "b.tar"]).read_shard(0)
     with pytest.raises(ValueError, match="no .tar"):
         TarShards.from_folder(folder)
-    with pytest.raises(FileNotFoundError, match="missing.tar"):
-        TarShards([tmp_path / "missing.tar"])
-    with pytest.raises(ValueError, match="no tar"):
-        TarShards([])
 
 
 def test_damaged_shards_are_skipped_and_named(tmp_path, folder):
