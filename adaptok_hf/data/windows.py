@@ -30,7 +30,7 @@ def all_windows(num_frames: int, rng: np.random.Generator, *, clip_length: int, 
         ValueError: for a length or step below 1, and for a video that is too short.
     """
     if num_frames < clip_length:
-        raise ValueError(f"{num_frames} frames, but a clip of {clip_length} frames is needed")
+        raise ValueError(f"{num_frames} frames, but a clip of {clip_length} frames needs as many")
     if clip_length < 1 or step < 1:
         raise ValueError(f"clip length and step must be at least 1, got {clip_length} and {step}")
     return [range(start, start + clip_length) for start in range(0, num_frames - clip_length + 1, step)]

@@ -17,7 +17,7 @@ import torch
 from builders.video_files import make_frames, write_audio_only, write_mp4, write_text
 from torch.utils.data import DataLoader
 
-from adaptok_hf.data import ClipStream, TarShards, first_window, random_window
+from adaptok_hf.data import ClipStream, TarShards, TooManySkippedVideos, first_window, random_window
 from adaptok_hf.video.video_io import read_video
 
 ROOT = Path(__file__).parents[2]
@@ -196,7 +196,7 @@ def test_a_killed_run_leaves_no_half_shard(tmp_path, run_here):
 
 
 def test_too_many_bad_files_and_bad_arguments(folder, tmp_path, run_here):
-    with pytest.raises(ValueError, match=r"max_skipped 1.*class1/text.mp4"):
+    with pytest.raises(TooManySkippedVideos, match=r"at most 1.*class1/text.mp4"):
         run_here(folder, tmp_path / "a", "--max_skipped", "1", "--max_skipped_share", "0.1")
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "mine.tar").touch()
