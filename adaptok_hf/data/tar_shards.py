@@ -24,11 +24,7 @@ class TarShards:
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> "TarShards":
-        """Return all `*.tar` of a folder, sorted.
-
-        Raises:
-            ValueError: if there is none.
-        """
+        """Return all `*.tar` of a folder, sorted; raise `ValueError` if there is none."""
         paths = sorted(Path(folder).glob("*.tar"))
         if not paths:
             raise ValueError(f"{folder}: no .tar file in this folder")

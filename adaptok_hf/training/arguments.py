@@ -125,11 +125,7 @@ class LengthArguments:
 
 
 def check_positive(args: Any, *names: str) -> None:
-    """Check that arguments are above 0; `None` passes.
-
-    Raises:
-        ValueError: for the first that is not.
-    """
+    """Raise `ValueError` for the first of the named arguments that is neither above 0 nor `None`."""
     for name in names:
         value = getattr(args, name)
         if value is not None and value <= 0:
@@ -137,22 +133,14 @@ def check_positive(args: Any, *names: str) -> None:
 
 
 def epochs_to_steps(epochs: float, batch_size: int, num_videos: int | None) -> int:
-    """Return the number of steps of some epochs.
-
-    Raises:
-        ValueError: if the number of videos is not known.
-    """
+    """Return the number of steps of some epochs; raise `ValueError` if the number of videos is not known."""
     if num_videos is None:
         raise ValueError("the recipe counts in epochs and tar shards are not counted: give videos_per_epoch")
     return math.ceil(epochs * num_videos / batch_size)
 
 
 def share_of_batch(batch_size: int, num_processes: int, gradient_accumulation_steps: int) -> int:
-    """Return the size of each process' share of a batch.
-
-    Raises:
-        ValueError: if the batch cannot be shared evenly by processes and their gradient accumulation steps.
-    """
+    """Return the size of each process' share of a batch; raise `ValueError` if it cannot be shared evenly."""
     if batch_size % (num_processes * gradient_accumulation_steps):
         raise ValueError(
             f"a batch of {batch_size} cannot be shared evenly by {num_processes} processes with "
@@ -162,11 +150,7 @@ def share_of_batch(batch_size: int, num_processes: int, gradient_accumulation_st
 
 
 def require(*names: str) -> None:
-    """Check that libraries that only `pip install "adaptok_hf[train]"` brings are installed.
-
-    Raises:
-        ImportError: if one is missing.
-    """
+    """Raise `ImportError` unless libraries are installed that only `pip install "adaptok_hf[train]"` brings."""
     for name in names:
         try:
             importlib.import_module(name)

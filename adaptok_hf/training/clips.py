@@ -107,10 +107,7 @@ class StreamBatches:
         return {"loaders": gather_object([self.loader.state_dict()])}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """
-        Raises:
-            ValueError: if another number of processes wrote the state.
-        """
+        """Resume there; raise `ValueError` if another number of processes wrote the state."""
         here = PartialState()
         if len(state["loaders"]) != here.num_processes:
             raise ValueError(f"the checkpoint is of {len(state['loaders'])} processes, this run has {here.num_processes}")

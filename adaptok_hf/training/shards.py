@@ -24,11 +24,7 @@ class SkipArguments:
 
 
 def write_plan(path: Path, plan: dict[str, Any]) -> None:
-    """Write down what a folder's shards are made of, or check that it is the same.
-
-    Raises:
-        ValueError: if the folder holds shards of other videos or settings.
-    """
+    """Write down what a folder's shards are made of; raise `ValueError` if it holds those of other videos or settings."""
     if path.exists():
         earlier = json.loads(path.read_text())
         if changed := {name: (earlier.get(name), value) for name, value in plan.items() if earlier.get(name) != value}:
