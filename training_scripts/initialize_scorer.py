@@ -1,19 +1,14 @@
 #!/usr/bin/env python
 """Computes the weights of a scorer that already predicts losses: energies of latents, least squares, and a fitted curve.
 
-Most of the time goes into measuring blocks with the tokenizer. It writes a model folder that `train_scorer.py --init_from`
-reads. The scorer of the checkpoint "detailed", which was not trained further:
-
-    accelerate launch --mixed_precision bf16 training_scripts/initialize_scorer.py \
-        training_scripts/recipes/demo/scorer_init.json --data_root DATA --tokenizer runs/tokenizer --output_dir runs/scorer
-
-In minutes on a CPU, for the tiny tokenizer:
+Most of the time goes into measuring blocks with the tokenizer. It runs in one process and writes a model folder that
+`train_scorer.py --init_from` reads:
 
     accelerate launch --cpu training_scripts/initialize_scorer.py training_scripts/recipes/scorer_tiny_init.json \
         --data_root DATA --tokenizer runs/tokenizer_tiny/model_ema --output_dir runs/scorer_tiny_init
 
-It runs in one process. The recipe holds every number; an option on the command line overrides it. With `--val_folder` rank
-correlations with measured losses are printed. `adaptok_hf/training/closed_form/energy_scorer.py` explains the method.
+With `--val_folder` rank correlations with measured losses are printed. `adaptok_hf/training/closed_form/energy_scorer.py`
+explains the method.
 """
 
 import copy
@@ -28,14 +23,14 @@ from adaptok_hf.training.clips import open_clips
 from adaptok_hf.training.closed_form.arguments import ScorerInitialization
 from adaptok_hf.training.closed_form.energy_scorer import check_groups, initialize_as_energy_scorer, measure_blocks
 from adaptok_hf.training.recipes import parse_arguments
-from adaptok_hf.training.scorer.training_step import load_tokenizer, new_config
+from adaptok_hf.training.scorer.training_step import build_config, load_tokenizer
 from adaptok_hf.training.scorer.validation import measure_scores, predict_scores, rank_correlations
 
 
 def main() -> None:
     args, accelerator = parse_arguments(ScorerInitialization), Accelerator()
     tokenizer, block_loss = load_tokenizer(args, accelerator.device)
-    config = new_config(args, tokenizer.config, args.model)
+    config = build_config(args, tokenizer.config, args.model)
     check_groups(config, tokenizer.config.codebook_dim, args.group_starts)  # before minutes of measuring
     clips, val_clips = open_clips(args, tokenizer.config)
     set_seed(args.seed)

@@ -6,13 +6,8 @@ It takes minutes on a CPU, in one process, and writes a model folder that `train
     python training_scripts/initialize_tokenizer.py training_scripts/recipes/tokenizer_tiny_init.json \
         --data_root DATA --output_dir runs/tokenizer_tiny_init
 
-The tokenizer of the checkpoint "detailed" is such an initialization, without training:
-
-    python training_scripts/initialize_tokenizer.py training_scripts/recipes/demo/tokenizer_init.json \
-        --data_root DATA --output_dir runs/tokenizer
-
-The recipe holds every number; an option on the command line overrides it. With `--val_folder` it prints the PSNR at several
-budgets. `adaptok_hf/training/closed_form/transform_codec.py` explains the method; it needs learned position tables.
+With `--val_folder` it prints the PSNR at several budgets. `adaptok_hf/training/closed_form/transform_codec.py` explains the
+method; it needs learned position tables.
 """
 
 from accelerate import Accelerator

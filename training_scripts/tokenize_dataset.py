@@ -7,22 +7,12 @@ clips of one video; `quality` and `threshold` decide for each window alone.
     accelerate launch --cpu training_scripts/tokenize_dataset.py --videos DATA/action32/train --labels folder \
         --window_step 8 --budget 32 --output_dir tokens/action32
 
-The paper's data sets, on one machine with 8 GPUs (all windows of UCF-101, every second one of Kinetics-600, with
-5 frames given):
-
-    accelerate launch --multi_gpu --num_processes 8 training_scripts/tokenize_dataset.py --model PIPELINE \
-        --ucf101_folder UCF-101 --ucf101_splits ucfTrainTestlist --window_step 1 --allocation ipal --budget 256 \
-        --batch_size 128 --output_dir tokens/ucf101
-    accelerate launch --multi_gpu --num_processes 8 training_scripts/tokenize_dataset.py --model PIPELINE \
-        --shard_folder shards/train --window_step 2 --allocation ipal --budget 256 --batch_size 128 \
-        --num_condition_frames 5 --output_dir tokens/k600
-
 Finished shards are not made again: the same command resumes an interrupted run. With several processes each makes some of
-the shards, and the result is the same. `datasets.load_dataset("parquet", data_files="tokens/*/*.parquet")` reads them.
-Columns: `codes` (blocks * latents_per_block), `token_counts` (blocks), `label` (-1 without), `source` (the video), `start`
-(the window's first frame), `config_hash` (of `dataset.json`, which says how they were made) and, with
-`--num_condition_frames`, `condition_codes`: the codes of the clip that repeats the last of the window's first frames.
-Videos that cannot be used are skipped and named, in the `.json` next to each shard too; too many are an error.
+the shards, and the result is the same. Columns: `codes` (blocks * latents_per_block), `token_counts` (blocks), `label` (-1
+without), `source` (the video), `start` (the window's first frame), `config_hash` (of `dataset.json`, which says how they
+were made) and, with `--num_condition_frames`, `condition_codes`: the codes of the clip that repeats the last of the
+window's first frames. Videos that cannot be used are skipped and named, in the `.json` next to each shard too; too many
+are an error. `training_scripts/README.md` has the options of the paper's data sets.
 """
 
 from accelerate import Accelerator

@@ -14,7 +14,7 @@ from ..video.video_io import CONTAINER_FORMATS, DEFAULT_FPS, VideoSource, iter_v
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """Consecutive or strided frames of a video.
+    """Consecutive frames of a video.
 
     Args:
         frames: uint8 `(frames, height, width, 3)`.
@@ -106,7 +106,7 @@ def read_clips(
 
 def _clip(window: range, kept: dict[int, tuple[np.ndarray, float]], nominal_fps: float | None) -> Clip:
     frames, timestamps = zip(*(kept[index] for index in window), strict=True)
-    fps, span, steps = nominal_fps, timestamps[-1] - timestamps[0], window[-1] - window[0]
+    fps, span, steps = nominal_fps, timestamps[-1] - timestamps[0], len(window) - 1
     if steps and (not fps or abs(span - steps / fps) > 0.002):
         fps = steps / span
-    return Clip(np.stack(frames), (fps or DEFAULT_FPS) / window.step, np.array(timestamps), window.start)
+    return Clip(np.stack(frames), fps or DEFAULT_FPS, np.array(timestamps), window.start)

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,6 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from ..video.frames import center_crop, resize_short_side
 from .clip_reader import Clip, EndedEarly, probe_video, read_clips
-from .transforms import random_crop, random_flip
 from .video_item import TarMember, VideoItem, VideoSource
 from .windows import ChooseWindows
 
@@ -22,8 +20,33 @@ logger = logging.getLogger(__name__)
 _SHARD_ORDER, _VIDEO_ORDER, _WINDOWS, _PICTURE = 1, 2, 3, 4
 
 
+# The first position: epoch; units (shards or pieces of them), videos and clips done; videos seen and skipped.
+_START = {"epoch": 0, "units": 0, "videos": 0, "clips": 0, "seen": 0, "skipped": 0}
+
+
 class TooManySkippedVideos(Exception):
     """So many videos cannot be read that something must be wrong with the data as a whole."""
+
+
+def check_skipped(tried: int, count: int, skipped: dict[str, str], max_skipped: int, max_skipped_share: float) -> None:
+    """Check that not too many videos could not be read.
+
+    Args:
+        tried, count: videos so far, and how many of them were skipped.
+        skipped: key -> reason, for the message.
+
+    Raises:
+        TooManySkippedVideos: for more than `max_skipped`, which are also more than that share of those tried.
+    """
+    if count > max_skipped and count > max_skipped_share * tried:
+        raise TooManySkippedVideos(
+            f"{count} of {tried} videos could not be used; at most {max_skipped}, or {max_skipped_share:.1%}, are skipped "
+            f"(max_skipped, max_skipped_share). {_last(skipped)}"
+        )
+
+
+def _last(skipped: dict[str, str]) -> str:
+    return "The last ones: " + "; ".join(f"{key} ({reason})" for key, reason in list(skipped.items())[-5:])
 
 
 class ClipStream(IterableDataset):
@@ -45,7 +68,6 @@ class ClipStream(IterableDataset):
         choose_windows: selects the frames of clips, a function of `windows.py` such as
             `partial(random_window, clip_length=16)`.
         image_size: frames are resized to this short side, then cropped to a square.
-        crop_at_random: instead of the center.
         flip_at_random: mirror half of the clips.
         shuffle: otherwise the order is that of the source.
         seed: not negative.
@@ -53,7 +75,6 @@ class ClipStream(IterableDataset):
             length: processes that must take the same number of steps need the endless kind.
         max_skipped, max_skipped_share: the stream stops when more than `max_skipped` videos and more than this share of
             the videos that one reader has seen in an epoch were skipped.
-        skipped_list: a file to which every reader appends `key<tab>reason` for a video it skips.
         rank, world_size: by default those of `torch.distributed`, or 0 and 1.
 
     Yields dicts:
@@ -75,20 +96,17 @@ class ClipStream(IterableDataset):
         choose_windows: ChooseWindows,
         image_size: int,
         *,
-        crop_at_random: bool = False,
         flip_at_random: bool = False,
         shuffle: bool = True,
         seed: int = 0,
         num_epochs: int | None = None,
         max_skipped: int = 10,
         max_skipped_share: float = 0.05,
-        skipped_list: str | Path | None = None,
         rank: int | None = None,
         world_size: int | None = None,
     ):
         self.source, self.choose_windows, self.image_size = source, choose_windows, image_size
-        self.crop_at_random, self.flip_at_random, self.shuffle = crop_at_random, flip_at_random, shuffle
-        self.seed, self.num_epochs, self.skipped_list = seed, num_epochs, skipped_list
+        self.flip_at_random, self.shuffle, self.seed, self.num_epochs = flip_at_random, shuffle, seed, num_epochs
         self.max_skipped, self.max_skipped_share = max_skipped, max_skipped_share
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         self.rank = rank if rank is not None else torch.distributed.get_rank() if distributed else 0
@@ -96,26 +114,17 @@ class ClipStream(IterableDataset):
         for name, value, least in (("image_size", image_size, 1), ("seed", seed, 0), ("max_skipped", max_skipped, 0)):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
-        if num_epochs is not None and num_epochs < 1:
-            raise ValueError(f"num_epochs must be at least 1 or None, got {num_epochs}")
-        if not 0 <= max_skipped_share <= 1:
-            raise ValueError(f"max_skipped_share must be between 0 and 1, got {max_skipped_share}")
         if not 0 <= self.rank < self.world_size:
             raise ValueError(f"rank must be between 0 and {self.world_size - 1}, got {self.rank}")
         if source.num_shards < 1:
             raise ValueError("the source has no videos")
         self.skipped: dict[str, str] = {}  # key -> reason, as far as this process has read itself
-        self._first_epoch = 0
-        self._position: dict[str, int] | None = None
+        self._position = dict(_START)
         self._resume = False
-
-    def set_epoch(self, epoch: int) -> None:
-        """Begin the next iteration with this epoch (from 0). Endless streams count epochs by themselves."""
-        self._first_epoch = epoch
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position after the last item that this reader yielded; small, and plain enough for JSON."""
-        return {**self._identity(), **(self._position or self._start())}
+        return {**self._identity(), **self._position}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Begin the next iteration at that position. An iteration that is under way is not changed."""
@@ -125,20 +134,20 @@ class ClipStream(IterableDataset):
                     f"the state is of a stream with {name} = {state.get(name)!r}, this one has {value!r}; resuming needs "
                     "the same source, seed, processes and workers"
                 )
-        self._position = {name: int(state[name]) for name in self._start()}
+        self._position = {name: int(state[name]) for name in _START}
         self._resume = True
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         if not self._resume:
-            self._position = self._start()
+            self._position = dict(_START)
         self._resume = False
         at = self._position
-        while self.num_epochs is None or at["epoch"] < at["first_epoch"] + self.num_epochs:
+        while self.num_epochs is None or at["epoch"] < self.num_epochs:
             yield from self._epoch(at)
             if self.num_epochs is None and at["seen"] == at["skipped"]:
                 raise TooManySkippedVideos(
                     f"reader {self._reader()} of {self._num_readers()} has no readable video: of {at['seen']} in its share "
-                    f"{at['skipped']} were skipped, in {self.source.num_shards} shards; {self._named()}"
+                    f"{at['skipped']} were skipped, in {self.source.num_shards} shards. {_last(self.skipped)}"
                 )
             at.update(epoch=at["epoch"] + 1, units=0, videos=0, clips=0, seen=0, skipped=0)
 
@@ -172,13 +181,15 @@ class ClipStream(IterableDataset):
         at["seen"] += at["clips"] == 0
         try:
             for number, total, clip in self._clips(item, place, at["clips"]):
-                frames = self._square(clip.frames, self._rng(*place, _PICTURE, number))
+                frames = center_crop(clip.frames, self.image_size).transpose(0, 3, 1, 2)
+                if self.flip_at_random and self._rng(*place, _PICTURE, number).random() < 0.5:
+                    frames = frames[..., ::-1]
                 if number + 1 < total:
                     at["clips"] = number + 1
                 else:
                     at.update(videos=at["videos"] + 1, clips=0)
                 yield {
-                    "pixel_values_videos": frames,
+                    "pixel_values_videos": torch.from_numpy(np.ascontiguousarray(frames)),
                     "label": torch.tensor(item.label),
                     "key": item.key,
                     "fps": torch.tensor(clip.fps, dtype=torch.float64),
@@ -208,36 +219,12 @@ class ClipStream(IterableDataset):
     def _resize(self, frame: np.ndarray) -> np.ndarray:
         return resize_short_side(frame, self.image_size)
 
-    def _square(self, frames: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
-        """Crop (frames, height, width, 3) to (frames, 3, image_size, image_size)."""
-        if self.crop_at_random:
-            frames = random_crop(frames, self.image_size, rng)
-        else:
-            frames = center_crop(frames, self.image_size)
-        if self.flip_at_random:
-            frames = random_flip(frames, rng)
-        return torch.from_numpy(np.ascontiguousarray(frames.transpose(0, 3, 1, 2)))
-
     def _skip(self, key: str, error: Exception, at: dict[str, int]) -> None:
         at["skipped"] += 1
         if key not in self.skipped:
             self.skipped[key] = " ".join(str(error).split())
             logger.warning("skipped %s (%d of %d so far): %s", key, at["skipped"], at["seen"], self.skipped[key])
-            if self.skipped_list is not None:
-                with open(self.skipped_list, "a", encoding="utf-8") as file:
-                    file.write(f"{key}\t{self.skipped[key]}\n")
-        if at["skipped"] > self.max_skipped and at["skipped"] > self.max_skipped_share * at["seen"]:
-            raise TooManySkippedVideos(
-                f"{at['skipped']} of {at['seen']} videos could not be used; at most {self.max_skipped}, or "
-                f"{self.max_skipped_share:.1%}, are skipped (max_skipped, max_skipped_share). {self._named()}"
-            )
-
-    def _named(self) -> str:
-        return "The last ones: " + "; ".join(f"{key} ({reason})" for key, reason in list(self.skipped.items())[-5:])
-
-    def _start(self) -> dict[str, int]:
-        epoch = self._first_epoch
-        return {"first_epoch": epoch, "epoch": epoch, "units": 0, "videos": 0, "clips": 0, "seen": 0, "skipped": 0}
+        check_skipped(at["seen"], at["skipped"], self.skipped, self.max_skipped, self.max_skipped_share)
 
     def _identity(self) -> dict[str, Any]:
         """Return what must be equal for a position to mean the same."""

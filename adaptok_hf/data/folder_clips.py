@@ -1,11 +1,11 @@
 """Random clips from folders of videos that fit into memory."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset
 
 from ..video.video_processing_adaptok import AdapTokVideoProcessor
 from .sources import video_folder
@@ -22,7 +22,7 @@ class VideoFolderClips(Dataset):
     Args:
         folders: searched recursively for video files.
         num_frames: frames of a clip; shorter videos are left out. So are files that cannot be read: they are counted and
-            named in a warning, and kept in `unreadable`.
+            named in a warning.
         image_size: side of the square frames.
         random_clips: sample the clip's start and a horizontal flip at random (training); otherwise the clip is the first
             `num_frames` frames (validation).
@@ -35,7 +35,7 @@ class VideoFolderClips(Dataset):
         self.num_frames, self.random_clips = num_frames, random_clips
         self.videos: list[torch.Tensor] = []  # each (frames, 3, image_size, image_size) uint8
         self.paths: list[Path] = []
-        self.unreadable: list[Path] = []
+        unreadable = 0
         self.folder_index: list[int] = []  # which of `folders` each video is from
         processor = AdapTokVideoProcessor(image_size=image_size, num_frames=1, tubelet_size=1)
         for index, folder in enumerate(folders):
@@ -44,8 +44,8 @@ class VideoFolderClips(Dataset):
                 try:
                     frames = processor.clips(item.video).frames.squeeze(1)
                 except ValueError as error:
-                    self.unreadable.append(Path(item.video))
-                    logger.warning("left out (%d so far): %s", len(self.unreadable), error)
+                    unreadable += 1
+                    logger.warning("left out (%d so far): %s", unreadable, error)
                     continue
                 if len(frames) >= num_frames:
                     self.videos.append(frames)
@@ -72,13 +72,3 @@ class VideoFolderClips(Dataset):
         index = torch.tensor(self.folder_index)
         shares = torch.tensor(folder_weights, dtype=torch.float64) / index.bincount(minlength=len(folder_weights))
         return shares[index]
-
-    def random_batches(self, weights: torch.Tensor, batch_size: int, count: int) -> Iterator[dict[str, torch.Tensor]]:
-        """Yield `count` batches of items sampled with these weights (videos,).
-
-        Each batch is sampled when it is asked for, from torch's global generator: a run that restores the generator's
-        state gets the same batches.
-        """
-        for _ in range(count):
-            indices = torch.multinomial(weights, batch_size, replacement=True)
-            yield default_collate([self[int(index)] for index in indices])

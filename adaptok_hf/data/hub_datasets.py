@@ -1,6 +1,6 @@
 """Videos of a `datasets` data set, streamed."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from .video_item import NO_LABEL, VideoItem
@@ -16,22 +16,15 @@ class HubVideos:
     Args:
         dataset: a `datasets.IterableDataset` that was not shuffled by a buffer, not split by node and not formatted
             (`ClipStream` does all that itself).
-        label_column: a column of class labels or integers, or of class names if `class_names` is given.
+        label_column: a column of class labels or integers.
             `json.label` is the entry `label` of the column `json`: how tar shards of `write_shards.py` stream.
         key_column: names a video in messages, such as `json.key`; by default shard and position.
-        class_names: by default those of the label column.
 
     Raises:
         ValueError: if the data set has no column of videos or more than one, or not the named columns.
     """
 
-    def __init__(
-        self,
-        dataset: "datasets.IterableDataset",
-        label_column: str | None = None,
-        key_column: str | None = None,
-        class_names: Sequence[str] | None = None,
-    ):
+    def __init__(self, dataset: "datasets.IterableDataset", label_column: str | None = None, key_column: str | None = None):
         import datasets
 
         features = dataset.features or {}
@@ -44,7 +37,7 @@ class HubVideos:
         # `decode=False` gives the file instead of a decoder, and needs no torchcodec
         self.dataset = dataset.cast_column(videos[0], datasets.Video(decode=False))
         self.video_column, self.label_column, self.key_column = videos[0], label_column, key_column
-        self.class_names = list(class_names or getattr(features.get(label_column), "names", None) or ())
+        self.class_names = list(getattr(features.get(label_column), "names", None) or ())
 
     @property
     def num_shards(self) -> int:
@@ -56,17 +49,8 @@ class HubVideos:
         for index, row in enumerate(rows):
             video = row[self.video_column][0] or {}
             key = f"shard {shard}, video {index}" if self.key_column is None else str(_entry(row, self.key_column))
-            label = NO_LABEL if self.label_column is None else self._label(_entry(row, self.label_column))
-            yield VideoItem(key, _content(video), label)
-
-    def _label(self, value: Any) -> int:
-        if value is None:
-            return NO_LABEL
-        if isinstance(value, str):
-            if value not in self.class_names:
-                raise ValueError(f"label {value!r} is none of the {len(self.class_names)} class names")
-            return self.class_names.index(value)
-        return int(value)
+            label = None if self.label_column is None else _entry(row, self.label_column)
+            yield VideoItem(key, _content(video), NO_LABEL if label is None else int(label))
 
 
 def hub_videos(

@@ -6,7 +6,7 @@ Each function returns `VideoFiles`, one of the kinds of `VideoSource`. Nothing i
 import csv
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from .video_item import NO_LABEL, VIDEO_SUFFIXES, VideoItem
@@ -32,18 +32,6 @@ class VideoFiles:
     def read_shard(self, shard: int) -> list[VideoItem]:
         return [self.items[shard]]
 
-    def only(self, keys: Iterable[str]) -> "VideoFiles":
-        """Return the videos with these keys, in their order.
-
-        Raises:
-            ValueError: naming keys that are not in this source.
-        """
-        by_key = {item.key: item for item in self.items}
-        keys = list(keys)
-        if unknown := [key for key in keys if key not in by_key]:
-            raise ValueError(f"{len(unknown)} of {len(keys)} listed videos are not there, such as {unknown[:3]}")
-        return VideoFiles([by_key[key] for key in keys], self.class_names)
-
 
 def video_folder(folder: str | Path, class_names: Sequence[str] | None = None) -> VideoFiles:
     """Return all videos below a folder. The label is the first sub-folder; a video that lies in the folder itself has none.
@@ -66,51 +54,39 @@ def video_folder(folder: str | Path, class_names: Sequence[str] | None = None) -
     return VideoFiles(items, names)
 
 
-def manifest(path: str | Path, where: Mapping[str, str] | None = None) -> VideoFiles:
+def manifest(path: str | Path) -> VideoFiles:
     """Return the videos of a csv file with a column `path` (relative to the file) and, optionally, `label` (empty: none).
 
-    Args:
-        path: the csv file, with a header line.
-        where: keep the rows with these values, such as `{"set": "action32", "split": "train"}`.
-
-    The classes are the sorted labels of ALL rows, so that every split of a manifest numbers them alike.
+    The classes are the sorted labels.
 
     Raises:
-        ValueError: for missing columns, and where no row matches (naming the values there are).
+        ValueError: for a file without a column `path` or without rows.
     """
-    path, where = Path(path), dict(where or {})
+    path = Path(path)
     with open(path, newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         columns, rows = reader.fieldnames or [], list(reader)
-    if missing := [name for name in ("path", *where) if name not in columns]:
-        raise ValueError(f"{path}: no column {missing[0]!r}; there are {columns}")
-    chosen = [row for row in rows if all(row[name] == value for name, value in where.items())]
-    if not chosen:
-        values = {name: sorted({row[name] for row in rows})[:10] for name in where}
-        raise ValueError(f"{path}: no row with {where}; there are {values}")
+    if "path" not in columns or not rows:
+        raise ValueError(f"{path}: expected a column 'path' and rows; got {columns} and {len(rows)} rows")
     names = sorted({row["label"] for row in rows if row.get("label")})
     labels = {name: index for index, name in enumerate(names)}
     items = [
-        VideoItem(row["path"], str(path.parent / row["path"]), labels.get(row.get("label") or "", NO_LABEL))
-        for row in chosen
+        VideoItem(row["path"], str(path.parent / row["path"]), labels.get(row.get("label") or "", NO_LABEL)) for row in rows
     ]
     return VideoFiles(items, names)
 
 
-def ucf101(folder: str | Path, split_folder: str | Path, split: str = "train", fold: int = 1) -> VideoFiles:
+def ucf101(folder: str | Path, split_folder: str | Path, split: str = "train") -> VideoFiles:
     """Return a split of UCF-101 as its archives unpack.
 
     Videos are `folder/<Class>/v_<Class>_g01_c01.avi`; `split_folder` has the official files `classInd.txt`,
-    `trainlist0<fold>.txt` and `testlist0<fold>.txt`.
+    `trainlist01.txt` and `testlist01.txt`.
 
     Raises:
-        FileNotFoundError: for a missing list.
-        ValueError: for a split or fold that does not exist, a list that is not one, and listed videos that are missing.
+        FileNotFoundError: for a missing list, as of a split that is not 'train' or 'test'.
+        ValueError: for a list that is not one, and listed videos that are missing.
     """
-    if split not in ("train", "test") or fold not in (1, 2, 3):
-        raise ValueError(f"UCF-101 has the splits 'train' and 'test' and the folds 1, 2, 3; got {split!r} and {fold!r}")
-    split_folder = Path(split_folder)
-    class_file, list_file = split_folder / "classInd.txt", split_folder / f"{split}list0{fold}.txt"
+    class_file, list_file = Path(split_folder) / "classInd.txt", Path(split_folder) / f"{split}list01.txt"
     numbered = [line.split() for line in class_file.read_text().splitlines() if line.strip()]
     if not numbered or any(len(words) != 2 for words in numbered):
         raise ValueError(f"{class_file}: expected lines such as '1 ApplyEyeMakeup'")
@@ -120,9 +96,10 @@ def ucf101(folder: str | Path, split_folder: str | Path, split: str = "train", f
     keys = [line.split()[0] for line in list_file.read_text().splitlines() if line.strip()]
     if unknown := [key for key in keys if key.split("/")[0] not in labels]:
         raise ValueError(f"{list_file}: {unknown[0]!r} is in no class of {class_file}")
-    files = VideoFiles((VideoItem(k, str(Path(folder) / k), labels[k.split("/")[0]]) for k in _video_keys(Path(folder))
-                        if k.split("/")[0] in labels), names)  # fmt: skip
-    return files.only(keys)
+    present = set(_video_keys(Path(folder)))
+    if missing := [key for key in keys if key not in present]:
+        raise ValueError(f"{len(missing)} of {len(keys)} listed videos are not there, such as {missing[:3]}")
+    return VideoFiles((VideoItem(key, str(Path(folder) / key), labels[key.split("/")[0]]) for key in keys), names)
 
 
 def kinetics(csv_path: str | Path, folder: str | Path, class_names: Sequence[str] | None = None) -> VideoFiles:

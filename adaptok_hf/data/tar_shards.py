@@ -17,27 +17,14 @@ class TarShards:
 
     Args:
         paths: the tar files. The order counts: it is part of what makes a run repeatable.
-
-    Raises:
-        ValueError: if there are none.
-        FileNotFoundError: naming the first that is missing.
     """
 
     def __init__(self, paths: Iterable[str | Path]):
         self.paths = [str(path) for path in paths]
-        if not self.paths:
-            raise ValueError("no tar shards")
-        for path in self.paths:
-            if not Path(path).is_file():
-                raise FileNotFoundError(f"{path}: no such tar shard")
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> "TarShards":
-        """Return all `*.tar` of a folder, sorted.
-
-        Raises:
-            ValueError: if there is none.
-        """
+        """Return all `*.tar` of a folder, sorted; raise `ValueError` if there is none."""
         paths = sorted(Path(folder).glob("*.tar"))
         if not paths:
             raise ValueError(f"{folder}: no .tar file in this folder")

@@ -11,7 +11,6 @@ from .adversarial import (
     smoothed_non_saturating_discriminator_loss,
 )
 from .discriminator import DiscriminatorConfig, VideoDiscriminator, convert_discriminator_weights
-from .perceptual import perceptual_loss
 from .prior import prior_loss, scheduled_sampling_ratio
 from .tokenizer_loss import TokenizerLoss, TokenizerLossWeights
 
@@ -27,7 +26,6 @@ __all__ = [
     "hinge_generator_loss",
     "non_saturating_discriminator_loss",
     "non_saturating_generator_loss",
-    "perceptual_loss",
     "prior_loss",
     "r1_penalty",
     "scheduled_sampling_ratio",

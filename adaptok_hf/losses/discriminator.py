@@ -32,19 +32,15 @@ class DiscriminatorConfig:
     _attn_implementation: ClassVar[str] = "sdpa"  # read by the attention layers
 
     def __post_init__(self):
-        for name in ("image_size", "num_frames", "num_channels", "tubelet_size", "patch_size", "num_attention_heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size={self.image_size} must be a multiple of patch_size={self.patch_size}")
         if self.num_frames % self.tubelet_size:
             raise ValueError(f"num_frames={self.num_frames} must be a multiple of tubelet_size={self.tubelet_size}")
-        if self.hidden_size < 1 or self.hidden_size % self.num_attention_heads:
+        if self.hidden_size % self.num_attention_heads or self.hidden_size % 4:
             raise ValueError(
-                f"hidden_size={self.hidden_size} must be a multiple of num_attention_heads={self.num_attention_heads}"
+                f"hidden_size={self.hidden_size} must be a multiple of num_attention_heads={self.num_attention_heads} and "
+                "of 4, for the position table"
             )
-        if self.hidden_size % 4:
-            raise ValueError(f"hidden_size={self.hidden_size} must be a multiple of 4, for the position table")
 
 
 class VideoDiscriminator(nn.Module):
@@ -107,19 +103,15 @@ def convert_discriminator_weights(tensors: Mapping[str, torch.Tensor]) -> dict[s
     The original's position table is fixed, and left out: here it is computed.
 
     Raises:
-        ValueError: naming entries that are not known.
+        ValueError: naming an entry that is not known.
     """
     state = {}
-    unknown = []
     for name, tensor in tensors.items():
         if name == "encoder_pos_embed":
             continue
         renamed = [re.sub(pattern, target, name) for pattern, target in _NAMES if re.fullmatch(pattern, name)]
         if not renamed:
-            unknown.append(name)
-            continue
+            raise ValueError(f"not part of a discriminator: {name}")
         # the patch embedding is a convolution there, with a kernel (width, channel, time, row, column)
         state[renamed[0]] = tensor.flatten(1) if name == "x_embedder.proj.weight" else tensor
-    if unknown:
-        raise ValueError(f"not part of a discriminator: {', '.join(sorted(unknown))}")
     return state

@@ -4,7 +4,7 @@ Its gradient trains the prior and, through the code vectors, makes the tokenizer
 LARP, arXiv 2410.21264).
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch.nn.functional import cross_entropy, embedding, linear
@@ -13,11 +13,10 @@ from ..models.attention_masks import check_token_counts, kept_tokens
 from ..models.modeling_adaptok_prior import AdapTokPriorModel
 
 
-@dataclass(frozen=True)
-class PackedTokens:
+class PackedTokens(NamedTuple):
     """The kept tokens of each clip, moved to the front in their order; zeros after them.
 
-    Args:
+    Attributes:
         vectors: (batch, tokens, codebook_dim).
         codes: (batch, tokens) long.
         positions: (batch, tokens) long, where they stood among all tokens of the clip.

@@ -8,7 +8,6 @@ import torch
 
 from ..models.modeling_adaptok import AdapTokOutput
 from .adversarial import AdversarialLoss
-from .perceptual import perceptual_loss
 
 if TYPE_CHECKING:
     from ..metrics.lpips_network import LPIPSNetwork
@@ -41,20 +40,10 @@ class TokenizerLossWeights:
 
 
 class TokenizerLoss:
-    """Computes the terms and their weighted sum. A training step, with everything that has parameters prepared:
+    """Computes the terms and their weighted sum.
 
-    ```python
-    output, prior_term = step_module(video, token_counts, ratio)  # the tokenizer, and `prior_loss`, in one wrapped module
-    terms = tokenizer_loss(video, output, step, prior_term)
-    accelerator.backward(terms["total"])
-    ...
-    if adversarial.is_discriminator_turn(step):
-        terms = wrapped_adversarial(video, output.pixel_values_videos)  # wrapped_adversarial = prepare(adversarial)
-        accelerator.backward(terms["total"])
-        ...
-    ```
-
-    It is no module, so that the frozen networks in it are neither wrapped nor saved.
+    `training.tokenizer.trainer` shows a training step. It is no module, so that the frozen networks in it are neither
+    wrapped nor saved.
 
     Args:
         weights: of the terms.
@@ -112,7 +101,8 @@ class TokenizerLoss:
         if weights.mse:
             terms["mse"] = (reconstruction - video).square().mean()
         if weights.perceptual:
-            terms["perceptual"] = perceptual_loss(self.perceptual_network, reconstruction, video)
+            # not clamped, so that values outside [0, 1] have a gradient too
+            terms["perceptual"] = self.perceptual_network(reconstruction.flatten(0, 1), video.flatten(0, 1)).float().mean()
         if weights.adversarial and self.adversarial.is_active(step):
             terms["adversarial"] = self.adversarial.generator_loss(reconstruction)
         terms = {name: term for name, term in terms.items() if term is not None}

@@ -1,11 +1,32 @@
 """Arguments that the training scripts share: where clips come from, how weights are updated, what a run writes."""
 
+import importlib
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 
 @dataclass(kw_only=True)
-class ClipArguments:
+class DatasetArguments:
+    """Data sets of videos with a layout of their own."""
+
+    ucf101_folder: str | None = field(default=None, metadata={"help": "UCF-101 as its archive unpacks."})
+    ucf101_splits: str | None = field(default=None, metadata={"help": "Its official lists."})
+    kinetics_folder: str | None = field(default=None, metadata={"help": "The videos of Kinetics."})
+    kinetics_csv: str | None = field(default=None, metadata={"help": "Its csv list."})
+    hub_dataset: str | None = field(
+        default=None, metadata={"help": "A data set on the Hub with a column of videos, streamed."}
+    )
+    hub_split: str = field(default="train", metadata={"help": "Of hub_dataset."})
+
+    def __post_init__(self):
+        for one, other in (("ucf101_folder", "ucf101_splits"), ("kinetics_folder", "kinetics_csv")):
+            if (getattr(self, one) is None) != (getattr(self, other) is None):
+                raise ValueError(f"{one} and {other} need each other; got {getattr(self, one)} and {getattr(self, other)}")
+
+
+@dataclass(kw_only=True)
+class ClipArguments(DatasetArguments):
     """Videos: either train_folders, or any of the other sources, joined."""
 
     data_root: str = field(metadata={"help": "Folder that the paths of data below are relative to."})
@@ -14,15 +35,7 @@ class ClipArguments:
         default_factory=list, metadata={"help": "Share of the clips sampled from each of train_folders."}
     )
     stream_folders: list[str] = field(default_factory=list, metadata={"help": "Folders of videos to stream."})
-    ucf101_folder: str | None = field(default=None, metadata={"help": "UCF-101 as its archive unpacks."})
-    ucf101_splits: str | None = field(default=None, metadata={"help": "Its official lists; trainlist01 is used."})
-    kinetics_folder: str | None = field(default=None, metadata={"help": "The training videos of Kinetics."})
-    kinetics_csv: str | None = field(default=None, metadata={"help": "Its csv list."})
     shard_folders: list[str] = field(default_factory=list, metadata={"help": "Folders of tar shards (write_shards.py)."})
-    hub_dataset: str | None = field(
-        default=None, metadata={"help": "A data set on the Hub with a column of videos, streamed."}
-    )
-    hub_split: str = field(default="train", metadata={"help": "Of hub_dataset."})
     num_workers: int = field(default=0, metadata={"help": "Decoding processes per training process, for streams."})
     videos_per_epoch: int | None = field(
         default=None, metadata={"help": "How many videos there are; tar shards are not opened to count them."}
@@ -30,11 +43,9 @@ class ClipArguments:
     val_folder: str | None = field(default=None, metadata={"help": "Some tens of videos to validate on, kept in memory."})
 
     def __post_init__(self):
+        DatasetArguments.__post_init__(self)
         if len(self.train_folders) != len(self.train_weights):
             raise ValueError(f"{len(self.train_folders)} train_folders but {len(self.train_weights)} train_weights")
-        for one, other in (("ucf101_folder", "ucf101_splits"), ("kinetics_folder", "kinetics_csv")):
-            if (getattr(self, one) is None) != (getattr(self, other) is None):
-                raise ValueError(f"{one} and {other} need each other; got {getattr(self, one)} and {getattr(self, other)}")
         single = (self.ucf101_folder, self.kinetics_folder, self.hub_dataset)
         streams = [name for name in (*self.stream_folders, *self.shard_folders, *single) if name]
         if bool(streams) == bool(self.train_folders):
@@ -113,40 +124,35 @@ class LengthArguments:
         check_positive(self, "steps", "epochs", "batch_size")
 
 
-@dataclass(kw_only=True)
-class ShardingArguments:
-    """Of scripts that use `sharding.py`."""
-
-    shard_over: int = field(
-        default=0,
-        metadata={
-            "help": "Cut weights, gradients, optimizer states and averages into this many parts (FSDP), each on another "
-            "process: all of them, or those of one machine. 0: each process has the whole."
-        },
-    )
-
-
 def check_positive(args: Any, *names: str) -> None:
-    """Check that arguments are above 0; `None` passes.
-
-    Raises:
-        ValueError: for the first that is not.
-    """
+    """Raise `ValueError` for the first of the named arguments that is neither above 0 nor `None`."""
     for name in names:
         value = getattr(args, name)
         if value is not None and value <= 0:
             raise ValueError(f"{name} must be positive, got {value}")
 
 
-def share_of_batch(batch_size: int, num_processes: int, gradient_accumulation_steps: int) -> int:
-    """Return the size of each process' share of a batch.
+def epochs_to_steps(epochs: float, batch_size: int, num_videos: int | None) -> int:
+    """Return the number of steps of some epochs; raise `ValueError` if the number of videos is not known."""
+    if num_videos is None:
+        raise ValueError("the recipe counts in epochs and tar shards are not counted: give videos_per_epoch")
+    return math.ceil(epochs * num_videos / batch_size)
 
-    Raises:
-        ValueError: if the batch cannot be shared evenly by processes and their gradient accumulation steps.
-    """
+
+def share_of_batch(batch_size: int, num_processes: int, gradient_accumulation_steps: int) -> int:
+    """Return the size of each process' share of a batch; raise `ValueError` if it cannot be shared evenly."""
     if batch_size % (num_processes * gradient_accumulation_steps):
         raise ValueError(
             f"a batch of {batch_size} cannot be shared evenly by {num_processes} processes with "
             f"gradient_accumulation_steps {gradient_accumulation_steps}"
         )
     return batch_size // num_processes
+
+
+def require(*names: str) -> None:
+    """Raise `ImportError` unless libraries are installed that only `pip install "adaptok_hf[train]"` brings."""
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise ImportError(f'{name} is missing: pip install "adaptok_hf[train]"') from error

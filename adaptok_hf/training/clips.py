@@ -31,8 +31,7 @@ from ..data import (
     video_folder,
 )
 from ..models.configuration_adaptok import AdapTokConfig
-from .arguments import ClipArguments
-from .extras import require
+from .arguments import ClipArguments, DatasetArguments, require
 
 
 @contextmanager
@@ -59,7 +58,8 @@ class FolderBatches:
 
     def sample(self, count: int) -> torch.Tensor:
         """Return random clips, by the global generator: the same on every process if its state is."""
-        return next(self.videos.random_batches(self.weights, count, 1))["pixel_values_videos"]
+        indices = torch.multinomial(self.weights, count, replacement=True)
+        return torch.stack([self.videos[int(index)]["pixel_values_videos"] for index in indices])
 
     def state_dict(self) -> dict[str, Any]:
         return {}  # samples depend on seed and step only
@@ -107,10 +107,7 @@ class StreamBatches:
         return {"loaders": gather_object([self.loader.state_dict()])}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """
-        Raises:
-            ValueError: if another number of processes wrote the state.
-        """
+        """Resume there; raise `ValueError` if another number of processes wrote the state."""
         here = PartialState()
         if len(state["loaders"]) != here.num_processes:
             raise ValueError(f"the checkpoint is of {len(state['loaders'])} processes, this run has {here.num_processes}")
@@ -143,26 +140,38 @@ def open_clips(args: ClipArguments, config: AdapTokConfig) -> tuple[FolderBatche
     Raises:
         ValueError, OSError: for missing folders and lists, as the sources of `adaptok_hf.data`.
     """
-    clips, val_clips = _open_training_clips(args, config), None
+    root, val_clips = Path(args.data_root), None
+    if args.train_folders:
+        clips = FolderBatches([root / folder for folder in args.train_folders], args.train_weights, config)
+    else:
+        sources = [video_folder(root / folder) for folder in args.stream_folders] + open_datasets(args, root)
+        sources += [TarShards.from_folder(root / folder) for folder in args.shard_folders]
+        clips = StreamBatches(JoinedSources(sources), config, args.seed, args.num_workers)
     clips.num_videos = args.videos_per_epoch or clips.num_videos
     if args.val_folder:
-        folder = Path(args.data_root) / args.val_folder
-        val_clips = VideoFolderClips([folder], config.num_frames, config.image_size, random_clips=False)
-    print_once = PartialState().print
-    print_once(f"{clips.num_videos or 'uncounted'} training videos, {len(val_clips or [])} for validation")
+        val_clips = VideoFolderClips([root / args.val_folder], config.num_frames, config.image_size, random_clips=False)
+    PartialState().print(f"{clips.num_videos or 'uncounted'} training videos, {len(val_clips or [])} for validation")
     return clips, val_clips
 
 
-def _open_training_clips(args: ClipArguments, config: AdapTokConfig) -> FolderBatches | StreamBatches:
-    root = Path(args.data_root)
-    if args.train_folders:
-        return FolderBatches([root / folder for folder in args.train_folders], args.train_weights, config)
-    sources: list[VideoFiles | TarShards | HubVideos] = [video_folder(root / folder) for folder in args.stream_folders]
+def open_datasets(
+    args: DatasetArguments,
+    root: Path,
+    ucf101_split: str = "train",
+    class_names: Sequence[str] | None = None,
+    **hub_columns: str | None,
+) -> list[VideoFiles | TarShards | HubVideos]:
+    """Return the data sets that the arguments name, with paths relative to `root`.
+
+    Args:
+        class_names: classes of Kinetics in the order of their labels.
+        hub_columns: see `HubVideos`.
+    """
+    sources: list[VideoFiles | TarShards | HubVideos] = []
     if args.ucf101_folder:
-        sources.append(ucf101(root / args.ucf101_folder, root / args.ucf101_splits))
+        sources.append(ucf101(root / args.ucf101_folder, root / args.ucf101_splits, ucf101_split))
     if args.kinetics_folder:
-        sources.append(kinetics(root / args.kinetics_csv, root / args.kinetics_folder))
-    sources += [TarShards.from_folder(root / folder) for folder in args.shard_folders]
+        sources.append(kinetics(root / args.kinetics_csv, root / args.kinetics_folder, class_names))
     if args.hub_dataset:
-        sources.append(hub_videos(args.hub_dataset, args.hub_split))
-    return StreamBatches(JoinedSources(sources), config, args.seed, args.num_workers)
+        sources.append(hub_videos(args.hub_dataset, args.hub_split, **hub_columns))
+    return sources

@@ -4,7 +4,13 @@ import csv
 import gzip
 import hashlib
 import io
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
 from collections import defaultdict
+from collections.abc import Iterator, Set
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -17,7 +23,6 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..atomic_files import atomic_file
-from .demo_packages import Package, read_members
 
 SIZE = 128
 MANIFEST_COLUMNS = ("path", "set", "split", "label", "source_package", "source_version", "source_file",
@@ -34,6 +39,78 @@ class Arguments:
     def __post_init__(self):
         if unknown := set(self.sets) - {"action32", "wild"}:
             raise ValueError(f"sets are 'action32' and 'wild', got {sorted(unknown)}")
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package of a certain version.
+
+    Args:
+        client: "npm", "pip" or "apt".
+        archive: the file that the client saves.
+        sha256: of that file.
+        licence: as the package declares it. It is a statement about the package, not always about each clip in it.
+    """
+
+    client: str
+    name: str
+    version: str
+    archive: str
+    sha256: str
+    licence: str
+
+    def download(self, folder: Path) -> Path:
+        """Return the archive in `folder`; fetch it unless it is there already.
+
+        Raises:
+            OSError: if the client is missing or fails, or brings another file.
+        """
+        path = folder / self.archive
+        if not path.exists():
+            command = {
+                "npm": ["npm", "pack", f"{self.name}@{self.version}"],
+                "pip": [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", f"{self.name}=={self.version}"],
+                "apt": ["apt-get", "download", f"{self.name}={self.version}"],
+            }[self.client]
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder) as partial:
+                done = subprocess.run(command, cwd=partial, capture_output=True, text=True)
+                files = [file for file in Path(partial).iterdir() if file.is_file()]
+                if done.returncode or len(files) != 1:
+                    last = (done.stderr.strip().splitlines() or ["no file came"])[-1]
+                    raise OSError(f"{' '.join(command[:3])} ... {command[-1]} failed: {last}")
+                self._verify(files[0])
+                files[0].rename(path)
+        self._verify(path)
+        return path
+
+    def _verify(self, path: Path) -> None:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != self.sha256:
+            raise OSError(f"{path.name} has sha256 {digest}, expected {self.sha256}: not the file that was used before")
+
+
+def read_members(archive: Path, names: Set[str]) -> Iterator[tuple[str, bytes]]:
+    """Yield name and content of some members of a wheel, a .tgz or a .deb, in the archive's order."""
+    if archive.suffix == ".whl":
+        with zipfile.ZipFile(archive) as wheel:
+            for name in wheel.namelist():
+                if name in names:
+                    yield name, wheel.read(name)
+        return
+    with tempfile.TemporaryFile() as unpacked:
+        if archive.suffix == ".deb":
+            subprocess.run(["dpkg-deb", "--fsys-tarfile", str(archive)], stdout=unpacked, check=True)
+            unpacked.seek(0)
+            tar = tarfile.open(fileobj=unpacked)
+        else:
+            tar = tarfile.open(archive)
+        with tar:
+            for member in tar:
+                name = member.name.removeprefix("./")
+                if member.isfile() and name in names:
+                    yield name, tar.extractfile(member).read()
 
 
 @dataclass(frozen=True)

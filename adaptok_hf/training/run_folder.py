@@ -4,11 +4,12 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, ProjectConfiguration
 from PIL import Image
@@ -17,7 +18,35 @@ from transformers import PreTrainedModel
 
 from ..atomic_files import atomic_file, write_json
 from .arguments import RunArguments
-from .running_means import RunningMeans
+
+
+class RunningMeans:
+    """Means of what is measured from one log entry to the next. Sums stay on their device, so that nothing waits for it."""
+
+    def __init__(self):
+        self.sums: dict[str, torch.Tensor] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, values: Mapping[str, torch.Tensor]) -> None:
+        """Add scalars by name; each has a mean over the calls that named it."""
+        for name, value in values.items():
+            value = value.detach().float()
+            self.sums[name] = self.sums[name].to(value.device) + value if name in self.sums else value
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def pop(self, accelerator: Accelerator) -> dict[str, float]:
+        """Return the means, also over processes, which must all call this with the same names; reset them."""
+        if not self.sums:
+            return {}
+        means = torch.stack([(total / self.counts[name]).to(accelerator.device) for name, total in self.sums.items()])
+        names, self.sums, self.counts = list(self.sums), {}, {}
+        return dict(zip(names, accelerator.reduce(means, "mean").tolist(), strict=True))
+
+    def state_dict(self) -> dict:
+        return {"sums": {name: value.cpu() for name, value in self.sums.items()}, "counts": dict(self.counts)}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.sums, self.counts = dict(state["sums"]), dict(state["counts"])
 
 
 class Progress:

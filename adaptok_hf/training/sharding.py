@@ -5,7 +5,7 @@ runs on two processes of a CPU, where it is tested. Each transformer layer is ga
 
     shard(model, accelerator, args.shard_over)             # instead of accelerator.prepare(model)
     optimizer = torch.optim.AdamW(model.parameters())      # built after it, and not prepared
-    average = ShardedAverage(model, args.ema_decay)        # instead of `average_of_weights`
+    average = ShardedAverage(model, args.ema_decay)        # instead of `AveragedModel`
     save_shards_with_checkpoints(accelerator, model, [optimizer], average)
     run.save(whole_copy(model), step, whole_copy(model, average.weights))
 """
@@ -16,7 +16,9 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import distributed, nn
+from torch import nn
+from torch.distributed import checkpoint
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
@@ -76,10 +78,7 @@ def whole_copy(model: PreTrainedModel, weights: dict[str, torch.Tensor] | None =
 
 
 class ShardedAverage:
-    """The exponential moving average of a sharded model's weights: each process averages its part.
-
-    It takes the steps of `trainer.average_of_weights`.
-    """
+    """The exponential moving average of a sharded model's weights: each process averages its part, as `AveragedModel`."""
 
     def __init__(self, model: nn.Module, decay: float):
         self.weights = {name: weight.detach().clone() for name, weight in model.state_dict().items()}
@@ -103,41 +102,23 @@ def save_shards_with_checkpoints(
     optimizers: Sequence[torch.optim.Optimizer],
     average: ShardedAverage | None = None,
 ) -> None:
-    """From now on `accelerator.save_state` also writes `shard_<process>.pt`, which `load_state` reads.
+    """From now on `accelerator.save_state` also writes `shards/`, which `load_state` reads."""
 
-    A run is resumed with as many processes, and the same `shard_over`; loading raises `ValueError` otherwise.
-    """
-    mesh = next(weight.device_mesh for weight in module.parameters())
-    layout = {"processes": accelerator.num_processes, "mesh": list(mesh.shape)}
+    def current_state() -> dict[str, Any]:
+        weights, states = get_state_dict(module, optimizers)
+        averaged = {} if average is None else {"average": average.weights, "num_updates": average.num_updates}
+        return {"module": weights, "optimizers": states} | averaged
 
     def save(models: list[nn.Module], weights: list[dict[str, Any]], folder: str) -> None:
-        state = {
-            "layout": layout,
-            "module": {name: _local(weight) for name, weight in module.state_dict().items()},
-            "optimizers": [_local_state(optimizer) for optimizer in optimizers],
-        }
-        if average is not None:
-            state["average"] = {name: _local(weight) for name, weight in average.weights.items()}
-            state["num_updates"] = average.num_updates
-        torch.save(state, Path(folder) / f"shard_{accelerator.process_index}.pt")
+        checkpoint.save(current_state(), checkpoint_id=Path(folder) / "shards")
 
-    @torch.no_grad()
     def load(models: list[nn.Module], folder: str) -> None:
-        path = Path(folder) / f"shard_{accelerator.process_index}.pt"
+        path = Path(folder) / "shards"
         if not path.exists():
-            raise ValueError(f"{path} is not there: the checkpoint is not of a sharded run of {layout}")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        if state["layout"] != layout:
-            raise ValueError(f"the checkpoint is of {state['layout']}, this run has {layout}: processes must be the same")
-        for name, weight in module.state_dict().items():
-            _local(weight).copy_(state["module"][name])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            _load_local_state(optimizer, saved)
-        if average is not None:
-            for name, weight in average.weights.items():
-                _local(weight).copy_(state["average"][name])
-            average.num_updates.copy_(state["num_updates"])
-        distributed.barrier()
+            raise ValueError(f"{path} is not there: the checkpoint is not of a sharded run")
+        state = current_state()
+        checkpoint.load(state, checkpoint_id=path)  # in place, also into the average
+        set_state_dict(module, optimizers, model_state_dict=state["module"], optim_state_dict=state["optimizers"])
 
     accelerator.register_save_state_pre_hook(save)
     accelerator.register_load_state_pre_hook(load)
@@ -145,21 +126,3 @@ def save_shards_with_checkpoints(
 
 def _local(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def _local_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    state = optimizer.state_dict()
-    parts = {i: {name: _local(value) for name, value in entries.items()} for i, entries in state["state"].items()}
-    return state | {"state": parts}
-
-
-def _load_local_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Averages of gradients are cut as their parameters are; step counters are not."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for i, entries in saved["state"].items():
-        like, local = parameters[i], _local(parameters[i])
-        for name, value in entries.items():
-            if value.shape == local.shape and value.ndim:
-                cut = {"shape": like.shape, "stride": like.stride(), "run_check": False}
-                entries[name] = DTensor.from_local(value.to(local.device), like.device_mesh, like.placements, **cut)
-    optimizer.load_state_dict(saved)

@@ -1,5 +1,6 @@
 """What the training runs of tokenizer, scorer and generator have in common."""
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -9,28 +10,58 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from .arguments import RunArguments
+from .arguments import RunArguments, epochs_to_steps
 from .run_folder import Progress, RunFolder
-from .schedule import Schedule
 from .sharding import whole_tensor
 
 
 class Trainer:
     """Trains from the last checkpoint to the last step; logs, validates and saves at the intervals of the arguments.
 
-    Subclasses say what an update, a validation and a saved model are. They set `optimizers`, and register with the
-    accelerator what a checkpoint must hold.
+    Subclasses say what an update, a validation and a saved model are. They set `optimizers`, whose groups may have a
+    `factor` of the learning rate, and register with the accelerator what a checkpoint must hold.
 
     Args:
-        schedule: of the learning rate; a group of an optimizer may have a `factor`.
+        total_steps: of the schedule.
+        batch_size, num_videos: of an epoch, in which the warm-up may be counted.
         progress: what a resumed run needs next to weights and optimizers.
         unit: what `update` counts, for the log's rate.
     """
 
-    def __init__(self, args: RunArguments, run: RunFolder, schedule: Schedule, progress: Progress, unit: str):
+    def __init__(
+        self,
+        args: RunArguments,
+        run: RunFolder,
+        total_steps: int,
+        batch_size: int,
+        num_videos: int | None,
+        progress: Progress,
+        unit: str = "clips",
+    ):
         self.args, self.run, self.accelerator = args, run, run.accelerator
-        self.schedule, self.progress, self.unit = schedule, progress, unit
+        self.progress, self.unit = progress, unit
+        self.total_steps, self.last_step = total_steps, min(total_steps, args.max_train_steps or total_steps)
+        self.warmup_steps = args.warmup_steps
+        if args.warmup_epochs is not None:
+            self.warmup_steps = epochs_to_steps(args.warmup_epochs, batch_size, num_videos)
         self.optimizers: Sequence[torch.optim.Optimizer] = []
+        self.ema: AveragedModel | None = None
+        self.accelerator.register_for_checkpointing(progress)
+
+    def average_weights(self, model: nn.Module) -> None:
+        """Keep the exponential moving average of a model's weights from now on, if the arguments say so."""
+        if self.args.ema_decay:
+            self.ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(self.args.ema_decay))
+            self.accelerator.register_for_checkpointing(self.ema)
+
+    def learning_rate(self, step: int) -> float:
+        """Return the learning rate of a step, counted from 0: a linear warm-up, then a cosine down to the last step's."""
+        args = self.args
+        if step < self.warmup_steps:
+            return args.learning_rate * (step + 1) / self.warmup_steps
+        progress = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
+        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        return args.final_learning_rate + (args.learning_rate - args.final_learning_rate) * cosine
 
     def update(self, step: int) -> int | torch.Tensor:
         """Update the weights; return how many clips or tokens were used, on all processes together."""
@@ -49,19 +80,19 @@ class Trainer:
         return {}
 
     def train(self) -> None:
-        args, progress, schedule = self.args, self.progress, self.schedule
+        args, progress = self.args, self.progress
         if args.resume_from_checkpoint is not None and self.run.resume(args.resume_from_checkpoint):
             self.accelerator.print(f"resumed at step {progress.step}")
         begin, used = time.time(), 0
-        while progress.step < schedule.last_step:
-            learning_rate = schedule.learning_rate(progress.step)
+        while progress.step < self.last_step:
+            learning_rate = self.learning_rate(progress.step)
             for optimizer in self.optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate * group.get("factor", 1.0)
             used = used + self.update(progress.step)
             progress.step += 1
 
-            last = progress.step == schedule.last_step
+            last = progress.step == self.last_step
             if progress.step % args.logging_steps == 0:
                 record = {"step": progress.step} | progress.means.pop(self.accelerator) | {"learning_rate": learning_rate}
                 rate = float(used) / (time.time() - begin)
@@ -93,8 +124,3 @@ class Trainer:
             optimizer.step()
             optimizer.zero_grad()
         return whole_tensor(torch.as_tensor(norm))
-
-
-def average_of_weights(model: nn.Module, decay: float) -> AveragedModel | None:
-    """Return the exponential moving average of a model's weights, from now on; `None` if `decay` is 0."""
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None

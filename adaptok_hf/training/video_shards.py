@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,17 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ..atomic_files import atomic_file, write_json, write_text
+from ..atomic_files import write_text
 from ..data import VideoItem, kinetics, video_folder
 from ..video.frames import resize_short_side
 from ..video.video_io import read_video
 from ..video.video_writing import write_video
 from .arguments import check_positive
+from .shards import SkipArguments, read_report, shard_with_report, write_plan
 
 
-@dataclass
-class Arguments:
+@dataclass(kw_only=True)
+class Arguments(SkipArguments):
     folder: str = field(metadata={"help": "searched recursively; the first sub-folder of a video is its class"})
     output_folder: str = field(metadata={"help": "made if it does not exist"})
     kinetics_csv: str | None = field(default=None, metadata={"help": "take videos and labels from this Kinetics list"})
@@ -38,8 +39,6 @@ class Arguments:
     videos_per_shard: int = 500
     seed: int = field(default=0, metadata={"help": "of the order of the videos"})
     num_processes: int = 1
-    max_skipped: int = field(default=10, metadata={"help": "stop when more videos cannot be read ..."})
-    max_skipped_share: float = field(default=0.05, metadata={"help": "... and more than this share of those tried"})
 
     def __post_init__(self):
         check_positive(self, "short_side", "videos_per_shard", "num_processes")
@@ -52,7 +51,8 @@ def write_video_shards(args: Arguments) -> dict[str, Any]:
         `videos` and `shards` (how many there are), `skipped` (key -> reason).
 
     Raises:
-        ValueError, OSError: for missing or too many unreadable videos, and an output folder that holds other shards.
+        ValueError, OSError, TooManySkippedVideos: for missing or unreadable videos, and an output folder that holds other
+            shards.
     """
     names = Path(args.class_names).read_text().splitlines() if args.class_names else None
     source = kinetics(args.kinetics_csv, args.folder, names) if args.kinetics_csv else video_folder(args.folder, names)
@@ -60,7 +60,16 @@ def write_video_shards(args: Arguments) -> dict[str, Any]:
     output.mkdir(parents=True, exist_ok=True)
     order = np.random.default_rng(args.seed).permutation(len(source.items))
     items = [source.items[index] for index in order]
-    check_plan(output, args, items, source.class_names)
+    names = ("short_side", "videos_per_shard", "seed")
+    plan = {name: value for name, value in asdict(args).items() if name in names} | {
+        "num_videos": len(items),
+        "videos_sha256": hashlib.sha256(json.dumps([(item.key, item.label) for item in items]).encode()).hexdigest(),
+        "num_classes": len(source.class_names),
+    }
+    if not (output / "plan.json").exists() and (present := sorted(output.glob("*.tar"))):
+        raise ValueError(f"{output} holds tar files that this script did not write, such as {present[0].name}")
+    write_plan(output / "plan.json", plan)
+    write_text(output / "class_names.txt", "".join(f"{name}\n" for name in source.class_names))
     chunks = [items[start : start + args.videos_per_shard] for start in range(0, len(items), args.videos_per_shard)]
     tasks = []
     for index, chunk in enumerate(chunks):
@@ -76,11 +85,7 @@ def write_video_shards(args: Arguments) -> dict[str, Any]:
             skipped |= report["skipped"]
             progress.update(number)
             progress.set_postfix(skipped=len(skipped))
-            if len(skipped) > args.max_skipped and len(skipped) > args.max_skipped_share * tried:
-                raise ValueError(
-                    f"{len(skipped)} of {tried} videos cannot be read (max_skipped {args.max_skipped}, "
-                    f"max_skipped_share {args.max_skipped_share}), such as {list(skipped.items())[-3:]}"
-                )
+            args.check_skipped(tried, skipped)
     return {"videos": len(items) - len(skipped), "shards": len(chunks), "skipped": skipped}
 
 
@@ -109,73 +114,34 @@ def exit_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def check_plan(output: Path, args: Arguments, items: list[VideoItem], class_names: list[str]) -> None:
-    """Write down what the folder's shards are made of, or check that it is the same.
-
-    Raises:
-        ValueError: if the folder holds shards of other videos, labels or settings.
-    """
-    listing = json.dumps([(item.key, item.label) for item in items]).encode()
-    plan = {
-        "short_side": args.short_side,
-        "videos_per_shard": args.videos_per_shard,
-        "seed": args.seed,
-        "num_videos": len(items),
-        "videos_sha256": hashlib.sha256(listing).hexdigest(),
-        "num_classes": len(class_names),
-    }
-    path = output / "plan.json"
-    if path.exists():
-        earlier = json.loads(path.read_text())
-        if changed := {name: (earlier.get(name), value) for name, value in plan.items() if earlier.get(name) != value}:
-            raise ValueError(f"{output} holds shards of another run: (then, now) = {changed}; use an empty folder")
-        return
-    if present := sorted(output.glob("*.tar")):
-        raise ValueError(f"{output} holds tar files that this script did not write, such as {present[0].name}")
-    write_text(output / "class_names.txt", "".join(f"{name}\n" for name in class_names))
-    write_json(path, plan)
-
-
 def write_shard(path: Path, items: list[VideoItem], class_names: list[str], short_side: int) -> dict:
-    """Write a shard and its report; the shard gets its name last, so that one with a name is complete.
-
-    Returns:
-        The report: `videos` (how many there are) and `skipped` (key -> reason).
-    """
-    for leftover in path.parent.glob(f".{path.name}.*"):  # of a run that was killed
-        leftover.unlink()
+    """Write a shard and its report; return the report: `videos` (how many there are) and `skipped` (key -> reason)."""
     skipped: dict[str, str] = {}
-    with atomic_file(path) as partial_path:
-        with tempfile.TemporaryDirectory() as scratch, tarfile.open(partial_path, "w") as tar:
-            for index, item in enumerate(items):
-                try:
-                    video = read_video(item.video, transform=partial(resize_short_side, size=short_side))
-                except (OSError, ValueError) as error:
-                    skipped[item.key] = " ".join(str(error).split())
-                    continue
-                mp4 = Path(scratch) / "video.mp4"
-                # an even rate is written as such, which is exact; anything else by its timestamps
-                even = np.abs(video.timestamps - np.arange(len(video)) / video.fps).max() < 0.002
-                write_video(mp4, video.frames, video.fps, None if even else video.timestamps)
-                facts = {
-                    "key": item.key,
-                    "label": item.label,
-                    "class_name": class_names[item.label] if item.label >= 0 else None,
-                    "fps": video.fps,
-                    "num_frames": len(video),
-                }
-                add_file(tar, f"{index:06d}.json", json.dumps(facts).encode())
-                add_file(tar, f"{index:06d}.mp4", mp4.read_bytes())
-        report = {"videos": len(items) - len(skipped), "skipped": skipped}
-        write_json(path.with_suffix(".json"), report)
+    with (
+        shard_with_report(path) as (partial_path, report),
+        tempfile.TemporaryDirectory() as scratch,
+        tarfile.open(partial_path, "w") as tar,
+    ):
+        mp4 = Path(scratch) / "video.mp4"
+        for index, item in enumerate(items):
+            try:
+                video = read_video(item.video, transform=partial(resize_short_side, size=short_side))
+            except (OSError, ValueError) as error:
+                skipped[item.key] = " ".join(str(error).split())
+                continue
+            # an even rate is written as such, which is exact; anything else by its timestamps
+            even = np.abs(video.timestamps - np.arange(len(video)) / video.fps).max() < 0.002
+            write_video(mp4, video.frames, video.fps, None if even else video.timestamps)
+            facts = {
+                "key": item.key,
+                "label": item.label,
+                "class_name": class_names[item.label] if item.label >= 0 else None,
+                "fps": video.fps,
+                "num_frames": len(video),
+            }
+            for suffix, data in (("json", json.dumps(facts).encode()), ("mp4", mp4.read_bytes())):
+                info = tarfile.TarInfo(f"{index:06d}.{suffix}")  # no owner and no time: equal inputs give equal shards
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+        report |= {"videos": len(items) - len(skipped), "skipped": skipped}
     return report
-
-
-def read_report(path: Path) -> dict:
-    return json.loads(path.with_suffix(".json").read_text())
-
-
-def add_file(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    info = tarfile.TarInfo(name)  # no owner and no time: equal inputs give equal shards
-    info.size = len(data)
-    tar.addfile(info, io.BytesIO(data))

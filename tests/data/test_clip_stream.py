@@ -58,7 +58,7 @@ def folder(tmp_path_factory):
 
 
 def make_stream(folder, choose=RANDOM, **options):
-    options = {"crop_at_random": True, "flip_at_random": True, "seed": 5} | options
+    options = {"flip_at_random": True, "seed": 5} | options
     return ClipStream(video_folder(folder), choose, 16, **options)
 
 
@@ -98,22 +98,18 @@ def test_epochs_are_shuffled_by_seed_and_epoch(folder):
     assert_same_items(list(islice(make_stream(folder), 13)), endless[:13])
     other = [item["key"] for item in islice(make_stream(folder, seed=6), 13)]
     assert other != orders[0]
-    later = make_stream(folder, num_epochs=2)
-    later.set_epoch(1)
-    assert_same_items(list(later), endless[13:])
     in_order = [item["key"] for item in make_stream(folder, shuffle=False, num_epochs=1)]
     assert in_order == [item.key for item in stream.source.items]
 
 
-def test_each_iteration_without_set_epoch_is_the_same_epoch(folder):
+def test_each_iteration_begins_with_the_same_epoch(folder):
     stream = make_stream(folder, num_epochs=1)
     assert_same_items(list(stream), list(stream))
 
 
-def test_half_of_the_clips_are_flipped_and_crops_differ(folder):
+def test_half_of_the_clips_are_flipped(folder):
     still = {item["key"]: item for item in make_stream(folder, FIRST_SIX, num_epochs=1, flip_at_random=False)}
     blue = {key: item["pixel_values_videos"][0, 2] for key, item in still.items()}
-    assert len({int(picture[0, 0]) for picture in blue.values()}) > 2  # the crop is seen in the gradient
     flips = [
         torch.equal(item["pixel_values_videos"][0, 2], blue[item["key"]].flip(-1))
         for item in make_stream(folder, FIRST_SIX, num_epochs=1)
@@ -288,7 +284,7 @@ def mixed(tmp_path):
 
 
 REASONS = {
-    "one_frame.mp4": "1 frames, but a clip of 8 frames with stride 1 needs 8",
+    "one_frame.mp4": "1 frames, but a clip of 8 frames",
     "empty.mp4": "the file is empty",
     "sound.mp4": "no video stream",
     "text.mp4": "not a video",
@@ -299,9 +295,8 @@ FIRST = partial(first_window, clip_length=8)
 
 
 @pytest.mark.parametrize("choose", [partial(random_window, clip_length=8), FIRST])
-def test_bad_files_are_skipped_counted_and_named(mixed, caplog, tmp_path, choose):
-    listed = tmp_path / "skipped.tsv"
-    stream = ClipStream(video_folder(mixed), choose, 16, num_epochs=2, skipped_list=listed)
+def test_bad_files_are_skipped_counted_and_named(mixed, caplog, choose):
+    stream = ClipStream(video_folder(mixed), choose, 16, num_epochs=2)
     with caplog.at_level(logging.WARNING, "adaptok_hf.data.clip_stream"):
         items = list(stream)
     assert Counter(item["key"] for item in items) == dict.fromkeys(("good1.mp4", "good2.webm", "good3.avi", "good4.gif"), 2)
@@ -309,8 +304,6 @@ def test_bad_files_are_skipped_counted_and_named(mixed, caplog, tmp_path, choose
     for key, reason in REASONS.items():
         assert reason in stream.skipped[key]
         assert f"skipped {key} (" in caplog.text
-    lines = dict(line.split("\t") for line in listed.read_text().splitlines())
-    assert lines == stream.skipped
     state = stream.state_dict()
     assert (state["seen"], state["skipped"]) == (0, 0) and state["epoch"] == 2  # counted per epoch
 
@@ -336,7 +329,7 @@ def test_too_many_bad_files_stop(mixed):
     assert read(max_skipped=0, max_skipped_share=1) == 4
     with pytest.raises(TooManySkippedVideos, match=r"6 of \d+ .*20.0%.*\.mp4 \("):
         read(max_skipped=5, max_skipped_share=0.2)
-    bad_only = video_folder(mixed).only(REASONS)
+    bad_only = VideoFiles(item for item in video_folder(mixed).items if item.key in REASONS)
     with pytest.raises(TooManySkippedVideos, match="of 6 .* 6 were skipped"):
         list(ClipStream(bad_only, FIRST, 16))
     assert list(ClipStream(bad_only, FIRST, 16, num_epochs=1)) == []
@@ -419,8 +412,6 @@ def test_frame_rates_and_timestamps(tmp_path):
 def test_impossible_arguments(folder):
     for options, message in (
         ({"seed": -1}, "seed.*-1"),
-        ({"num_epochs": 0}, "num_epochs.*0"),
-        ({"max_skipped_share": 2}, "max_skipped_share.*2"),
         ({"rank": 2, "world_size": 2}, "rank.*1, got 2"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -13,8 +13,7 @@ from builders.loaded_scripts import load_script
 from builders.video_files import make_frames, write_mp4
 from PIL import Image
 
-from adaptok_hf.training.demo_dataset import Arguments, read_packages, read_plan
-from adaptok_hf.training.demo_packages import read_members
+from adaptok_hf.training.demo_dataset import Arguments, read_members, read_packages, read_plan
 
 
 def animation() -> bytes:

@@ -20,14 +20,13 @@ from adaptok_hf import AdapTokConfig, AdapTokPriorConfig, AdapTokPriorModel
 from adaptok_hf.training import clips as training_clips
 from adaptok_hf.training import recipes
 from adaptok_hf.training.ar import arguments as ar_arguments
+from adaptok_hf.training.arguments import RunArguments, epochs_to_steps, require
 from adaptok_hf.training.closed_form.arguments import ScorerInitialization, TokenizerInitialization
-from adaptok_hf.training.extras import require
-from adaptok_hf.training.run_folder import RunFolder
-from adaptok_hf.training.running_means import RunningMeans
-from adaptok_hf.training.schedule import Schedule, epochs_to_steps
+from adaptok_hf.training.run_folder import Progress, RunFolder, RunningMeans
 from adaptok_hf.training.scorer import arguments as scorer_arguments
 from adaptok_hf.training.tokenizer import arguments as tokenizer_arguments
 from adaptok_hf.training.tokenizer import training_step as tokenizer_training_step
+from adaptok_hf.training.trainer import Trainer
 
 TINY = json.loads((SCRIPTS / "recipes" / "tokenizer_tiny.json").read_text())
 
@@ -107,9 +106,10 @@ def test_running_means_are_resumed(run_folder):
     assert resumed.pop(run_folder.accelerator) == {}
 
 
-def test_learning_rates():
-    schedule = Schedule(total_steps=12, last_step=12, warmup_steps=2, peak=1.0, final=0.2)
-    rates = [schedule.learning_rate(step) for step in range(13)]
+def test_learning_rates(run_folder):
+    args = RunArguments(output_dir="out", learning_rate=1.0, final_learning_rate=0.2, warmup_epochs=0.5)
+    trainer = Trainer(args, run_folder, total_steps=12, batch_size=4, num_videos=16, progress=Progress())
+    rates = [trainer.learning_rate(step) for step in range(13)]
     assert rates[:3] == [0.5, 1.0, 1.0] and rates[7] == pytest.approx(0.6) and rates[12] == pytest.approx(0.2)
     assert rates[2:] == sorted(rates[2:], reverse=True)
 

@@ -13,7 +13,6 @@ from adaptok_hf.metrics import VideoLPIPS
 from adaptok_hf.metrics.lpips_network import LPIPSNetwork
 from adaptok_hf.training.scorer import arguments as scorer_arguments
 from adaptok_hf.training.scorer import examples as scorer_examples
-from adaptok_hf.training.scorer import input_scale as scorer_input_scale
 from adaptok_hf.training.scorer import targets as scorer_targets
 from adaptok_hf.training.scorer import training_step as scorer_training_step
 from adaptok_hf.training.scorer import validation as scorer_validation
@@ -132,7 +131,7 @@ def test_zoom_and_contrast():
 
 
 def test_a_folded_scale_gives_the_same_scores():
-    scale = scorer_input_scale.InputScale(torch.randn(48), torch.rand(48) * 10 + 0.1)
+    scale = scorer_training_step.InputScale(torch.randn(48), torch.rand(48) * 10 + 0.1)
     scorer = AdapTokScorerModel(AdapTokScorerConfig(**SCORER_CONFIG, hidden_size=16, num_attention_heads=2)).eval()
     latents, quantized = torch.randn(2, 3, 2, 16, 24).unbind(1)[:2]
     counts = torch.tensor([[5, 16]] * 2)
@@ -160,7 +159,7 @@ def test_statistics(accelerator):
         entries = {name: RECIPE[name] for name in ("train_folders", "train_weights", "model", "steps")}
         entries |= {"target": "l1", "statistics_batches": 2, "batch_size": 4, "gradient_accumulation_steps": parts}
         args = scorer_arguments.Arguments(**REQUIRED, **entries)
-        config = module.build_config(args, tokenizer.config)
+        config = module.build_config(args, tokenizer.config, args.model)
         torch.manual_seed(3)
         results.append(module.measure_statistics(args, config, tokenizer, Clips(), block_loss, accelerator))
     one, two = results
@@ -176,7 +175,7 @@ def test_statistics(accelerator):
     assert (scorer.config.score_mean, scorer.config.score_std, scorer.config.target) == (one.mean, one.std, "l1")
 
     args.model = args.model | {"score_mean": -3.0, "score_std": 2.0}
-    config = module.build_scorer(args, module.build_config(args, tokenizer.config), one).config
+    config = module.build_scorer(args, module.build_config(args, tokenizer.config, args.model), one).config
     assert (config.score_mean, config.score_std) == (-3.0, 2.0)
     videos.zero_()
     tokenizer.decoder.head.projection.weight.data.zero_()

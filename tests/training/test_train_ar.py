@@ -16,7 +16,7 @@ from adaptok_hf import AdapTokARConfig, AdapTokARForCausalLM, AdapTokPipeline
 from adaptok_hf.training.ar import arguments as ar_arguments
 from adaptok_hf.training.ar import model as ar_model
 from adaptok_hf.training.ar import token_rows as ar_token_rows
-from adaptok_hf.training.schedule import Schedule, epochs_to_steps
+from adaptok_hf.training.arguments import epochs_to_steps
 
 SIZES = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 32}
 NO_DROPOUT = {f"{part}_dropout": 0.0 for part in ("embedding", "residual", "mlp", "class")}
@@ -124,7 +124,7 @@ def test_adapters(lora_run, trained, made):
     from peft import PeftModel
 
     folder, output = lora_run
-    assert "1 of its 3 are kept (b_run), 1 are new and start as 'no class' (a_jump)" in output
+    assert "1 of its 3 are kept, such as ['b_run']; 1 are new and start as 'no class', such as ['a_jump']" in output
     names = {"adapter", "model", "model_ema", "checkpoint-4", "checkpoint-5", "recipe.json", "metrics.jsonl"}
     assert {path.name for path in folder.iterdir()} == names
     records = metrics(folder)
@@ -242,10 +242,7 @@ def test_rows(made):
     assert validation[0][0]["codes"].dtype == torch.int64 and set(validation[0][0]) == set(ar_token_rows.COLUMNS)
     args = ar_arguments.Arguments(tokens=[], output_dir="o", epochs=3000, warmup_epochs=4, batch_size=64)
     steps = epochs_to_steps(args.epochs, args.batch_size, 9537)
-    assert (steps, Schedule.from_arguments(args, steps, 64, 9537).warmup_steps) == (
-        447047,
-        597,
-    )  # the paper's run on UCF-101
+    assert (steps, epochs_to_steps(args.warmup_epochs, 64, 9537)) == (447047, 597)  # the paper's run on UCF-101
 
 
 def test_known_classes_stay(trained):
@@ -267,7 +264,6 @@ def test_known_classes_stay(trained):
         ({"init_from": "saved"}, "init_from .* saved"),
         ({"use_lora": True, "lora": LORA}, "use_lora needs init_from"),
         ({"use_lora": True, "init_from": "x", "model": {}}, "at least target_modules"),
-        ({"use_lora": True, "init_from": "x", "model": {}, "lora": LORA | {"rank": 3}}, r"unknown entries \['rank'\]"),
         ({"lora": LORA}, r"lora entries \['lora_alpha', 'r', 'target_modules'\] need use_lora"),
     ],
 )

@@ -1,5 +1,5 @@
 """Training of the generator, and the tokens that it is trained on."""
 
-from ..extras import require
+from ..arguments import require
 
 require("datasets")

@@ -1,10 +1,8 @@
 """The arguments of `train_ar.py`, which its recipes fill."""
 
-import dataclasses
 from dataclasses import dataclass, field
 
-from ..arguments import LengthArguments, RunArguments, check_positive
-from ..extras import require
+from ..arguments import LengthArguments, RunArguments, check_positive, require
 
 
 @dataclass(kw_only=True)
@@ -28,17 +26,10 @@ class Arguments(RunArguments, LengthArguments):
         LengthArguments.__post_init__(self)
         check_positive(self, "validation_sequences")
         if self.use_lora:
-            self._check_lora()
+            require("peft")
+            if not self.init_from:
+                raise ValueError("use_lora needs init_from, the trained weights that adapters adapt")
+            if not self.lora.get("target_modules"):
+                raise ValueError('use_lora needs lora entries, at least target_modules, such as ["q_proj", "v_proj"]')
         elif self.lora:
             raise ValueError(f"lora entries {sorted(self.lora)} need use_lora")
-
-    def _check_lora(self) -> None:
-        require("peft")
-        from peft import LoraConfig
-
-        if not self.init_from:
-            raise ValueError("use_lora needs init_from, the trained weights that adapters adapt")
-        if not self.lora.get("target_modules"):
-            raise ValueError('use_lora needs lora entries, at least target_modules, such as ["q_proj", "v_proj"]')
-        if unknown := set(self.lora) - {entry.name for entry in dataclasses.fields(LoraConfig)}:
-            raise ValueError(f"lora has unknown entries {sorted(unknown)}; they are those of peft.LoraConfig")

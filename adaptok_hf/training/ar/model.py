@@ -77,14 +77,9 @@ def change_classes(model: AdapTokARForCausalLM, names: list[str]) -> str:
         table.weight[[first + names.index(name) for name in known]] = row
     new = [name for name in names if name not in old]
     return (
-        f"the tokens have other classes than the generator: {len(known)} of its {len(old)} are kept {shorten(known)}, "
-        f"{len(new)} are new and start as 'no class' {shorten(new)}"
+        f"the tokens have other classes than the generator: {len(known)} of its {len(old)} are kept, such as {known[:5]}; "
+        f"{len(new)} are new and start as 'no class', such as {new[:5]}"
     )
-
-
-def shorten(names: list[str]) -> str:
-    """Return some of the names, in brackets."""
-    return f"({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})" if names else "()"
 
 
 def add_adapters(model: AdapTokARForCausalLM, args: Arguments) -> "PeftModel":

@@ -75,11 +75,7 @@ class TokenRows:
         return len(self.rows)
 
     def check(self, model: AdapTokARForCausalLM) -> None:
-        """Check that the generator can learn from the rows.
-
-        Raises:
-            ValueError: if it cannot.
-        """
+        """Raise `ValueError` if the generator cannot learn from the rows."""
         config = model.config
         if config.is_class_conditional and self.largest_label >= config.num_classes:
             raise ValueError(f"num_classes={config.num_classes}, but the labels go up to {self.largest_label}")

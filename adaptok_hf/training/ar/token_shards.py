@@ -15,16 +15,15 @@ from accelerate import Accelerator
 from datasets import Features, List, Value
 from tqdm.auto import tqdm
 
-from ...atomic_files import atomic_file, write_json
-from ...data import TooManySkippedVideos
 from ...models.configuration_adaptok import AdapTokConfig
 from ...pipelines.pipeline_adaptok import AdapTokPipeline
 from ..arguments import check_positive
+from ..shards import SkipArguments, read_report, shard_with_report, write_plan
 from .token_sources import MixedWindows, SourceArguments, open_source, source_hash, split_source
 
 
 @dataclass(kw_only=True)
-class Arguments(SourceArguments):
+class Arguments(SourceArguments, SkipArguments):
     output_dir: str = field(metadata={"help": "Where the shards go."})
     model: str | None = field(default=None, metadata={"help": "Pipeline folder or Hub id; default: the shipped one."})
     window_step: int = field(default=16, metadata={"help": "Frames between the starts of two windows."})
@@ -38,8 +37,6 @@ class Arguments(SourceArguments):
     videos_per_shard: int = field(default=32, metadata={"help": "Tar shards and files of the Hub stay what they are."})
     videos_at_once: int = field(default=32, metadata={"help": "Videos that are open, whose windows are mixed."})
     seed: int = field(default=0, metadata={"help": "Of the order of videos and windows."})
-    max_skipped: int = field(default=10, metadata={"help": "A process stops when more videos cannot be used ..."})
-    max_skipped_share: float = field(default=0.05, metadata={"help": "... and more than this share of those it tried."})
 
     def __post_init__(self):
         super().__post_init__()
@@ -47,8 +44,7 @@ class Arguments(SourceArguments):
 
 
 # what does not change the tokens, or is in the hashes of the videos and of the model
-NOT_IN_HASH = {entry.name for entry in fields(SourceArguments)}
-NOT_IN_HASH |= {"output_dir", "model", "max_skipped", "max_skipped_share"}
+NOT_IN_HASH = {entry.name for kind in (SourceArguments, SkipArguments) for entry in fields(kind)} | {"output_dir", "model"}
 
 
 def describe(args: Arguments, pipeline: AdapTokPipeline, source: Any, names: list[str]) -> dict[str, Any]:
@@ -63,18 +59,6 @@ def describe(args: Arguments, pipeline: AdapTokPipeline, source: Any, names: lis
         "model_hash": pipeline.model_hash,
     }
     return description | {"hash": hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()}
-
-
-def write_description(path: Path, description: dict[str, Any]) -> None:
-    """Write `dataset.json`, or check the one that is there.
-
-    Raises:
-        ValueError: if the folder holds tokens that were made with other settings.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and json.loads(path.read_text()).get("hash") != description["hash"]:
-        raise ValueError(f"{path.parent} holds tokens that were made with other settings, see {path}; give another folder")
-    write_json(path, description)
 
 
 def columns_of(config: AdapTokConfig, with_condition: bool) -> Features:
@@ -112,10 +96,8 @@ def write_shard(
         The report: `videos` (how many were tried), `windows`, and `skipped` (key -> reason).
     """
     schema, count = columns_of(pipeline.tokenizer.config, args.num_condition_frames > 0).arrow_schema, 0
-    for leftover in path.parent.glob(f".{path.name}.*"):  # of a run that was killed
-        leftover.unlink()
     iterator = iter(windows)
-    with atomic_file(path) as partial:
+    with shard_with_report(path) as (partial, report):
         with pq.ParquetWriter(partial, schema) as writer:
             while batch := list(islice(iterator, args.batch_size)):
                 columns = tokenize_windows(pipeline, torch.stack([row["pixel_values_videos"] for row in batch]), args)
@@ -127,8 +109,7 @@ def write_shard(
                 }
                 writer.write_table(pa.Table.from_pydict(rows, schema))
                 count += len(batch)
-        report = {"videos": windows.num_videos, "windows": count, "skipped": windows.skipped}
-        write_json(path.with_suffix(".json"), report)
+        report |= {"videos": windows.num_videos, "windows": count, "skipped": windows.skipped}
     return report
 
 
@@ -136,14 +117,16 @@ def write_token_shards(args: Arguments, pipeline: AdapTokPipeline, accelerator: 
     """Write the shards that are missing; each process makes its share. Return the number of windows in all.
 
     Raises:
-        ValueError, OSError: for missing or unusable videos, and an output folder that holds other tokens.
+        ValueError, OSError, TooManySkippedVideos: for missing or unusable videos, and an output folder that holds other
+            tokens.
     """
     config = pipeline.tokenizer.config
     source, class_names = open_source(args)
     inputs, output = split_source(source, args.videos_per_shard, args.seed), Path(args.output_dir)
     description = describe(args, pipeline, source, class_names)
     if accelerator.is_main_process:
-        write_description(output / "dataset.json", description)
+        output.mkdir(parents=True, exist_ok=True)
+        write_plan(output / "dataset.json", description)
     accelerator.wait_for_everyone()
 
     tried, count, skipped = 0, 0, {}
@@ -151,7 +134,7 @@ def write_token_shards(args: Arguments, pipeline: AdapTokPipeline, accelerator: 
     for index in tqdm(share, desc="shards", disable=not accelerator.is_main_process):
         path = output / f"tokens-{index:05d}-of-{len(inputs):05d}.parquet"
         if path.exists():
-            report = json.loads(path.with_suffix(".json").read_text())
+            report = read_report(path)
         else:
             windows = MixedWindows(
                 inputs[index],
@@ -163,7 +146,7 @@ def write_token_shards(args: Arguments, pipeline: AdapTokPipeline, accelerator: 
             )
             report = write_shard(path, pipeline, windows, args, description["hash"])
         tried, count, skipped = tried + report["videos"], count + report["windows"], skipped | report["skipped"]
-        check_skipped(args, tried, skipped)
+        args.check_skipped(tried, skipped)
     print(
         f"process {accelerator.process_index}: {len(share)} shards in {output}, {len(skipped)} videos left out", flush=True
     )
@@ -171,16 +154,3 @@ def write_token_shards(args: Arguments, pipeline: AdapTokPipeline, accelerator: 
     if not total:
         raise ValueError(f"none of the videos could be used, such as {list(skipped.items())[:3]}")
     return total
-
-
-def check_skipped(args: Arguments, tried: int, skipped: dict[str, str]) -> None:
-    """
-    Raises:
-        TooManySkippedVideos: by the limits of the arguments.
-    """
-    if len(skipped) > args.max_skipped and len(skipped) > args.max_skipped_share * tried:
-        raise TooManySkippedVideos(
-            f"{len(skipped)} of {tried} videos could not be used; at most {args.max_skipped}, or "
-            f"{args.max_skipped_share:.1%}, are skipped (max_skipped, max_skipped_share). The last ones: "
-            + "; ".join(f"{key} ({reason})" for key, reason in list(skipped.items())[-5:])
-        )

@@ -10,36 +10,21 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ...data import (
-    ClipStream,
-    HubVideos,
-    TarShards,
-    VideoFiles,
-    VideoItem,
-    all_windows,
-    hub_videos,
-    kinetics,
-    ucf101,
-    video_folder,
-)
+from ...data import ClipStream, HubVideos, TarShards, VideoFiles, VideoItem, all_windows, video_folder
+from ..arguments import DatasetArguments
+from ..clips import open_datasets
 
 
 @dataclass(kw_only=True)
-class SourceArguments:
+class SourceArguments(DatasetArguments):
     """Exactly one of `videos`, `ucf101_folder`, `kinetics_folder`, `shard_folder`, `hub_dataset`."""
 
     videos: str | None = field(default=None, metadata={"help": "A folder of videos, searched recursively."})
     labels: Literal["folder", "none"] = field(
         default="none", metadata={"help": "Of videos: 'folder': the class is the first sub-folder; 'none'."}
     )
-    ucf101_folder: str | None = field(default=None, metadata={"help": "UCF-101 as its archive unpacks."})
-    ucf101_splits: str | None = field(default=None, metadata={"help": "Its official lists."})
     ucf101_split: Literal["train", "test"] = field(default="train", metadata={"help": "trainlist01 or testlist01."})
-    kinetics_folder: str | None = field(default=None, metadata={"help": "The videos of Kinetics."})
-    kinetics_csv: str | None = field(default=None, metadata={"help": "Its csv list."})
     shard_folder: str | None = field(default=None, metadata={"help": "A folder of tar shards (write_shards.py)."})
-    hub_dataset: str | None = field(default=None, metadata={"help": "A data set on the Hub with a column of videos."})
-    hub_split: str = field(default="train", metadata={"help": "Of hub_dataset."})
     hub_label_column: str | None = field(default=None, metadata={"help": "Of hub_dataset: class labels or integers."})
     hub_key_column: str | None = field(default=None, metadata={"help": "Of hub_dataset: what names a video."})
     class_names: str | None = field(
@@ -51,9 +36,7 @@ class SourceArguments:
     )
 
     def __post_init__(self):
-        for one, other in (("ucf101_folder", "ucf101_splits"), ("kinetics_folder", "kinetics_csv")):
-            if (getattr(self, one) is None) != (getattr(self, other) is None):
-                raise ValueError(f"{one} and {other} need each other; got {getattr(self, one)} and {getattr(self, other)}")
+        super().__post_init__()
         kinds = ("videos", "ucf101_folder", "kinetics_folder", "shard_folder", "hub_dataset")
         sources = [name for name in kinds if getattr(self, name) is not None]
         if len(sources) != 1:
@@ -71,21 +54,15 @@ def open_source(args: SourceArguments) -> tuple[VideoFiles | TarShards | HubVide
         if args.labels == "folder":
             source = video_folder(args.videos, names)
             return source, source.class_names
-        source = video_folder(args.videos)
-        return VideoFiles(VideoItem(item.key, item.video) for item in source.items), []
-    if args.ucf101_folder:
-        source = ucf101(args.ucf101_folder, args.ucf101_splits, args.ucf101_split)
-        return source, source.class_names
-    if args.kinetics_folder:
-        source = kinetics(args.kinetics_csv, args.kinetics_folder, names)
-        return source, source.class_names
+        return VideoFiles(VideoItem(item.key, item.video) for item in video_folder(args.videos).items), []
     if args.shard_folder:
         listed = Path(args.shard_folder) / "class_names.txt"
         if names is None and listed.is_file():
             names = listed.read_text().splitlines()
         return TarShards.from_folder(args.shard_folder), names or []
-    hub = hub_videos(args.hub_dataset, args.hub_split, label_column=args.hub_label_column, key_column=args.hub_key_column)
-    return hub, names or hub.class_names
+    columns = {"label_column": args.hub_label_column, "key_column": args.hub_key_column}
+    (source,) = open_datasets(args, Path(), args.ucf101_split, names, **columns)
+    return source, source.class_names if isinstance(source, VideoFiles) else names or source.class_names
 
 
 class OneShard:

@@ -7,10 +7,9 @@ from accelerate.utils import set_seed
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ..arguments import share_of_batch
+from ..arguments import epochs_to_steps, share_of_batch
 from ..run_folder import Progress, RunFolder
-from ..schedule import Schedule, epochs_to_steps
-from ..trainer import Trainer, average_of_weights
+from ..trainer import Trainer
 from .arguments import Arguments
 from .model import add_adapters, build_model, is_class_conditional, merged
 from .token_rows import TokenRows, model_inputs, read_description
@@ -41,18 +40,14 @@ class ARTrainer(Trainer):
                 rows.check(self.generator)
         num_videos = self.rows.num_videos
         steps = args.steps or epochs_to_steps(args.epochs, args.batch_size, num_videos)
-        schedule = Schedule.from_arguments(args, steps, args.batch_size, num_videos)
-        super().__init__(args, run, schedule, Progress(), "tokens")
+        super().__init__(args, run, steps, args.batch_size, num_videos, Progress(), "tokens")
         trained, all_weights = (
             sum(p.numel() for p in self.model.parameters() if p.requires_grad or frozen) / 1e6 for frozen in (False, True)
         )
         accelerator.print(f"{trained:.2f}M of {all_weights:.2f}M parameters are trained")
         accelerator.print(f"{len(self.rows)} windows of {num_videos} videos, {steps} steps on {num_processes} processes")
         self.wrapped, *self.optimizers = accelerator.prepare(self.model, build_optimizer(self.model, args))
-        accelerator.register_for_checkpointing(self.progress)
-        self.ema = average_of_weights(self.model, args.ema_decay)
-        if self.ema is not None:
-            accelerator.register_for_checkpointing(self.ema)
+        self.average_weights(self.model)
         self.ranks = {"rank": accelerator.process_index, "world_size": num_processes}
         self.batches: Iterator[dict[str, torch.Tensor]] | None = None
         self.val_batches = None
@@ -64,7 +59,7 @@ class ARTrainer(Trainer):
         args, accelerator = self.args, self.accelerator
         rank, world_size = self.ranks.values()
         if self.batches is None:
-            steps = range(step, self.schedule.last_step)
+            steps = range(step, self.last_step)
             options = {"seed": args.seed, "num_workers": args.num_workers}
             self.batches = iter(self.rows.training_batches(args.batch_size, steps, **options, **self.ranks))
         batch = next(self.batches)

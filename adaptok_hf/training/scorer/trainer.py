@@ -5,11 +5,10 @@ from accelerate.utils import set_seed
 
 from ...data import VideoFolderClips
 from ...models.modeling_adaptok import AdapTokModel
-from ..arguments import share_of_batch
+from ..arguments import epochs_to_steps, share_of_batch
 from ..clips import FolderBatches, StreamBatches, shared_sampling
 from ..run_folder import Progress, RunFolder
-from ..schedule import Schedule, epochs_to_steps
-from ..trainer import Trainer, average_of_weights
+from ..trainer import Trainer
 from .arguments import Arguments
 from .examples import measure_example, sample_settings
 from .targets import BlockLoss
@@ -32,10 +31,11 @@ class ScorerTrainer(Trainer):
         accelerator = run.accelerator
         self.share = share_of_batch(args.batch_size, accelerator.num_processes, args.gradient_accumulation_steps)
         steps = args.steps or epochs_to_steps(args.epochs, args.batch_size, clips.num_videos)
-        schedule = Schedule.from_arguments(args, steps, args.batch_size, clips.num_videos)
-        super().__init__(args, run, schedule, Progress(), "clips")
+        super().__init__(args, run, steps, args.batch_size, clips.num_videos, Progress())
         self.tokenizer, self.block_loss, self.clips, self.val_clips = tokenizer, block_loss, clips, val_clips
-        config = build_config(args, tokenizer.config)
+        config = build_config(args, tokenizer.config, args.model, args.init_from)
+        if args.difference_weight and config.num_levels < 2:
+            raise ValueError(f"difference_weight needs two levels, score_step {config.score_step} gives one")
         if val_clips is not None:
             self.val_losses = measure_scores(tokenizer, val_clips, config.score_step, block_loss, accelerator)
         set_seed(args.seed)
@@ -47,10 +47,8 @@ class ScorerTrainer(Trainer):
         betas, decay = (args.adam_beta1, args.adam_beta2), args.weight_decay
         optimizer = torch.optim.AdamW(scorer.parameters(), lr=args.learning_rate, betas=betas, weight_decay=decay)
         self.wrapped, *self.optimizers = accelerator.prepare(scorer, optimizer)
-        accelerator.register_for_checkpointing(self.progress, clips)
-        self.ema = average_of_weights(scorer, args.ema_decay)
-        if self.ema is not None:
-            accelerator.register_for_checkpointing(self.ema)
+        accelerator.register_for_checkpointing(clips)
+        self.average_weights(scorer)
 
     def update(self, step: int) -> int:
         args, accelerator, config = self.args, self.accelerator, self.scorer.config

@@ -1,5 +1,6 @@
 """The parts of a scorer's training: tokenizer and targets, statistics of inputs and targets, the scorer, its loss."""
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -13,8 +14,42 @@ from ...models.modeling_adaptok_scorer import AdapTokScorerModel
 from ..clips import FolderBatches, StreamBatches
 from .arguments import Arguments, ExampleArguments
 from .examples import measure_example, sample_settings
-from .input_scale import InputScale
 from .targets import BlockLoss
+
+
+class InputScale:
+    """Standardizes the scorer's input channels while it is trained.
+
+    A few channels of the latents are a hundred times larger than others; Adam's steps, equally long for all weights, would
+    be too long for some and too short for others. The saved model has the scale in its first layer's weights.
+
+    Args:
+        mean, std: (2 * latent_size,), of latents and quantized latents.
+    """
+
+    def __init__(self, mean: torch.Tensor, std: torch.Tensor):
+        self.mean, self.std = mean, std.clamp(min=1e-4)
+
+    def __call__(self, latents: torch.Tensor, quantized: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        inputs = (torch.cat([latents, quantized], dim=-1) - self.mean) / self.std
+        return inputs.chunk(2, dim=-1)
+
+    @torch.no_grad()
+    def fold(self, scorer: AdapTokScorerModel) -> AdapTokScorerModel:
+        """Return a copy, for evaluation, of a scorer of standardized inputs that takes them as they are.
+
+        Its scores are the same wherever tokens are kept.
+        """
+        scorer = copy.deepcopy(scorer).eval()
+        scorer.project_in.weight /= self.std
+        scorer.project_in.bias -= scorer.project_in.weight @ self.mean
+        return scorer
+
+    @torch.no_grad()
+    def unfold(self, scorer: AdapTokScorerModel) -> None:
+        """Undo `fold`, in place."""
+        scorer.project_in.bias += scorer.project_in.weight @ self.mean
+        scorer.project_in.weight *= self.std
 
 
 def load_tokenizer(args: ExampleArguments, device: torch.device) -> tuple[AdapTokModel, BlockLoss]:
@@ -32,15 +67,19 @@ def load_tokenizer(args: ExampleArguments, device: torch.device) -> tuple[AdapTo
     return tokenizer, BlockLoss(args.target, lpips)
 
 
-def new_config(args: ExampleArguments, tokenizer: AdapTokConfig, entries: dict) -> AdapTokScorerConfig:
-    """Return the configuration of a scorer for a tokenizer.
+def build_config(
+    args: ExampleArguments, tokenizer: AdapTokConfig, entries: dict, init_from: str | None = None
+) -> AdapTokScorerConfig:
+    """Return the configuration of a scorer for a tokenizer: that of `init_from`, or a new one.
 
     Args:
-        entries: its fields; sizes that the tokenizer fixes may be left out.
+        entries: fields of a new one; sizes that the tokenizer fixes may be left out.
 
     Raises:
         ValueError: if it does not fit the tokenizer or the target.
     """
+    if init_from:
+        entries = AdapTokScorerConfig.from_pretrained(init_from).to_dict()
     sizes = {
         "latent_size": tokenizer.hidden_size,
         "num_blocks": tokenizer.num_blocks,
@@ -55,22 +94,6 @@ def new_config(args: ExampleArguments, tokenizer: AdapTokConfig, entries: dict) 
     config.target = args.target
     if (args.levels_per_step or 1) > config.num_levels:
         raise ValueError(f"levels_per_step must be 1..{config.num_levels}, got {args.levels_per_step}")
-    return config
-
-
-def build_config(args: Arguments, tokenizer: AdapTokConfig) -> AdapTokScorerConfig:
-    """Return the scorer's configuration: that of `init_from`, or a new one.
-
-    Raises:
-        ValueError: if it does not fit the tokenizer or the arguments.
-    """
-    entries = args.model
-    if args.init_from:
-        entries = AdapTokScorerConfig.from_pretrained(args.init_from).to_dict()
-    config = new_config(args, tokenizer, entries)
-    levels = args.levels_per_step or config.num_levels
-    if args.difference_weight and levels < 2:
-        raise ValueError(f"difference_weight needs two levels or more, score_step {config.score_step} gives {levels}")
     return config
 
 

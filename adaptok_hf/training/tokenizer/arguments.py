@@ -4,14 +4,20 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ...losses import TokenizerLossWeights
-from ..arguments import ClipArguments, RunArguments, ShardingArguments, share_of_batch
-from ..schedule import epochs_to_steps
+from ..arguments import ClipArguments, RunArguments, epochs_to_steps, share_of_batch
 
 
 @dataclass(kw_only=True)
-class Arguments(ClipArguments, RunArguments, ShardingArguments):
+class Arguments(ClipArguments, RunArguments):
     decoder_only: bool = field(default=False, metadata={"help": "Train the decoder; the codes stay what they are."})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Less memory for about a third more time."})
+    shard_over: int = field(
+        default=0,
+        metadata={
+            "help": "Cut weights, gradients, optimizer states and averages into this many parts (FSDP), each on another "
+            "process: all of them, or those of one machine. 0: each process has the whole."
+        },
+    )
 
     # length
     stages: list[dict] = field(

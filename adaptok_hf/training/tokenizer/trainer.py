@@ -10,9 +10,8 @@ from ...models.modeling_adaptok import AdapTokModel
 from ..block_mask_sampler import sample_token_counts
 from ..clips import FolderBatches, StreamBatches, shared_sampling
 from ..run_folder import Progress, RunFolder
-from ..schedule import Schedule
 from ..sharding import ShardedAverage, save_shards_with_checkpoints, shard, whole_copy
-from ..trainer import Trainer, average_of_weights
+from ..trainer import Trainer
 from .arguments import Arguments, Stage, plan_stages
 from .code_reseeding import initialize_codebook, reseed_codes
 from .training_step import TrainingStep, build_adversarial_loss, build_optimizers, build_prior
@@ -48,8 +47,8 @@ class TokenizerTrainer(Trainer):
     ):
         config, accelerator = model.config, run.accelerator
         self.stages = plan_stages(args, clips.num_videos, accelerator.num_processes, config.num_blocks)
-        schedule = Schedule.from_arguments(args, self.stages[-1].end, self.stages[0].batch_size, clips.num_videos)
-        super().__init__(args, run, schedule, TokenizerProgress(config.codebook_size), "clips")
+        progress, batch_size = TokenizerProgress(config.codebook_size), self.stages[0].batch_size
+        super().__init__(args, run, self.stages[-1].end, batch_size, clips.num_videos, progress)
         self.model, self.clips, self.val_clips = model, clips, val_clips
         self.step_module = TrainingStep(model, build_prior(args, config), args)
         self.adversarial = build_adversarial_loss(args, config)
@@ -58,7 +57,7 @@ class TokenizerTrainer(Trainer):
             lpips = LPIPSNetwork.from_pretrained("vgg", args.perceptual_network).to(accelerator.device)
         self.loss = TokenizerLoss(args.loss_weights, lpips, self.adversarial)
         size = sum(p.numel() for p in self.step_module.parameters()) / 1e6
-        accelerator.print(f"{size:.2f}M parameters, {schedule.total_steps} steps on {accelerator.num_processes} processes")
+        accelerator.print(f"{size:.2f}M parameters, {self.total_steps} steps on {accelerator.num_processes} processes")
         self._prepare()
 
     def _prepare(self) -> None:
@@ -74,14 +73,12 @@ class TokenizerTrainer(Trainer):
             betas, rate = (args.adam_beta1, args.adam_beta2), args.discriminator_learning_rate
             optimizer = torch.optim.Adam(self.adversarial.parameters(), lr=rate, betas=betas)
             self.wrapped_adversarial, self.discriminator_optimizer = accelerator.prepare(self.adversarial, optimizer)
-        accelerator.register_for_checkpointing(self.progress, self.clips)
-        self.ema = None
+        accelerator.register_for_checkpointing(self.clips)
         if args.shard_over:
             self.ema = ShardedAverage(self.model, args.ema_decay) if args.ema_decay else None
             save_shards_with_checkpoints(accelerator, self.step_module, self.optimizers, self.ema)
-        elif args.ema_decay:
-            self.ema = average_of_weights(self.model, args.ema_decay)
-            accelerator.register_for_checkpointing(self.ema)
+        else:
+            self.average_weights(self.model)
 
     def update(self, step: int) -> int:
         args, progress, adversarial = self.args, self.progress, self.adversarial
@@ -90,8 +87,8 @@ class TokenizerTrainer(Trainer):
         if step == args.quantize_after and step > 0:
             self._initialize_codebook(videos, step)
         quantize = step >= args.quantize_after
-        peak_at = args.prior_sampling_peak_at
-        sampling_ratio = scheduled_sampling_ratio(step, self.schedule.total_steps, args.prior_sampling_peak, peak_at)
+        peaks = args.prior_sampling_peak, args.prior_sampling_peak_at
+        sampling_ratio = scheduled_sampling_ratio(step, self.total_steps, *peaks)
         train_discriminator = adversarial is not None and adversarial.is_discriminator_turn(step)
         modules = [self.step_module] + ([self.wrapped_adversarial] if train_discriminator else [])
         codes, projected = [], []
@@ -149,7 +146,7 @@ class TokenizerTrainer(Trainer):
     def _update_discriminator(self, step: int) -> None:
         args, optimizer = self.args, self.discriminator_optimizer
         for group in optimizer.param_groups:  # the tokenizer's schedule, with a peak of its own
-            group["lr"] = args.discriminator_learning_rate * self.schedule.learning_rate(step) / args.learning_rate
+            group["lr"] = args.discriminator_learning_rate * self.learning_rate(step) / args.learning_rate
         norm = self.apply_gradients(self.wrapped_adversarial, [optimizer])
         self.progress.means.add({"discriminator_grad_norm": norm})
 
@@ -159,7 +156,7 @@ class TokenizerTrainer(Trainer):
         used = self.accelerator.gather(codes).flatten().unique().cpu()
         progress.last_used[used] = step
         progress.recent[used] = True
-        if every and step < 0.8 * self.schedule.total_steps:
+        if every and step < 0.8 * self.total_steps:
             reseed_codes(self.model, progress.last_used, step, projected, every)
 
     def log_entries(self) -> dict[str, int]:
