@@ -139,7 +139,7 @@ def build_tab(pipeline: AdapTokPipeline, video_input: Callable[[], gr.Video], mo
             looks = gr.HTML(waiting(_LOOKS_WAITING))
             gr.Markdown("### What the scorer foresees", elem_classes="at-section")
             visible = pipeline.scorer is not None
-            curves = gr.LinePlot(x="tokens", y="predicted loss", color="block", height=270, visible=visible)
+            curves = gr.LinePlot(x="tokens", y="predicted loss", color="block", height=330, visible=visible)
     choice = [clip, layer, block, token]
     done = model_event(button.click, inspect_clip, [video], [prefixes, curves, clip], api_name="inspect")
     model_event(done.success, attention_map, choice, [looks], api_visibility="private")

@@ -98,6 +98,10 @@ def _request(
     return AllocationRequest(**{needed: value}, strategy=strategy)
 
 
+def _describe(strategy: str) -> gr.Dropdown:
+    return gr.Dropdown(info=STRATEGIES[strategy].summary)
+
+
 def default_price(pipeline: AdapTokPipeline) -> float:
     """Loss per 1000 tokens: about what the middle tokens of a block save, by the scorer's spread of losses."""
     return round(500 * pipeline.scorer.config.score_std / pipeline.tokenizer.config.latents_per_block, 4)
@@ -175,9 +179,8 @@ def build_tab(pipeline: AdapTokPipeline, video_input: Callable[[], gr.Video], mo
             budget = gr.Slider(
                 step, most, value=default_budget(pipeline), step=step, label="Budget: tokens per block, on average"
             )
-            strategy = gr.Dropdown(
-                [(f"{name} · {STRATEGIES[name].summary}", name) for name in names], value=names[0], label="Allocation"
-            )
+            strategy = gr.Dropdown(names, value=names[0], label="Allocation", info=STRATEGIES[names[0]].summary)
+            strategy.change(_describe, strategy, strategy, api_visibility="private", queue=False, show_progress="hidden")
             price = threshold = gr.State(None)
             if pipeline.scorer is not None:
                 mean, deviation = pipeline.scorer.config.score_mean, pipeline.scorer.config.score_std
@@ -203,7 +206,7 @@ def build_tab(pipeline: AdapTokPipeline, video_input: Callable[[], gr.Video], mo
             result = gr.HTML(waiting("Original, reconstruction and the tokens of each block appear here."))
             colors = {"joint": "#cf7a12", "fixed": "#5676a8"}
             x, y, color = _CURVE_COLUMNS
-            curve = gr.LinePlot(x=x, y=y, color=color, color_map=colors, height=270, label="Rate and quality of this clip")
+            curve = gr.LinePlot(x=x, y=y, color=color, color_map=colors, height=330, label="Rate and quality of this clip")
             with gr.Accordion("Numbers", open=False):
                 report = gr.JSON(show_label=False)
     inputs, outputs = [video, strategy, budget, price, threshold], [result, curve, report]
