@@ -57,6 +57,7 @@ def add_sampling_options(verb: argparse.ArgumentParser) -> None:
         "--top-p", type=float, metavar="P", help="sample from the fewest tokens with this probability in sum"
     )
     group.add_argument("--max-tokens", type=int, metavar="N", help="the most tokens to write for a clip")
+    group.add_argument("--budget", help=argparse.SUPPRESS)  # the old name, which means an average now
 
 
 def add_seed_option(verb: argparse.ArgumentParser) -> None:
@@ -64,6 +65,11 @@ def add_seed_option(verb: argparse.ArgumentParser) -> None:
 
 
 def sampling_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of `generate`; raise `ValueError` for `--budget`, the average of an allocation."""
+    if arguments.budget is not None:
+        raise ValueError(
+            f"--budget {arguments.budget} is no option of generation: give --max-tokens, a cap on a clip's tokens"
+        )
     return {name: getattr(arguments, name) for name in ("temperature", "top_k", "top_p", "max_tokens")}
 
 

@@ -38,6 +38,7 @@ def visitor(complete_pipeline, tmp_path, monkeypatch):
     demo.close()
 
 
+@pytest.mark.slow
 def test_every_tab(visitor):
     """Runs each tab, looks at it wide and narrow: nothing overflows, every control has a name, the console is clean."""
     from PIL import Image
