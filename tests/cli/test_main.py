@@ -231,6 +231,10 @@ def test_bad_videos(model, here, capfd, kind):
     assert tree(here) == []
 
 
+def test_a_budget_of_generation_names_the_cap(model, here, capfd):
+    fails(capfd, ["generate", "--class", "0", "--model", model, "--budget", "12"], "--max-tokens")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
