@@ -206,7 +206,8 @@ def build_tab(pipeline: AdapTokPipeline, video_input: Callable[[], gr.Video], mo
             result = gr.HTML(waiting("Original, reconstruction and the tokens of each block appear here."))
             colors = {"joint": "#cf7a12", "fixed": "#5676a8"}
             x, y, color = _CURVE_COLUMNS
-            curve = gr.LinePlot(x=x, y=y, color=color, color_map=colors, height=330, label="Rate and quality of this clip")
+            gr.Markdown("### Rate and quality of this clip", elem_classes="at-section")
+            curve = gr.LinePlot(x=x, y=y, color=color, color_map=colors, height=330)
             with gr.Accordion("Numbers", open=False):
                 report = gr.JSON(show_label=False)
     inputs, outputs = [video, strategy, budget, price, threshold], [result, curve, report]

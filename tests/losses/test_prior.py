@@ -120,8 +120,8 @@ def test_prior_equals_the_original(original, pattern):
     assert_close(logits[known], golden[f"{pattern}.logits"][:, : length - 1][known], atol=1e-5, rtol=0)
 
     # The original counts a target "code 0" behind each clip that has dropped tokens.
-    vectors, codes = pad(packed.vectors, (0, 0, 0, 1)), pad(packed.codes, (0, 1))
-    valid, positions = pad(packed.valid, (0, 1))[:, :64], pad(packed.positions, (0, 1))
+    vectors, codes = pad(packed.vectors, (0, 0, 0, 1))[:, :64], pad(packed.codes, (0, 1))
+    valid, positions = (pad(values, (0, 1))[:, :64] for values in (packed.valid, packed.positions))
     logits = code_logits(prior(vectors, position_ids=positions).predictions[:, 1:], codebook)[:, :63]
     known, targets = valid[:, :-1], codes[:, 1:64]
     close(cross_entropy(logits[known], targets[known]), golden[f"{pattern}.loss"][0])
