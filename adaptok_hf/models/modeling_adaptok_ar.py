@@ -381,7 +381,10 @@ class AdapTokARForCausalLM(LlamaForCausalLM):
             raise ValueError("give either a prompt or its condition, not both")
         if prompt.ndim != 2 or prompt.shape[1] != config.prompt_length:
             raise ValueError(f"a prompt must be (batch, {config.prompt_length}), got {tuple(prompt.shape)}")
-        check_generate_options(generation_config or self.generation_config, kwargs)
+        settings = generation_config or self.generation_config
+        check_generate_options(settings, kwargs)
+        if settings.max_new_tokens is None and not {"max_new_tokens", "max_length"} & kwargs.keys():
+            kwargs["max_new_tokens"] = config.max_sequence_length  # transformers' default would cut a clip off
         self._check_guidance(guidance_scale, guidance_interval)
         if lookahead < 1 or lookahead > 1 and (len(prompt) != 1 or guidance_scale != 1):
             raise ValueError(

@@ -447,3 +447,13 @@ def test_lookahead_stops_at_the_callers_token():
     for lookahead in (1, 4):
         ids = model.generate(class_labels=[0], do_sample=False, lookahead=lookahead, stopping_criteria=[Fifth()])
         assert ids.tolist() == [[21, 3, 3, 3, 3, 3]]
+
+
+def test_a_folder_without_generation_config_writes_whole_clips(tmp_path):
+    model = tiny(latents_per_block=16)
+    model.save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").unlink()
+    loaded = type(model).from_pretrained(tmp_path)
+    given = {"class_labels": [0, 1], "do_sample": False}
+    assert torch.equal(loaded.generate(**given), model.generate(**given))
+    assert model.generate(**given).shape[1] > 30
