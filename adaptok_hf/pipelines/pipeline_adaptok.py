@@ -383,7 +383,7 @@ def _check_generators(
             continue
         if model.config.is_class_conditional != is_class_conditional:
             kind = "frame-prediction" if is_class_conditional else "class-conditional"
-            raise ValueError(f"{name} is a {kind} generator, which belongs into the other place")
+            raise ValueError(f"{name} is a {kind} generator: it is in the place of the other")
         for entry in ("codebook_size", "num_blocks", "latents_per_block"):
             theirs, ours = getattr(model.config, entry), getattr(tokenizer.config, entry)
             if theirs != ours:
