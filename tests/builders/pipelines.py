@@ -54,6 +54,6 @@ def make_pipeline(scorer_layers: int = 2, dtype: torch.dtype = torch.float32, **
     return pipeline
 
 
-def noisy_video(pipeline: AdapTokPipeline, clips: int) -> np.ndarray:
-    size = pipeline.tokenizer.config.image_size
-    return np.random.default_rng(0).integers(0, 256, (16 * clips - 5, size, size, 3), dtype=np.uint8)
+def noisy_video(num_frames: int, seed: int = 0, size: int = 16) -> np.ndarray:
+    """uint8 (num_frames, size, size, 3), every frame different."""
+    return np.random.default_rng(seed).integers(0, 256, (num_frames, size, size, 3), dtype=np.uint8)
