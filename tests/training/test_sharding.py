@@ -139,7 +139,7 @@ def test_groups_of_processes_hold_copies(runs):
     ("entries", "message"),
     [
         ({"use_muon": True}, r"\{'use_muon': True\}"),
-        ({"reseed_every": 25, "pyramid_components": 3}, r"\{'reseed_every': 25, 'pyramid_components': 3\}"),
+        ({"reseed_every": 25, "patch_components": 3}, r"\{'reseed_every': 25, 'patch_components': 3\}"),
     ],
 )
 def test_what_sharding_excludes(entries, message):

@@ -20,11 +20,11 @@ class Arguments(ClipArguments, RunArguments):
     )
 
     # start
-    pyramid_components: int = field(
+    patch_components: int = field(
         default=0,
         metadata={
-            "help": "Start from the weights of `pyramid_start`, with patches in so many principal components. "
-            "0: from a usual random start or init_from."
+            "help": "Train with patches in so many principal components; without init_from, from the weights of "
+            "`pyramid_start`. 0: in pixels, from a usual random start or init_from."
         },
     )
 
@@ -95,7 +95,7 @@ class Arguments(ClipArguments, RunArguments):
             )
         if self.shard_over:
             # what reaches into whole weights while training; Muon needs whole matrices
-            names = ("use_muon", "reseed_every", "pyramid_components", "codebook_decay")
+            names = ("use_muon", "reseed_every", "patch_components", "codebook_decay")
             if in_use := {name: getattr(self, name) for name in names if getattr(self, name)}:
                 raise ValueError(f"with shard_over these must be off (as in the paper's recipes): {in_use}")
         if not 0 <= self.codebook_decay < 1:
@@ -105,8 +105,6 @@ class Arguments(ClipArguments, RunArguments):
                 "with codebook_decay codes follow latents: codebook_weight and reseed_every must be 0, got "
                 f"{self.codebook_weight} and {self.reseed_every}"
             )
-        if self.pyramid_components and self.init_from:
-            raise ValueError(f"give either pyramid_components or init_from, got both ({self.init_from})")
         self.loss_weights  # noqa: B018 (raises ValueError)
         units = {unit for stage in self.stages for unit in ("steps", "epochs", "seconds") if unit in stage}
         for stage in self.stages:

@@ -19,7 +19,7 @@ from ..trainer import Trainer
 from .arguments import Arguments, Stage, plan_stages
 from .codebook import CodebookAverage, initialize_codebook, reseed_codes
 from .pyramid_start import start_as_pyramid
-from .training_coordinates import fold
+from .training_coordinates import fold, unfold
 from .training_step import TrainingStep, build_adversarial_loss, build_optimizers, build_prior
 from .validation import Reconstructor, draw_reconstructions, measure_psnr
 
@@ -65,9 +65,10 @@ class TokenizerTrainer(Trainer):
         progress, batch_size = TokenizerProgress(config.codebook_size), self.stages[0].batch_size
         timed = "seconds" in args.stages[0]
         super().__init__(args, run, self.stages[-1].end, batch_size, clips.num_videos, progress, timed=timed)
-        if args.pyramid_components:
+        if args.patch_components:
             video = clips.sample(PYRAMID_CLIPS)[:, : config.tubelet_size]
-            start_as_pyramid(model, video.cpu().float() / 255, args.pyramid_components)
+            start = unfold if args.init_from else start_as_pyramid
+            start(model, video.cpu().float() / 255, args.patch_components)
         self.model, self.clips, self.val_clips = model, clips, val_clips
         self.step_module = TrainingStep(model, build_prior(args, config), args)
         self.adversarial = build_adversarial_loss(args, config)

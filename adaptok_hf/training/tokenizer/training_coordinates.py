@@ -29,14 +29,22 @@ class PatchComponents(nn.Module):
             self.register_buffer(name, value)
 
     @classmethod
-    def measure(cls, video: torch.Tensor, config: AdapTokConfig, count: int) -> "PatchComponents":
-        """Return the first `count` components of a sample, (batch, frames, 3, height, width) in [0, 1]."""
+    def measure(
+        cls, video: torch.Tensor, config: AdapTokConfig, count: int, span: torch.Tensor | None = None
+    ) -> "PatchComponents":
+        """Return the first `count` components of a sample, (batch, frames, 3, height, width) in [0, 1].
+
+        Args:
+            span: (values of a patch, directions), orthonormal: components are looked for in these directions only.
+        """
         t, p, g = config.tubelet_size, config.patch_size, config.grid_size
         patches = video.unflatten(1, (-1, t)).unflatten(-2, (g, p)).unflatten(-1, (g, p))  # b, blocks, t, c, g, p, g, p
         patches = patches.permute(0, 1, 4, 6, 2, 5, 7, 3).flatten(4).flatten(0, 3)
         patches = patches[torch.randperm(len(patches))[: 16 * patches.shape[1]]]
         mean = patches.mean(0)
-        variance, basis = torch.linalg.eigh((patches - mean).T @ (patches - mean) / len(patches))
+        patches = patches - mean if span is None else (patches - mean) @ span
+        variance, basis = torch.linalg.eigh(patches.T @ patches / len(patches))
+        basis = basis if span is None else span @ basis
         variance, basis = variance.flip(0)[:count].clamp(min=1e-9), basis.flip(1)[:, :count].contiguous()
         scale = variance**0.25
         # coordinates have energy 1 on average
@@ -120,6 +128,39 @@ def fold(model: AdapTokModel) -> AdapTokModel:
                 if isinstance(child, ComponentEmbedding | ComponentHead | BlockPositions):
                     setattr(module, name, child.folded())
     return model
+
+
+@torch.no_grad()
+def unfold(model: AdapTokModel, video: torch.Tensor, count: int) -> None:
+    """Put a model that `fold` wrote back into the coordinates of training; its outputs stay what they are.
+
+    Args:
+        video: (batch, frames of one or more blocks, 3, height, width) in [0, 1], a sample of the training clips.
+        count: components that the model was trained with.
+    """
+    config, encoder, decoder = model.config, model.encoder, model.decoder
+    inner, outer = encoder.patch_embedding.projection, decoder.head.projection
+    order = ComponentEmbedding(PatchComponents(*torch.zeros(3, len(outer.weight), 1)), config)._order
+    positions = order(torch.arange(len(outer.weight))[:, None]).flatten()
+    read = torch.empty_like(outer.weight)
+    read[positions] = inner.weight.T
+    weights = [weight / torch.linalg.matrix_norm(weight, 2) for weight in (outer.weight, read)]
+    span = torch.linalg.svd(torch.cat(weights, 1), full_matrices=False)[0][:, :count]
+    components = PatchComponents.measure(video, config, count, span)
+    embedding, head = ComponentEmbedding(components, config), ComponentHead(copy.deepcopy(components), config)
+    basis, scale = components.basis, components.scale
+    embedding.weight.copy_(inner.weight @ embedding._order(basis) * scale)
+    embedding.bias.copy_(inner.bias + inner.weight @ embedding._order(components.mean))
+    head.weight.copy_((basis / scale).T @ outer.weight)
+    head.bias.copy_((basis / scale).T @ (outer.bias - components.mean))
+    head.components.mean.copy_(outer.bias - basis @ (scale * head.bias))
+    encoder.patch_embedding.projection, decoder.head.projection = embedding, head
+    tables = (encoder, "patch_positions"), (encoder, "latent_queries")
+    tables += (decoder, "latent_positions"), (decoder, "patch_queries")
+    for part, name in tables:
+        table = getattr(part, name).weight[0].unflatten(0, (config.num_blocks, -1))
+        tokens = table.mean(0)
+        setattr(part, name, BlockPositions(tokens, (table - tokens).mean(1)))
 
 
 def _linear(weight: torch.Tensor, bias: torch.Tensor) -> nn.Linear:
