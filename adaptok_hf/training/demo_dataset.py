@@ -1,4 +1,4 @@
-"""The small video data set of the shipped checkpoints, made from public packages by `build_demo_dataset.py`."""
+"""The small videos and pictures of the shipped checkpoints, made from public packages by `build_demo_dataset.py`."""
 
 import csv
 import gzip
@@ -10,7 +10,7 @@ import tarfile
 import tempfile
 import zipfile
 from collections import defaultdict
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -25,20 +25,26 @@ from tqdm.auto import tqdm
 from ..atomic_files import atomic_file
 
 SIZE = 128
+PHOTO_SIDE = 192  # of the short side: a window of 128 pixels can move over the picture
+SETS = ("action32", "emoji", "photos", "wild")
+# Animations that checks of the trained models use, so no plan may have them in any variant: the code points in the names
+# of their files (and what they show)
+KEPT_BACK = {"1f9b1": "curly_hair", "1f33e": "farmer", "1f3cc": "golfing", "2696": "judge", "1f527": "mechanic",
+             "1f93d": "playing_water_polo", "1f473": "wearing_turban", "1f470": "with_veil"}  # fmt: skip
 MANIFEST_COLUMNS = ("path", "set", "split", "label", "source_package", "source_version", "source_file",
                     "licence_as_declared", "num_frames", "fps", "sha256")  # fmt: skip
 
 
 @dataclass
 class Arguments:
-    output_dir: str = field(metadata={"help": "Gets action32/, wild/ and manifest.csv."})
+    output_dir: str = field(metadata={"help": "Gets action32/, emoji/, photos/, wild/ and manifest.csv."})
     packages_dir: str | None = field(default=None, metadata={"help": "Keeps the archives; default: OUTPUT_DIR/packages."})
-    sets: list[str] = field(default_factory=lambda: ["action32", "wild"])
+    sets: list[str] = field(default_factory=lambda: list(SETS))
     num_processes: int = field(default=2)
 
     def __post_init__(self):
-        if unknown := set(self.sets) - {"action32", "wild"}:
-            raise ValueError(f"sets are 'action32' and 'wild', got {sorted(unknown)}")
+        if unknown := set(self.sets) - set(SETS):
+            raise ValueError(f"sets are {', '.join(SETS)}, got {sorted(unknown)}")
 
 
 @dataclass(frozen=True)
@@ -115,7 +121,11 @@ def read_members(archive: Path, names: Set[str]) -> Iterator[tuple[str, bytes]]:
 
 @dataclass(frozen=True)
 class Clip:
-    """A row of `demo_dataset.csv`."""
+    """A row of `demo_dataset.csv`: an mp4 file, or a photograph (.jpg).
+
+    Args:
+        box: left, top, right and bottom of the part of a photograph that is used; () for all of it.
+    """
 
     path: str
     source_package: str
@@ -123,13 +133,23 @@ class Clip:
     first_frame: int
     num_frames: int
     sha256: str
+    box: tuple[int, ...]
 
 
-def read_plan(path: Path, sets: list[str]) -> list[Clip]:
-    """Return the clips of some sets that a csv file lists."""
+def read_plan(path: Path, sets: Sequence[str]) -> list[Clip]:
+    """Return the clips of some sets that a csv file lists.
+
+    Raises:
+        ValueError: if the file lists one of the animations that are kept back.
+    """
+    clips = []
     with path.open(newline="") as file:
-        rows = [Clip(**row | {n: int(row[n]) for n in ("first_frame", "num_frames")}) for row in csv.DictReader(file)]
-    return [clip for clip in rows if clip.path.split("/")[0] in sets]
+        for row in csv.DictReader(file):
+            if kept := KEPT_BACK.keys() & Path(row["source_file"]).stem.split("-"):
+                raise ValueError(f"{path}: {row['path']} shows {KEPT_BACK[kept.pop()]}, which is kept for checks")
+            numbers = {name: int(row[name]) for name in ("first_frame", "num_frames")}
+            clips.append(Clip(**row | numbers | {"box": tuple(map(int, row["box"].split()))}))
+    return [clip for clip in clips if clip.path.split("/")[0] in sets]
 
 
 def read_packages(path: Path) -> dict[str, Package]:
@@ -147,11 +167,7 @@ def decode(name: str, content: bytes) -> tuple[np.ndarray, Fraction]:
                 image.seek(index)
                 image.load()
                 milliseconds += image.info.get("duration", 0)
-                frame = image
-                if image.mode == "RGBA":
-                    frame = Image.new("RGBA", image.size, "white")
-                    frame.alpha_composite(image)
-                frames.append(_square(frame.convert("RGB")))
+                frames.append(_square(_on_white(image)))
         return np.stack(frames), _tidy_rate(Fraction(1000 * len(frames), milliseconds))
     with av.open(io.BytesIO(gzip.decompress(content) if name.endswith(".gz") else content)) as container:
         stream = container.streams.video[0]
@@ -166,6 +182,13 @@ def decode(name: str, content: bytes) -> tuple[np.ndarray, Fraction]:
         if shown < 0.7 * rate:  # frames were dropped: the rate of those that are there
             rate = _tidy_rate(shown)
     return np.stack(frames), rate
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 def _square(image: Image.Image) -> np.ndarray:
@@ -198,10 +221,28 @@ def encode(frames: np.ndarray, rate: Fraction, path: Path) -> None:
         container.mux(stream.encode(None))
 
 
+def write_photo(content: bytes, box: tuple[int, ...], path: Path) -> None:
+    """Write a photograph, or a part of it, as a JPEG file whose short side is `PHOTO_SIDE`."""
+    with Image.open(io.BytesIO(content)) as image:
+        picture = _on_white(image)
+    left, top, right, bottom = box or (0, 0, *picture.size)
+    scale = PHOTO_SIDE / min(right - left, bottom - top)
+    size = round((right - left) * scale), round((bottom - top) * scale)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as partial_path:
+        picture.resize(size, Image.Resampling.LANCZOS, box=(left, top, right, bottom)).save(
+            partial_path, "jpeg", quality=88
+        )
+
+
 def make_clips(source: tuple[str, bytes, list[Clip]], folder: Path) -> list[str]:
     """Make the clips of one source file; return what went wrong."""
     name, content, clips = source
     try:
+        if clips[0].path.endswith(".jpg"):
+            for clip in clips:
+                write_photo(content, clip.box, folder / clip.path)
+            return []
         frames, rate = decode(name, content)
     except (OSError, ValueError, SyntaxError) as error:  # av's and Pillow's errors are among them
         return [f"{clip.path}: {name} cannot be decoded ({error})" for clip in clips]
@@ -227,12 +268,14 @@ def write_manifest(clips: list[Clip], packages: dict[str, Package], folder: Path
                 continue
             sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
             others += sha256 != clip.sha256
-            with av.open(str(path)) as container:
-                fps = float(container.streams.video[0].average_rate)
+            fps = ""
+            if path.suffix == ".mp4":
+                with av.open(str(path)) as container:
+                    fps = f"{float(container.streams.video[0].average_rate):.3f}"
             folders, package = clip.path.split("/"), packages[clip.source_package]
             label = folders[2] if len(folders) == 4 else ""
             row = (clip.path, folders[0], folders[1], label, package.name, package.version, clip.source_file,
-                    package.licence, clip.num_frames, f"{fps:.3f}", sha256)  # fmt: skip
+                    package.licence, clip.num_frames, fps, sha256)  # fmt: skip
             writer.writerow(dict(zip(MANIFEST_COLUMNS, row, strict=True)))
     return others
 
