@@ -5,6 +5,7 @@ an error and is never silently shortened; docs/reliability.md says what each for
 where they are used: importing this module is cheap.
 """
 
+import errno
 import io
 import itertools
 import logging
@@ -195,11 +196,26 @@ def _is_seekable(file: BinaryIO) -> bool:
     return not hasattr(file, "seekable") or file.seekable()
 
 
+class _Input:
+    """A binary file whose `seek` returns an error number instead of raising: PyAV prints tracebacks of some exceptions."""
+
+    def __init__(self, file: BinaryIO):
+        self._seek, self.read, self.tell = file.seek, file.read, file.tell
+        self.seekable = lambda: _is_seekable(file)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        try:
+            return self._seek(offset, whence)
+        except (OSError, ValueError, OverflowError):
+            return -errno.EINVAL
+
+
 def open_container(file: BinaryIO) -> Any:
     """Return a binary file as a PyAV container; only formats that are videos by themselves are recognized."""
     import av
 
-    return av.open(file, options={"format_whitelist": CONTAINER_FORMATS}, metadata_errors="replace")
+    options = {"format_whitelist": CONTAINER_FORMATS}
+    return av.open(_Input(file), options=options, metadata_errors="replace")
 
 
 def iter_video(source: VideoSource) -> Iterator[TimedFrame]:
@@ -235,8 +251,8 @@ def iter_video(source: VideoSource) -> Iterator[TimedFrame]:
         file.seek(0)
         with _opened_by_name(file, name, head[:16], bool(cut_short)) as container:
             for stream in container.streams.video:
-                # With several threads the decoder's mark on a damaged frame may come late, and here it decides.
-                stream.thread_type = "NONE" if cut_short is None else "AUTO"
+                # With several threads, what a decoder makes of a damaged frame differs from one time to the next.
+                stream.thread_type = "NONE"
             yield from iter_container(container, name, cut_short, budget)
 
 
