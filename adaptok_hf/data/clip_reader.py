@@ -52,7 +52,8 @@ def probe_video(video: str | bytes) -> tuple[int, float | None]:
     """
     name, count, rate, cut_short = source_name(video), 0, None, None
     with open_source(video) as file:
-        budget = TimeBudget(name, file.seek(0, os.SEEK_END))
+        num_bytes = file.seek(0, os.SEEK_END)
+        budget = TimeBudget(name, num_bytes)
         try:
             cut_short = video_is_cut_short(file)
             file.seek(0)
@@ -68,7 +69,7 @@ def probe_video(video: str | bytes) -> tuple[int, float | None]:
             raise
         except Exception:
             count = 0
-    if count == 0 or cut_short:
+    if count == 0 or count > num_bytes or cut_short:
         # Either another kind of file or a damaged one: `iter_video` knows, and has the right words for it.
         count, rate = sum(1 for _ in iter_video(video)), None
     return count, rate

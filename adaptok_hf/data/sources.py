@@ -122,8 +122,8 @@ def kinetics(csv_path: str | Path, folder: str | Path, class_names: Sequence[str
             those of the training list where a list does not have every class.
 
     Raises:
-        ValueError: for a file that is not a csv file in UTF-8, missing columns, a row without a label or with a time that is
-            not a number (an empty one finds only `<youtube_id>.mp4`), a label that is not in `class_names`, and if no
+        ValueError: for a file that is not a csv file in UTF-8, missing columns, a row without a label or with a time that
+            is not a number (an empty one finds only `<youtube_id>.mp4`), a label that is not in `class_names`, and if no
             listed video is there.
     """
     columns, rows = _read_csv(Path(csv_path))
@@ -163,7 +163,7 @@ def _read_csv(path: Path) -> tuple[list[str], dict[int, dict[str, str]]]:
                 rows[reader.line_num] = row
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(
-            f"{path}: not a csv file in UTF-8; line {max(rows, default=1) + 1} or after it: {error}"
+            f"{path}: not a csv file in UTF-8; line {max(rows, default=0) + 1} or after it: {error}"
         ) from error
     return columns, rows
 
@@ -184,21 +184,21 @@ def _lines(path: Path) -> list[str]:
 
 
 def _video_keys(folder: Path) -> tuple[list[str], dict[str, str]]:
-    """Return sorted paths, relative and with forward slashes, of all videos below a folder; and what is left out, and why."""
+    """Return sorted paths, relative and with forward slashes, of all videos below a folder; and why others are not."""
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
-    keys, left_out, seen = [], {}, set()
+    keys, left_out, real = [], {}, {}
     unreadable = lambda error: left_out.update({str(error.filename): error.strerror})  # noqa: E731
     for parent, folders, names in os.walk(folder, followlinks=True, onerror=unreadable):
-        relative, real = Path(parent).relative_to(folder), os.path.realpath(parent)
+        here, relative = Path(parent), Path(parent).relative_to(folder)
+        real[here] = os.path.realpath(parent)
+        if real[here] in (real.get(above) for above in here.parents):
+            folders.clear()
+            left_out[relative.as_posix()] = "a link to a folder above it"
+            continue
         hidden = [name for name in folders + names if name.startswith(".")]
         left_out.update({(relative / name).as_posix(): "hidden" for name in hidden})
-        # a link to a folder above would be followed for ever
-        folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
-        if real in seen:
-            left_out[relative.as_posix()] = "a link to a folder that is listed already"
-            continue
-        seen.add(real)
+        folders[:] = [name for name in folders if not name.startswith(".")]
         for name in set(names).difference(hidden):
             key, path = (relative / name).as_posix(), os.path.join(parent, name)
             if not os.path.isfile(path):

@@ -11,6 +11,7 @@ import itertools
 import logging
 import os
 import stat
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -161,7 +162,8 @@ def source_name(source: VideoSource) -> str:
     """Return the name of a source for messages."""
     if isinstance(source, bytes | bytearray | memoryview):
         return f"<{len(source)} bytes>"
-    return str(source if isinstance(source, str | os.PathLike) else getattr(source, "name", None) or "<file object>")
+    name = source if isinstance(source, str | os.PathLike) else getattr(source, "name", None)
+    return str(name) if name and not isinstance(name, int) else f"<{type(source).__name__}>"
 
 
 @contextmanager
@@ -243,8 +245,7 @@ def iter_video(source: VideoSource) -> Iterator[TimedFrame]:
         if not head:
             raise VideoError(f"{name}: the file is empty (0 bytes); expected {ACCEPTED}")
         if head.startswith((b"GIF8", b"\x89PNG", b"\xff\xd8\xff")) or head[8:12] == b"WEBP":
-            if head[12:16] == b"VP8X":  # Pillow takes the memory for a canvas of this size at once
-                check_size(name, *(1 + int.from_bytes(head[start : start + 3], "little") for start in (24, 27)))
+            check_size(name, *_animation_size(head))
             yield from _iter_animation(file, name, budget)
             return
         cut_short = video_is_cut_short(file)
@@ -355,6 +356,17 @@ def _iter_stream(
         )
 
 
+def _animation_size(head: bytes) -> tuple[int, int]:
+    """Return the size in the header; Pillow takes the memory for a WebP of that size as soon as it opens it."""
+    if head.startswith(b"GIF8"):
+        return struct.unpack("<HH", head[6:10])
+    if head[12:16] == b"IHDR":
+        return struct.unpack(">II", head[16:24])
+    if head[12:16] == b"VP8X":
+        return tuple(1 + int.from_bytes(head[start : start + 3], "little") for start in (24, 27))
+    return 0, 0  # a still image
+
+
 def _iter_animation(file: BinaryIO, name: str, budget: TimeBudget) -> Iterator[TimedFrame]:
     """Decode an animated GIF, WebP or PNG; a frame without duration is shown for 0.1 s, as browsers do."""
     from PIL import Image
@@ -379,8 +391,6 @@ def _iter_animation(file: BinaryIO, name: str, budget: TimeBudget) -> Iterator[T
                 raise damage_error(name, total)
     except (VideoError, MemoryError):
         raise
-    except Image.DecompressionBombError as error:
-        raise VideoError(f"{name}: the frames are too large ({error})") from error
     except Exception as error:  # Pillow meets damage with exceptions of any kind
         raise damage_error(name, index) from error
     if total == 1:

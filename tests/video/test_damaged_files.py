@@ -36,7 +36,12 @@ def seed_file(folder, kind):
         write_animation(path, frames)
     elif kind == "tar":
         with tarfile.open(path, "w") as tar:
-            for name, data in (("0.mp4", b"x" * 300), ("0.json", b'{"label": 3, "key": "a"}'), ("1.mp4", b"y"), ("1.cls", b"7")):
+            for name, data in (
+                ("0.mp4", b"x" * 300),
+                ("0.json", b'{"label": 3, "key": "a"}'),
+                ("1.mp4", b"y"),
+                ("1.cls", b"7"),
+            ):
                 info = tarfile.TarInfo(name)
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
