@@ -1,5 +1,6 @@
 """Videos that are not yet read, and their sources."""
 
+import mimetypes
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,7 +25,8 @@ def is_video_file(path: str | Path) -> bool:
     """Return whether a regular file is a video by its suffix or, with an unknown suffix, by its first bytes."""
     if os.path.splitext(path)[1].lower() in VIDEO_SUFFIXES:
         return True
-    if str(path).lower().endswith(_UNFINISHED):
+    kind = mimetypes.guess_type(str(path))[0] or ""  # a look into each of a million pictures would take long
+    if str(path).lower().endswith(_UNFINISHED) or kind.startswith(("image/", "audio/", "text/", "application/json")):
         return False
     try:
         with open(path, "rb") as file:
