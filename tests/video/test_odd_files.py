@@ -173,6 +173,17 @@ def test_cuts_within_a_packet_are_refused(tmp_path, suffix, unit):
         read_video(path)
 
 
+def test_positions_outside_the_file_are_damage(tmp_path, capfd):
+    """FFmpeg looks for the index where the last bytes say; an exception there would end up on the screen."""
+    path = write_file(tmp_path / "a.nut", make_frames(4), codec="ffv1")
+    data = path.read_bytes()
+    for size in range(500, len(data), 100):
+        path.write_bytes(data[:size])
+        with pytest.raises(VideoError, match="a.nut: .*damaged or truncated; only [0-4] frames"):
+            read_video(path)
+    assert "Error" not in capfd.readouterr().err
+
+
 # --- names, pipes and devices ---
 
 
