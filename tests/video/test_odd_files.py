@@ -262,6 +262,14 @@ def test_time_of_the_caller_does_not_count(tmp_path, monkeypatch):
     assert seen == 8
 
 
+def test_more_frames_than_bytes_are_damage(tmp_path):
+    path = patch(write_mp4(tmp_path / "a.mp4"), b"stsz", 4, struct.pack(">II", 1, 400_000_000))
+    patch(path, b"stts", 8, struct.pack(">I", 400_000_000))
+    for read in (read_video, probe_video):
+        with pytest.raises(VideoError, match="a.mp4: .* of 400000000 frames"):
+            read(path)
+
+
 # --- whatever a decoder raises ---
 
 
