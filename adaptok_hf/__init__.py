@@ -26,6 +26,7 @@ _HOMES = {
     "AdapTokPipeline": "pipelines.pipeline_adaptok",
     "TokenizedVideo": "video.tokenized_video",
     "Video": "video.video_io",
+    "VideoError": "video.damage",
     "read_video": "video.video_io",
     "write_video": "video.video_writing",
     "EncodedVideos": "pipelines.encoded_videos",
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from .models.modeling_adaptok_scorer import AdapTokScorerModel
     from .pipelines.encoded_videos import EncodedVideos
     from .pipelines.pipeline_adaptok import AdapTokPipeline
+    from .video.damage import VideoError
     from .video.tokenized_video import TokenizedVideo
     from .video.video_io import Video, read_video
     from .video.video_processing_adaptok import AdapTokVideoProcessor

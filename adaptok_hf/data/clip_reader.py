@@ -1,6 +1,6 @@
 """Clips from a video file: decodes no further than the last frame that is needed, and keeps only frames in use."""
 
-import io
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -9,7 +9,11 @@ from itertools import takewhile
 
 import numpy as np
 
-from ..video.video_io import CONTAINER_FORMATS, DEFAULT_FPS, VideoSource, iter_video
+from ..video.damage import VideoError
+from ..video.decoding_limits import TimeBudget
+from ..video.frame_times import nominal_rate
+from ..video.truncation import video_is_cut_short
+from ..video.video_io import DEFAULT_FPS, VideoSource, iter_video, open_container, open_source, source_name, video_stream
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,20 +48,28 @@ def probe_video(video: str | bytes) -> tuple[int, float | None]:
     see `EndedEarly`. Animations, which have neither, are decoded to be counted.
 
     Raises:
-        OSError, ValueError: as `read_video`.
+        OSError, VideoError: as `read_video`.
     """
-    import av
-
-    try:
-        file = io.BytesIO(video) if isinstance(video, bytes) else video
-        with av.open(file, options={"format_whitelist": CONTAINER_FORMATS}, metadata_errors="replace") as container:
-            stream = container.streams.video[0]
-            rate = float(stream.average_rate) if stream.average_rate else None
-            count = stream.frames if "mp4" in container.format.name else 0
-            count = count or sum(packet.size > 0 for packet in container.demux(stream))
-    except (av.error.FFmpegError, IndexError):
-        count = 0
-    if count == 0:
+    name, count, rate, cut_short = source_name(video), 0, None, None
+    with open_source(video) as file:
+        num_bytes = file.seek(0, os.SEEK_END)
+        budget = TimeBudget(name, num_bytes)
+        try:
+            cut_short = video_is_cut_short(file)
+            file.seek(0)
+            with open_container(file) as container:
+                stream = video_stream(container, name)
+                rate = nominal_rate(container, stream)
+                count = stream.frames if "mp4" in container.format.name else 0
+                if count == 0 and not cut_short:
+                    for packet in container.demux(stream):
+                        budget.check()
+                        count += packet.size > 0
+        except VideoError:
+            raise
+        except Exception:
+            count = 0
+    if count == 0 or count > num_bytes or cut_short:
         # Either another kind of file or a damaged one: `iter_video` knows, and has the right words for it.
         count, rate = sum(1 for _ in iter_video(video)), None
     return count, rate
@@ -84,7 +96,7 @@ def read_clips(
 
     Raises:
         EndedEarly: where the video ends before a window does.
-        OSError, ValueError: as `read_video`. Damage after the last window goes unnoticed.
+        OSError, VideoError: as `read_video`. Damage after the last window goes unnoticed.
     """
     pending = deque(windows)
     kept: dict[int, tuple[np.ndarray, float]] = {}

@@ -165,16 +165,18 @@ class ClipStream(IterableDataset):
             at.update(units=at["units"] + 1, videos=0)
 
     def _videos(self, shard: int, at: dict[str, int]) -> Iterator[tuple[int, VideoItem]]:
-        """Return the videos of a shard with their number in it, in the order of this epoch."""
+        """Yield the videos of a shard with their number in it, in the order of this epoch."""
         try:
             items = self.source.read_shard(shard)
+            if self.shuffle and isinstance(items, list):
+                items = [(int(i), items[i]) for i in self._permutation(len(items), at["epoch"], _VIDEO_ORDER, shard)]
+            else:
+                items = enumerate(items)
+            # a shard that is streamed may turn out to be damaged at any of its videos
+            yield from items
         except (OSError, ValueError) as error:
             at["seen"] += 1
             self._skip(f"shard {shard}", error, at)
-            return iter(())
-        if self.shuffle and isinstance(items, list):
-            return ((int(i), items[i]) for i in self._permutation(len(items), at["epoch"], _VIDEO_ORDER, shard))
-        return enumerate(items)
 
     def _items(self, item: VideoItem, place: tuple[int, int, int], at: dict[str, int]) -> Iterator[dict[str, Any]]:
         """Yield the clips of a video after `at`; on return or with the last clip, `at` is after the video."""

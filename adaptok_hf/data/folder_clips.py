@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,8 +24,8 @@ class VideoFolderClips(Dataset):
 
     Args:
         folders: searched recursively for video files.
-        num_frames: frames of a clip; shorter videos are left out. So are files that cannot be read: they are counted and
-            named in a warning.
+        num_frames: frames of a clip. Shorter videos and files that cannot be read are skipped, counted and named in
+            warnings.
         image_size: side of the square frames.
         random_clips: sample the clip's start and a horizontal flip at random (training); otherwise the clip is the first
             `num_frames` frames (validation).
@@ -37,23 +38,24 @@ class VideoFolderClips(Dataset):
         self.num_frames, self.random_clips = num_frames, random_clips
         self.videos: list[torch.Tensor] = []  # each (frames, 3, image_size, image_size) uint8
         self.paths: list[Path] = []
-        unreadable = 0
+        skipped: dict[str, str] = {}  # path -> reason
         self.folder_index: list[int] = []  # which of `folders` each video is from
         processor = AdapTokVideoProcessor(image_size=image_size, num_frames=1, tubelet_size=1)
         for index, folder in enumerate(folders):
             before, items = len(self.videos), video_folder(folder).items
             with ThreadPoolExecutor() as threads:  # decoders leave Python's lock to others
-                decoded = threads.map(lambda item: _read_frames(processor, item), items)
+                decoded = threads.map(partial(_read_frames, processor, num_frames), items)
                 for item, frames in zip(items, decoded, strict=True):
-                    if isinstance(frames, ValueError):
-                        unreadable += 1
-                        logger.warning("left out (%d so far): %s", unreadable, frames)
-                    elif len(frames) >= num_frames:
-                        self.videos.append(frames)
-                        self.paths.append(Path(item.video))
-                        self.folder_index.append(index)
+                    if isinstance(frames, Exception):
+                        skipped[item.video] = " ".join(str(frames).split())
+                        logger.warning("skipped %s (%d so far): %s", item.video, len(skipped), skipped[item.video])
+                        continue
+                    self.videos.append(frames)
+                    self.paths.append(Path(item.video))
+                    self.folder_index.append(index)
             if len(self.videos) == before:
-                raise ValueError(f"{folder}: no video of at least {num_frames} frames below this folder")
+                last = "; ".join(f"{path} ({reason})" for path, reason in list(skipped.items())[-3:])
+                raise ValueError(f"{folder}: no video of at least {num_frames} frames below this folder. Skipped: {last}")
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -75,8 +77,12 @@ class VideoFolderClips(Dataset):
         return shares[index]
 
 
-def _read_frames(processor: AdapTokVideoProcessor, item: VideoItem) -> torch.Tensor | ValueError:
+def _read_frames(processor: AdapTokVideoProcessor, num_frames: int, item: VideoItem) -> torch.Tensor | Exception:
+    """Return the frames of a video, or why it cannot be used."""
     try:
-        return processor.clips(item.video).frames.squeeze(1)
-    except ValueError as error:
+        frames = processor.clips(item.video).frames.squeeze(1)
+        if len(frames) < num_frames:
+            raise ValueError(f"{len(frames)} frames, but a clip of {num_frames} frames needs as many")
+    except (OSError, ValueError) as error:
         return error
+    return frames

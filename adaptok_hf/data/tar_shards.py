@@ -1,11 +1,14 @@
 """Tar shards in WebDataset form: the files of a sample share their name up to the first dot."""
 
 import json
+import logging
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
 
 from .video_item import NO_LABEL, VIDEO_SUFFIXES, TarMember, VideoItem
+
+logger = logging.getLogger(__name__)
 
 
 class TarShards:
@@ -38,28 +41,35 @@ class TarShards:
         """Return the shard's videos in the order of the file.
 
         Raises:
-            ValueError: for a file that is not a tar file or whose headers are damaged. Of a file that was cut short, the
-                videos before the cut are returned, and the one that was cut fails when it is read.
+            ValueError: for a file that is not a tar file or whose headers or labels are damaged. Of a file that was cut
+                short, the videos before the cut are returned, and the one that was cut fails when it is read.
         """
         path, samples = self.paths[shard], {}
         for name, member in _members(path):
             folder, _, base = name.rpartition("/")
             stem, _, suffix = base.partition(".")
+            if not stem:  # a hidden file, such as the `._` files of macOS
+                continue
             sample = samples.setdefault(f"{folder}/{stem}" if folder else stem, {})
             if f".{suffix.lower()}".endswith(VIDEO_SUFFIXES):
                 sample["video"] = member
             elif suffix in ("json", "cls"):
                 sample[suffix] = member
-        items = []
-        for name, sample in samples.items():
-            if "video" not in sample:
-                continue
-            facts = json.loads(sample["json"].read()) if "json" in sample else {}
-            label = facts.get("label", int(sample["cls"].read()) if "cls" in sample else NO_LABEL)
-            if not isinstance(label, int):
-                raise ValueError(f"{path}: label of {name} must be an integer, got {label!r}")
-            items.append(VideoItem(facts.get("key", name), sample["video"], label))
+        items = [_item(path, name, sample) for name, sample in samples.items() if "video" in sample]
+        if left_out := [name for name, sample in samples.items() if "video" not in sample]:
+            logger.warning("%s: %d samples without a video are left out, such as %s", path, len(left_out), left_out[:3])
         return items
+
+
+def _item(path: str, name: str, sample: dict[str, TarMember]) -> VideoItem:
+    try:
+        facts = json.loads(sample["json"].read()) if "json" in sample else {}
+        label = facts.get("label", int(sample["cls"].read()) if "cls" in sample else NO_LABEL)
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path}: the json or cls file of {name} is damaged: {error}") from error
+    if isinstance(label, bool) or not isinstance(label, int):
+        raise ValueError(f"{path}: label of {name} must be an integer, got {label!r}")
+    return VideoItem(str(facts.get("key", name)), sample["video"], label)
 
 
 def _members(path: str) -> list[tuple[str, TarMember]]:
@@ -71,7 +81,7 @@ def _members(path: str) -> list[tuple[str, TarMember]]:
                 if info.isfile():
                     members.append((info.name, TarMember(path, info.offset_data, info.size)))
             end = tar.offset
-    except tarfile.ReadError as error:
+    except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
         if members and "unexpected end of data" in str(error):
             return members
         raise ValueError(f"{path}: not a tar file, or damaged after {len(members)} files ({error})") from error

@@ -1,12 +1,38 @@
 """Videos that are not yet read, and their sources."""
 
+import mimetypes
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
+
+from ..video.truncation import begins_like_a_video
 
 NO_LABEL = -1
 
-VIDEO_SUFFIXES = (".mp4", ".mov", ".webm", ".mkv", ".avi", ".gif", ".webp")
+# Files with these suffixes are taken as they are; others, if they begin like a video (`is_video_file`).
+VIDEO_SUFFIXES = (
+    *(".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".f4v", ".webm", ".mkv", ".avi", ".divx", ".flv", ".wmv", ".asf"),
+    *(".ogv", ".mpg", ".mpeg", ".mpe", ".m2v", ".vob", ".ts", ".mts", ".m2ts", ".mxf", ".nut", ".ivf", ".y4m", ".rm"),
+    *(".rmvb", ".dv", ".h264", ".264", ".h265", ".hevc", ".gif", ".webp", ".apng"),
+)
+# Downloads that are not finished begin like a video too.
+_UNFINISHED = (".part", ".tmp", ".crdownload", ".ytdl", ".temp")
+
+
+def is_video_file(path: str | Path) -> bool:
+    """Return whether a regular file is a video by its suffix or, with an unknown suffix, by its first bytes."""
+    if os.path.splitext(path)[1].lower() in VIDEO_SUFFIXES:
+        return True
+    kind = mimetypes.guess_type(str(path))[0] or ""  # a look into each of a million pictures would take long
+    if str(path).lower().endswith(_UNFINISHED) or kind.startswith(("image/", "audio/", "text/", "application/json")):
+        return False
+    try:
+        with open(path, "rb") as file:
+            return begins_like_a_video(file.read(16))
+    except OSError:
+        return False
 
 
 @dataclass(frozen=True)

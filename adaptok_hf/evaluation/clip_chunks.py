@@ -24,7 +24,7 @@ from ..data import (
     ucf101,
     video_folder,
 )
-from ..data.video_item import VIDEO_SUFFIXES
+from ..data.video_item import is_video_file
 from ..metrics import Protocol
 
 
@@ -127,9 +127,9 @@ def open_videos(
         return video_folder(path)
     if path.suffix.lower() == ".csv":
         return manifest(path)
-    if path.suffix.lower() in VIDEO_SUFFIXES:
+    if is_video_file(path):
         return VideoFiles([VideoItem(path.name, str(path))])
-    raise ValueError(f"{path}: expected a folder of videos, a csv manifest, or a video ({', '.join(VIDEO_SUFFIXES)})")
+    raise ValueError(f"{path}: expected a folder of videos, a csv manifest, or a video")
 
 
 def sample_videos(source: VideoFiles, count: int | None, seed: int) -> VideoFiles:

@@ -1,12 +1,13 @@
 """Frames one at a time from files, cameras, iterators and arrays."""
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from typing import Any
 
 import numpy as np
 
-from .video_io import DEFAULT_FPS, check_fps, iter_container, iter_video
+from .video_io import DEFAULT_FPS, check_fps, iter_container, iter_video, source_name
 from .video_processing_adaptok import AdapTokVideoProcessor
 
 ACCEPTED = (
@@ -24,7 +25,8 @@ def iter_frames(video: Any, processor: AdapTokVideoProcessor, fps: float | None 
     Args:
         video: an iterable of frames, which may also come several at once (4-D); a video file (path, bytes, file object);
             an address or camera that FFmpeg can open (a string with `://`, or `/dev/video...`); an open PyAV container,
-            which is read from its position and never rewound; a [`Video`]; a 4-D array or tensor.
+            which is read from its position and never rewound; a file object that cannot be rewound, such as
+            `sys.stdin.buffer`; a [`Video`]; a 4-D array or tensor.
         processor: turns frames into uint8 arrays.
         fps: only for frames without a frame rate.
 
@@ -32,8 +34,9 @@ def iter_frames(video: Any, processor: AdapTokVideoProcessor, fps: float | None 
         uint8 `(height, width, 3)`, seconds from the first frame, frames per second of the source.
 
     Raises:
-        FileNotFoundError, IsADirectoryError: where a path is no file.
+        FileNotFoundError, IsADirectoryError, PermissionError: where a path is no file that may be read.
         OSError: for an address or camera that cannot be opened.
+        VideoError: a `ValueError` that names the file, see `read_video`.
         ValueError: for a source of another kind, frames that change their size, and no frames at all.
     """
     first = None
@@ -45,7 +48,7 @@ def iter_frames(video: Any, processor: AdapTokVideoProcessor, fps: float | None 
                     f"frame {number} of the stream is {frame.shape[0]}x{frame.shape[1]} (height x width), but it began "
                     f"with {first[0]}x{first[1]}; all frames must be of one size"
                 )
-            yield frame, seconds, min(max(rate or DEFAULT_FPS, 0.01), 1000.0)
+            yield frame, seconds, rate or DEFAULT_FPS
     if first is None:
         raise ValueError("the stream ended without a frame")
 
@@ -56,10 +59,10 @@ def _open(video: Any, processor: AdapTokVideoProcessor, fps: float | None) -> It
     )
     if knows_fps and fps is not None:
         raise ValueError(f"got fps={fps}, but a {type(video).__name__} has a frame rate")
-    if isinstance(video, str) and ("://" in video or video.startswith("/dev/video")):
+    if isinstance(video, str) and (("://" in video and not os.path.exists(video)) or video.startswith("/dev/video")):
         return _iter_live(video)
     if hasattr(video, "demux"):
-        return iter_container(video, video.name or "<container>")
+        return iter_container(video, source_name(video))
     if isinstance(video, str | bytes) or hasattr(video, "read") or hasattr(video, "__fspath__"):
         return iter_video(video)
     if hasattr(video, "timestamps"):

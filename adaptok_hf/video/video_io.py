@@ -1,13 +1,17 @@
 """Reading video files.
 
 PyAV decodes containers (mp4, mov, webm, mkv, avi, ...), Pillow decodes animated GIF, WebP and PNG. A damaged file raises
-an error and is never silently shortened. `av` and `PIL` are imported where they are used: importing this module is cheap.
+an error and is never silently shortened; docs/reliability.md says what each format can promise. `av` and `PIL` are imported
+where they are used: importing this module is cheap.
 """
 
+import errno
 import io
 import itertools
 import logging
 import os
+import stat
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -16,7 +20,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from .damage import begins_like_a_video, damage_error, gif_is_cut_short, video_is_cut_short
+from .damage import VideoError, as_video_error, damage_error, gif_is_cut_short
+from .decoding_limits import TimeBudget, check_size
+from .frame_times import FrameTimes, nominal_rate
+from .geometry import display_converter
+from .truncation import begins_like_a_video, video_is_cut_short
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +89,7 @@ def read_video(
 
     Args:
         source: a path, the bytes of a file, a binary file object, or an open PyAV container (read from its start and
-            not closed). Display rotation (phone videos) is applied.
+            not closed). Frames are what a player shows: square pixels, rotation and mirroring applied.
         max_frames: decode only the first frames. What follows them is then not checked for damage.
         transform: applied to each uint8 `(height, width, 3)` frame as it is decoded, so that a long video
             need not be held at full size.
@@ -90,14 +98,16 @@ def read_video(
         The video; its `fps` is the container's frame rate where the timestamps agree with it, otherwise their average.
 
     Raises:
-        FileNotFoundError, IsADirectoryError: where the path is not a file.
-        ValueError: for an empty file, a file that is no video, a still image, a file without video stream or without
-            frames, and a damaged or truncated file.
+        FileNotFoundError, IsADirectoryError, PermissionError: where the path is not a file that may be read.
+        VideoError: a `ValueError` that names the file. For an empty file, a file that is no video, a still image, a file
+            without video stream or without frames, a damaged or truncated file, a pipe or device, frames or work beyond
+            the limits (docs/reliability.md).
     """
     if max_frames is not None and (not isinstance(max_frames, int) or max_frames < 1):
         raise ValueError(f"max_frames must be a positive integer or None, got {max_frames!r}")
     with closing(iter_video(source)) as decoded:
-        return _collect(itertools.islice(decoded, max_frames), transform or (lambda frame: frame))
+        frames = itertools.islice(decoded, max_frames)
+        return _collect(frames, transform or (lambda frame: frame), source_name(source))
 
 
 def pil_to_rgb(image: Any) -> np.ndarray:
@@ -125,7 +135,7 @@ def check_timestamps(timestamps: Sequence[float] | np.ndarray) -> np.ndarray:
     return timestamps
 
 
-def _collect(decoded: Iterator[TimedFrame], transform: Callable[[np.ndarray], np.ndarray]) -> Video:
+def _collect(decoded: Iterator[TimedFrame], transform: Callable[[np.ndarray], np.ndarray], name: str) -> Video:
     """Gather frames into a `Video`."""
     first, _, rate = head = next(decoded)
     timestamps = []
@@ -135,33 +145,79 @@ def _collect(decoded: Iterator[TimedFrame], transform: Callable[[np.ndarray], np
             timestamps.append(seconds)
             yield transform(frame)
 
-    # fromiter grows one buffer in place: a list and np.stack would hold every frame twice
-    stacked = np.fromiter(frames(), dtype=np.dtype((np.uint8, transform(first).shape)))
+    try:
+        # fromiter grows one buffer in place: a list and np.stack would hold every frame twice
+        stacked = np.fromiter(frames(), dtype=np.dtype((np.uint8, transform(first).shape)))
+    except MemoryError as error:
+        raise VideoError(f"{name}: the frames need more memory than there is; {len(timestamps)} were read") from error
     # the nominal rate is exact where timestamps are rounded (to 1 ms in webm), and wrong for a variable frame rate
     span = timestamps[-1]
     if len(timestamps) > 1 and (not rate or abs(span - (len(timestamps) - 1) / rate) > 0.002):
         rate = (len(timestamps) - 1) / span
-    return Video(stacked, min(max(rate or DEFAULT_FPS, 0.01), 1000.0), np.array(timestamps))
+    with as_video_error(name):
+        return Video(stacked, rate or DEFAULT_FPS, np.array(timestamps))
+
+
+def source_name(source: VideoSource) -> str:
+    """Return the name of a source for messages."""
+    if isinstance(source, bytes | bytearray | memoryview):
+        return f"<{len(source)} bytes>"
+    name = source if isinstance(source, str | os.PathLike) else getattr(source, "name", None)
+    return str(name) if name and not isinstance(name, int) else f"<{type(source).__name__}>"
 
 
 @contextmanager
-def _open_source(source: VideoSource) -> Iterator[tuple[BinaryIO, str]]:
-    """Yield the source as a binary file, and its name for messages."""
+def open_source(source: VideoSource) -> Iterator[BinaryIO]:
+    """Yield the source as a binary file at its start.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError, PermissionError: where the path is not a file that may be read.
+        VideoError: for a pipe, a socket or a device: reading it may never end, or never begin.
+    """
     if isinstance(source, bytes | bytearray | memoryview):
-        yield io.BytesIO(source), f"<{len(source)} bytes>"
+        yield io.BytesIO(source)
     elif hasattr(source, "read"):
-        source.seek(0)
-        yield source, str(getattr(source, "name", "<file object>"))
+        if _is_seekable(source):
+            source.seek(0)
+        yield source
     elif isinstance(source, str | os.PathLike):
         if os.path.isdir(source):
             raise IsADirectoryError(f"{source} is a folder; expected {ACCEPTED}")
         if not os.path.exists(source):
             hint = "; an address must be downloaded first" if "://" in str(source) else ""
             raise FileNotFoundError(f"{source}: no such file{hint}")
+        if not stat.S_ISREG(os.stat(source).st_mode):
+            raise VideoError(f"{source}: a pipe or device, not a regular file; expected {ACCEPTED}")
         with open(source, "rb") as file:
-            yield file, str(source)
+            yield file
     else:
         raise ValueError(f"cannot read a video from {type(source).__name__}; expected a path, bytes or a binary file")
+
+
+def _is_seekable(file: BinaryIO) -> bool:
+    return not hasattr(file, "seekable") or file.seekable()
+
+
+class _Input:
+    """A binary file whose `seek` returns an error number instead of raising: PyAV prints tracebacks of some exceptions."""
+
+    def __init__(self, file: BinaryIO):
+        self._seek, self.read, self.tell = file.seek, file.read, file.tell
+        self.seekable = lambda: _is_seekable(file)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        try:
+            return self._seek(offset, whence)
+        except (OSError, ValueError, OverflowError):
+            return -errno.EINVAL
+
+
+def open_container(file: BinaryIO) -> Any:
+    """Return a binary file as a PyAV container; only formats that are videos by themselves are recognized."""
+    import av
+
+    options = {"format_whitelist": CONTAINER_FORMATS}
+    return av.open(_Input(file), options=options, metadata_errors="replace")
 
 
 def iter_video(source: VideoSource) -> Iterator[TimedFrame]:
@@ -173,101 +229,169 @@ def iter_video(source: VideoSource) -> Iterator[TimedFrame]:
         A uint8 RGB frame `(height, width, 3)`, all of one size, its time in seconds from the first frame, and the nominal
         frames per second of the file, `None` if unknown.
     """
+    name = source_name(source)
+    if hasattr(source, "demux"):
+        source.seek(0)
+        yield from iter_container(source, name)
+        return
+    with open_source(source) as file, as_video_error(name):
+        if not _is_seekable(file):  # such as standard input: read as it comes
+            with open_container(file) as container:
+                yield from iter_container(container, name, cut_short=None)
+            return
+        num_bytes = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        head, budget = file.read(32), TimeBudget(name, num_bytes)
+        if not head:
+            raise VideoError(f"{name}: the file is empty (0 bytes); expected {ACCEPTED}")
+        if head.startswith((b"GIF8", b"\x89PNG", b"\xff\xd8\xff")) or head[8:12] == b"WEBP":
+            check_size(name, *_animation_size(head))
+            yield from _iter_animation(file, name, budget)
+            return
+        cut_short = video_is_cut_short(file)
+        file.seek(0)
+        with _opened_by_name(file, name, head[:16], bool(cut_short)) as container:
+            for stream in container.streams.video:
+                # With several threads, what a decoder makes of a damaged frame differs from one time to the next.
+                stream.thread_type = "NONE"
+            yield from iter_container(container, name, cut_short, budget)
+
+
+def _opened_by_name(file: BinaryIO, name: str, head: bytes, cut_short: bool) -> Any:
+    """Return `open_container(file)`; its errors say what the file is."""
     import av
 
-    if isinstance(source, av.container.InputContainer):
-        source.seek(0)
-        yield from iter_container(source, source.name or "<container>")
-        return
-    with _open_source(source) as (file, name):
-        head = file.read(16)
-        if not head:
-            raise ValueError(f"{name}: the file is empty (0 bytes); expected {ACCEPTED}")
-        if head.startswith((b"GIF8", b"\x89PNG", b"\xff\xd8\xff")) or head[8:12] == b"WEBP":
-            yield from _iter_animation(file, name)
-            return
-        cut_short = video_is_cut_short(file, head)
-        file.seek(0)
-        try:
-            container = av.open(file, options={"format_whitelist": CONTAINER_FORMATS}, metadata_errors="replace")
-        except av.error.FFmpegError as error:
-            if isinstance(error, av.error.EOFError) and not cut_short:
-                raise ValueError(f"{name}: the file holds no video frames") from error
-            if begins_like_a_video(head):
-                raise damage_error(name, 0) from error
-            raise ValueError(f"{name}: not a video; expected {ACCEPTED}") from error
-        with container:
-            for stream in container.streams.video:
-                stream.thread_type = "AUTO"
-            yield from iter_container(container, name, cut_short)
+    try:
+        return open_container(file)
+    except av.error.FFmpegError as error:
+        if isinstance(error, av.error.EOFError) and not cut_short:
+            raise VideoError(f"{name}: the file holds no video frames") from error
+        if begins_like_a_video(head):
+            raise damage_error(name, 0) from error
+        raise VideoError(f"{name}: not a video; expected {ACCEPTED}") from error
 
 
-def iter_container(container: Any, name: str, cut_short: bool = False) -> Iterator[TimedFrame]:
-    """Decode the first real video stream of a PyAV container, from where it stands."""
+def video_stream(container: Any, name: str, cut_short: bool | None = False) -> Any:
+    """Return the first real video stream of a PyAV container.
+
+    Raises:
+        VideoError: where there is none, or none that can be decoded, and for frames that are too large.
+    """
     import av
 
     if container.metadata.get("major_brand", "").strip() in _STILL_BRANDS:
-        raise ValueError(f"{name}: a still image is not a video; expected {ACCEPTED}")
+        raise VideoError(f"{name}: a still image is not a video; expected {ACCEPTED}")
     cover = av.stream.Disposition.attached_pic  # the picture of a music file is a video stream too
     stream = next((s for s in container.streams.video if not s.disposition & cover), None)
     if stream is None:
         if cut_short:
             raise damage_error(name, 0)
         kinds = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
-        raise ValueError(f"{name}: the file has no video stream and no frames (it holds: {kinds})")
+        raise VideoError(f"{name}: the file has no video stream and no frames (it holds: {kinds})")
     if stream.codec_context is None:
-        raise ValueError(f"{name}: FFmpeg has no decoder for the video codec of this file")
+        raise VideoError(f"{name}: FFmpeg has no decoder for the video codec of this file")
+    check_size(name, stream.codec_context.width, stream.codec_context.height)
+    return stream
 
-    rate = float(stream.average_rate) if stream.average_rate else None
+
+def iter_container(
+    container: Any, name: str, cut_short: bool | None = False, budget: TimeBudget | None = None
+) -> Iterator[TimedFrame]:
+    """Decode the first real video stream of a PyAV container, from where it stands.
+
+    Args:
+        name: for messages.
+        cut_short: whether bytes are missing, see `video_is_cut_short`. Where that is not known, a warning names the number
+            of frames.
+        budget: of time; none by default.
+    """
+    with as_video_error(name):
+        yield from _iter_stream(container, video_stream(container, name, cut_short), name, cut_short, budget)
+
+
+def _iter_stream(
+    container: Any, stream: Any, name: str, cut_short: bool | None, budget: TimeBudget | None
+) -> Iterator[TimedFrame]:
+    import av
+
+    budget = budget or TimeBudget(name, None)
+    rate = nominal_rate(container, stream)
+    times, convert = FrameTimes(container, stream, name), None
     count = hidden = concealed = 0
-    seconds, start, size = 0.0, None, {}
+    last_packet_damaged = frame_damaged = False
     try:
-        for packet in container.demux(stream):
+        # all streams: the end of the file may lie in the sound
+        for packet in container.demux():
+            budget.check()
+            last_packet_damaged = packet.is_corrupt if packet.size else last_packet_damaged
+            if packet.stream.index != stream.index:
+                continue
             hidden += packet.is_discard  # cut away by an edit list
+            times.add(packet)
             for frame in packet.decode():
-                time = None if frame.pts is None else frame.pts * frame.time_base
-                if count == 0:
-                    start, size = time, {"width": frame.width, "height": frame.height}
-                elif time is not None and start is not None and time - start > seconds:
-                    seconds = float(time - start)
-                else:  # no time, or one that goes backwards
-                    seconds += 1 / (rate or DEFAULT_FPS)
+                convert = convert or display_converter(stream, frame, name)
+                seconds, picture = times.next(frame), convert(frame)
                 count += 1
-                concealed += frame.is_corrupt
-                image = frame.to_ndarray(format="rgb24", **size)
-                # the rotation is counterclockwise, like that of rot90
-                yield np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90))), seconds, rate
+                frame_damaged = frame.is_corrupt
+                concealed += frame_damaged
+                with budget.paused():
+                    yield picture, seconds, rate
+                budget.check()
     except av.error.FFmpegError as error:
         raise damage_error(name, count, stream.frames - hidden) from error
 
     # Only the sample table of mp4 and mov counts exactly: the number in an avi header includes repeated frames.
     declared = stream.frames - hidden if "mp4" in container.format.name else 0
-    if cut_short or count < 0.9 * declared - 1:
+    unsure = cut_short is None
+    if cut_short or last_packet_damaged or (unsure and frame_damaged) or count < 0.9 * declared - 1:
         raise damage_error(name, count, declared)
     if count == 0:
-        raise ValueError(f"{name}: the file holds no video frames")
-    if concealed:
-        logger.warning("%s: %d of %d frames have damaged parts that the decoder filled in", name, concealed, count)
+        raise VideoError(f"{name}: the file holds no video frames")
+    if concealed or count < declared:
+        logger.warning("%s: %d of %d frames are missing or have damaged parts that the decoder filled in", name,
+                       concealed + max(declared - count, 0), max(declared, count))  # fmt: skip
+    if unsure:
+        logger.warning(
+            "%s: %d frames; this %s file does not show whether it is complete", name, count, container.format.name
+        )
 
 
-def _iter_animation(file: BinaryIO, name: str) -> Iterator[TimedFrame]:
+def _animation_size(head: bytes) -> tuple[int, int]:
+    """Return the size in the header; Pillow takes the memory for a WebP of that size as soon as it opens it."""
+    if head.startswith(b"GIF8"):
+        return struct.unpack("<HH", head[6:10])
+    if head[12:16] == b"IHDR":
+        return struct.unpack(">II", head[16:24])
+    if head[12:16] == b"VP8X":
+        return tuple(1 + int.from_bytes(head[start : start + 3], "little") for start in (24, 27))
+    return 0, 0  # a still image
+
+
+def _iter_animation(file: BinaryIO, name: str, budget: TimeBudget) -> Iterator[TimedFrame]:
     """Decode an animated GIF, WebP or PNG; a frame without duration is shown for 0.1 s, as browsers do."""
     from PIL import Image
 
     index, seconds = 0, 0.0
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=("GIF", "PNG", "WEBP", "JPEG", "MPO")) as image:
+            width, height = image.size
+            check_size(name, width, height)
             # a photo in several JPEG parts is still a photo
             total = image.n_frames if image.format in ("GIF", "PNG", "WEBP") else 1
             for index in range(total if total > 1 else 0):
                 image.seek(index)
-                frame = pil_to_rgb(image)
+                check_size(name, *image.size)
+                frame = pil_to_rgb(image)[:height, :width]  # Pillow enlarges a GIF whose frames leave its screen
                 duration = (image.info.get("duration") or 100) / 1000
-                yield frame, seconds, 1 / duration
+                budget.check()
+                with budget.paused():
+                    yield frame, seconds, 1 / duration
                 seconds += duration
             if image.format == "GIF" and gif_is_cut_short(file):
                 raise damage_error(name, total)
-    except (OSError, EOFError, SyntaxError) as error:
+    except (VideoError, MemoryError):
+        raise
+    except Exception as error:  # Pillow meets damage with exceptions of any kind
         raise damage_error(name, index) from error
     if total == 1:
-        raise ValueError(f"{name}: a still image is not a video; expected {ACCEPTED}")
+        raise VideoError(f"{name}: a still image is not a video; expected {ACCEPTED}")

@@ -346,12 +346,18 @@ def test_too_many_bad_files_stop_a_loader(mixed):
 
 
 def test_nothing_after_the_window_is_read(tmp_path):
-    """A file that was cut after the window gives its first frames; the whole of it is an error."""
-    path = truncate(write_mp4(tmp_path / "cut.mp4", frames=make_frames(120, 64, 64), faststart=True), 0.7)
+    """A file with damage after the window gives its first frames; the whole of it is an error."""
+    path = corrupt(write_mp4(tmp_path / "cut.mp4", frames=make_frames(120, 64, 64), faststart=True), 0.7)
     stream = ClipStream(video_folder(tmp_path), FIRST, 64, num_epochs=1)
     assert [item["key"] for item in stream] == [path.name] and not stream.skipped
     stream = ClipStream(video_folder(tmp_path), partial(first_window, clip_length=120), 64, num_epochs=1)
     assert list(stream) == [] and "damaged or truncated" in stream.skipped["cut.mp4"]
+
+
+def test_a_file_that_was_cut_is_skipped_whole(tmp_path):
+    truncate(write_mp4(tmp_path / "cut.mp4", frames=make_frames(120, 64, 64), faststart=True), 0.9)
+    stream = ClipStream(video_folder(tmp_path), FIRST, 64, num_epochs=1)
+    assert list(stream) == [] and "of 120" in stream.skipped["cut.mp4"]
 
 
 @pytest.mark.parametrize("writer", [write_mp4, write_webm, write_avi, write_animation])

@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from builders.video_files import make_frames, write_animation, write_mp4, write_text
+from builders.video_files import make_frames, truncate, write_animation, write_mp4, write_text
 
 from adaptok_hf import AdapTokVideoProcessor
 from adaptok_hf.data import ClipStream, VideoFolderClips, first_window, video_folder
@@ -84,3 +84,19 @@ def test_folders_without_videos_are_named(folders, tmp_path):
         VideoFolderClips([*folders, tmp_path / "empty"], num_frames=6, image_size=16)
     with pytest.raises(ValueError, match="one: .*8"):
         VideoFolderClips(folders, num_frames=8, image_size=16)
+
+
+def test_both_loaders_skip_count_and_name(tmp_path, caplog):
+    """Files that a decoder meets with an exception of its own, that are cut, that are no files to read."""
+    write_mp4(tmp_path / "good.mp4", frames=make_frames(8, 16, 16))
+    (tmp_path / "bomb.gif").write_bytes(b"GIF89a\xff\xff\xff\xff" + bytes(40))
+    animation = write_animation(tmp_path / "index.gif", make_frames(8, 16, 16)).read_bytes()
+    (tmp_path / "index.gif").write_bytes(animation[: animation.rindex(b",") + 4])
+    truncate(write_mp4(tmp_path / "cut.mp4", frames=make_frames(40, 16, 16), faststart=True), 0.9)
+    (tmp_path / "empty.mp4").touch()
+    bad = ["bomb.gif", "cut.mp4", "empty.mp4", "index.gif"]
+    clips = VideoFolderClips([tmp_path], num_frames=6, image_size=16)
+    assert [path.name for path in clips.paths] == ["good.mp4"]
+    assert all(name in caplog.text for name in bad) and "(4 so far)" in caplog.text
+    stream = ClipStream(video_folder(tmp_path), partial(first_window, clip_length=6), 16, num_epochs=1)
+    assert [item["key"] for item in stream] == ["good.mp4"] and sorted(stream.skipped) == bad

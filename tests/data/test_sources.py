@@ -1,6 +1,8 @@
 import logging
+import os
 
 import pytest
+from builders.video_files import write_mp4
 
 from adaptok_hf.data import kinetics, manifest, ucf101, video_folder
 
@@ -107,3 +109,71 @@ def test_kinetics(tmp_path, caplog):
     path.write_text("label,id\nzumba,x\n")
     with pytest.raises(ValueError, match="columns"):
         kinetics(path, videos)
+
+
+@pytest.mark.parametrize("suffix", "mp4 M4V mpg mpeg wmv flv MTS m2ts 3gp ogv ts mxf y4m vob gif".split())
+def test_suffixes_of_videos(tmp_path, suffix):
+    touch(tmp_path / f"a.{suffix}")
+    assert [item.key for item in video_folder(tmp_path).items] == [f"a.{suffix}"]
+
+
+def test_unknown_suffixes_are_known_by_their_first_bytes(tmp_path, caplog):
+    video = write_mp4(tmp_path / "a.mp4").read_bytes()
+    for name in ("v_001", "b.video", "half.mp4.part"):
+        (tmp_path / name).write_bytes(video)
+    (tmp_path / "song.m4a").write_bytes(video[:8] + b"M4A " + video[12:])
+    assert [item.key for item in video_folder(tmp_path).items] == ["a.mp4", "b.video", "v_001"]
+    assert "2 no video (half.mp4.part, song.m4a)" in caplog.text
+
+
+def test_what_is_left_out_is_named(tmp_path, caplog):
+    touch(tmp_path / "a.mp4", tmp_path / "notes.txt", tmp_path / "._a.mp4", tmp_path / ".cache" / "b.mp4")
+    (tmp_path / "gone.mp4").symlink_to("nowhere.mp4")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    (tmp_path / "link.mp4").symlink_to("a.mp4")
+    os.mkfifo(tmp_path / "pipe.mp4")
+    assert [item.key for item in video_folder(tmp_path).items] == ["a.mp4", "link.mp4"]
+    for words in ("6 entries", "2 hidden (._a.mp4, .cache)", "broken link (gone.mp4)", "not a file (pipe.mp4)", "notes.txt",
+                  "(loop)"):  # fmt: skip
+        assert words in caplog.text
+    (tmp_path / "none").mkdir()
+    touch(tmp_path / "none" / "._x.mp4")
+    with pytest.raises(ValueError, match="none: .*hidden.*_x.mp4"):
+        video_folder(tmp_path / "none")
+
+
+def test_byte_order_marks(tmp_path, ucf):
+    videos, lists, train = ucf
+    for name, read in (
+        ("manifest.csv", lambda path: manifest(path).items[0].key),
+        ("kinetics.csv", lambda path: kinetics(path, videos).items[0].key),
+    ):
+        path = tmp_path / name
+        path.write_text(f"path,label,youtube_id,time_start,time_end\n{train[0]},x,v_Zumba_g08_c01,0,10\n", "utf-8-sig")
+        assert read(path) == train[0]
+        path.write_text(path.read_text("utf-8-sig"), "utf-16")
+        with pytest.raises(ValueError, match=f"{name}: .*UTF-8.*line 1 "):
+            read(path)
+    (lists / "classInd.txt").write_text("1 Zumba\n2 Archery\n", "utf-8-sig")
+    assert ucf101(videos, lists).class_names == ["Zumba", "Archery"]
+
+
+def test_empty_and_odd_values_name_their_line(tmp_path):
+    touch(tmp_path / "videos" / "a_000001_000011.mp4", tmp_path / "videos" / "b.mp4")
+    path, head = tmp_path / "list.csv", "label,youtube_id,time_start,time_end\nrun,a,1,11\n"
+    path.write_text(f"{head}run,b,,\nrun,c,,\n")
+    assert [item.key for item in kinetics(path, tmp_path / "videos").items] == ["a_000001_000011.mp4", "b.mp4"]
+    for row, words in (
+        ("run,b,x,2", "'x'"),
+        ("run,b,inf,2", "'inf'"),
+        ("run,b,1,nan", "'nan'"),
+        ("run,,1,2", "youtube_id"),
+    ):
+        path.write_text(f"{head}{row}\n")
+        with pytest.raises(ValueError, match=f"list.csv: line 3.*{words}"):
+            kinetics(path, tmp_path / "videos")
+    path.write_text("path,label\na.mp4,run\n,jump\n")
+    with pytest.raises(ValueError, match="list.csv: line 3"):
+        manifest(path)
+    path.write_text("path,label\na.mp4\n")  # a short row
+    assert labelled(manifest(path)) == {"a.mp4": None}

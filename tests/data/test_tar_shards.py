@@ -275,3 +275,24 @@ def test_damaged_shards_are_skipped_and_named(tmp_path, folder):
         "header.tar: damaged after 1",
     ):
         assert words in reasons
+
+
+@pytest.mark.parametrize("facts", [b"{", b"[1]", b"[" * 100_000, b'{"label": true}', b"\xff"])
+def test_damaged_labels_name_the_sample(tmp_path, facts):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as tar:
+        for name, data in (("0.mp4", b"x"), ("0.json", facts)):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    with pytest.raises(ValueError, match="a.tar: .* 0 "):
+        TarShards([path]).read_shard(0)
+
+
+def test_hidden_files_and_samples_without_video(tmp_path, caplog):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as tar:
+        for name in ("._0.mp4", "0.mp4", "1.txt"):
+            tar.addfile(tarfile.TarInfo(name), io.BytesIO(b""))
+    assert [item.key for item in TarShards([path]).read_shard(0)] == ["0"]
+    assert "1 samples without a video" in caplog.text and "'1'" in caplog.text
