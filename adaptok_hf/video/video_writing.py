@@ -57,7 +57,12 @@ def _encode(path: Path, frames: Iterable[np.ndarray], fps: float, ticks: np.ndar
     rate = Fraction(fps).limit_denominator(1001)
     time_base = 1 / rate if ticks is None else Fraction(1, 90000)
     count, shape = 0, None
-    with av.open(path, "w", format="mp4", options={"movflags": "faststart"}) as container:
+    # a file object, because FFmpeg reads names its own way (protocols, bytes that are not UTF-8); for faststart it opens
+    # the name again, which is absolute
+    with (
+        path.open("w+b") as file,
+        av.open(file, "w", format="mp4", options={"movflags": "faststart"}) as container,
+    ):
         stream = container.add_stream("libx264", rate=rate, options={"crf": "18"})
         stream.pix_fmt = "yuv420p"
         # say which YUV it is (limited BT.709): players guess differently for small and large videos
