@@ -17,9 +17,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
-from filelock import FileLock, Timeout
-
 LOCK = ".adaptok.lock"
 # Seconds that the worker processes of a killed run may take to notice it and to let go of its lock.
 WAIT_FOR_ORPHANS = 15
@@ -148,6 +145,9 @@ def _existing(folder: Path) -> Iterator[None]:
 @contextmanager
 def _locked(lock: Path, output: Path, wait: float | None = None) -> Iterator[None]:
     """Hold a lock file, which the system unlocks when the process dies; a second claim of one process succeeds."""
+    import psutil  # imported here, because the command line answers `--help` at once
+    from filelock import FileLock, Timeout
+
     owner = _read_owner(lock)
     if wait is None:
         is_here = len(owner) == 2 and owner[0] == socket.gethostname()
