@@ -9,9 +9,10 @@ from pathlib import Path
 
 from ..atomic_files import claim_file, claim_folder
 
-# What `write_report` and `write_generation` write.
+# What `write_report`, `write_generation` and evaluations write.
 REPORT_FILES = ("reconstruction.mp4", "side_by_side.mp4", "tokens.png", "report.json")
 GENERATION_FILES = ("[0-9][0-9][0-9]*_*.mp4", "contact_sheet.png", "report.json")
+EVALUATION_FILES = ("results.*", "per_video.csv", "scorer.json", "*.png")
 # Outputs are not begun with less room than this.
 LEAST_FREE_BYTES = 2**20
 
@@ -52,13 +53,18 @@ def output_file(
 
 @contextmanager
 def output_folder(
-    folder: str | os.PathLike, names: Iterable[str], *inputs: str | os.PathLike, overwrite: bool = False
+    folder: str | os.PathLike,
+    names: Iterable[str],
+    *inputs: str | os.PathLike,
+    overwrite: bool = False,
+    recursive: bool = False,
 ) -> Iterator[Path]:
     """Yield an output folder as a path that no other run writes into meanwhile; it is made, and removed if it stays empty.
 
     Args:
         names: of the files that will be written into it, or their patterns.
         inputs, overwrite: see `output_file`.
+        recursive: clean what killed runs left in its sub-folders, too.
 
     Raises:
         NotADirectoryError: if it is a file.
@@ -68,7 +74,7 @@ def output_folder(
     names = list(names)
     _check_place(folder if folder.exists() else folder.absolute().parent, folder)
     _check_files([file for name in names for file in folder.glob(name)], inputs, overwrite)
-    with claim_folder(folder):
+    with claim_folder(folder, recursive):
         _check_files([file for name in names for file in folder.glob(name)], inputs, overwrite)
         yield folder
 
