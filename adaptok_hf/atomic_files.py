@@ -36,24 +36,43 @@ def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
+def atomic_folder(path: str | os.PathLike, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary folder that becomes `path` if all goes well.
 
+    Args:
+        overwrite: replace a folder that exists.
+
     Raises:
-        FileExistsError: if `path` exists by then and is not an empty folder.
+        FileExistsError: see `check_new_folder`, which is called before and after unless the folder may be replaced.
     """
     path = Path(path)
+    if not overwrite:
+        check_new_folder(path)
     partial = _partial(path)
     partial.mkdir(parents=True)
     try:
         yield partial
+        if not overwrite:
+            check_new_folder(path)
         if path.exists():
-            if any(path.iterdir()):
-                raise FileExistsError(f"{path} exists and is not empty")
-            path.rmdir()  # Windows does not rename over a folder
+            remove_folder(path)  # Windows does not rename over a folder, not even an empty one
         os.replace(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_new_folder(path: str | os.PathLike) -> None:
+    """Raise `FileExistsError` if a folder exists and is not empty, or is a file."""
+    path = Path(path)
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise FileExistsError(f"{path} exists and is not an empty folder")
+
+
+def remove_folder(path: str | os.PathLike) -> None:
+    """Remove a folder at once: a kill in between leaves no half of it."""
+    partial = _partial(Path(path))
+    os.replace(path, partial)
+    shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager
@@ -165,6 +184,7 @@ def _locked(lock: Path, output: Path, wait: float | None = None) -> Iterator[Non
             with lock.open("r+b") as file:
                 file.seek(1)  # Windows lets nobody read the first byte, which is locked
                 file.write(f"{socket.gethostname()} {os.getpid()}\n".encode())
+                file.truncate()
         yield
     finally:
         if held.lock_counter == 1:

@@ -106,6 +106,7 @@ class Trainer:
                 self.save()
                 begin, used = time.time(), 0
         self.accelerator.end_training()
+        self.run.claim.close()
 
     def parts(self, share: int, *modules: nn.Module) -> Iterator[slice]:
         """Cut a process' share of a batch for gradient accumulation. Only the last part's gradients are averaged over

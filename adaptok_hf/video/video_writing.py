@@ -1,5 +1,6 @@
 """Writing video files."""
 
+import io
 import os
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
@@ -49,6 +50,17 @@ def write_video(
         _encode(partial, frames, fps, ticks)
 
 
+class _WholeWrites(io.FileIO):
+    """A file without a buffer, since FFmpeg opens it a second time by its name and reads it for `faststart`."""
+
+    def write(self, data) -> int:
+        """Write everything or raise `OSError`: FFmpeg does not see that a full disk took a part only."""
+        done = 0
+        while done < len(data):
+            done += super().write(memoryview(data)[done:])
+        return done
+
+
 def _encode(path: Path, frames: Iterable[np.ndarray], fps: float, ticks: np.ndarray | None) -> None:
     """Write mp4 to `path`; `ticks` are presentation times in 1/90000 s, or None for evenly spaced frames."""
     import av
@@ -57,10 +69,9 @@ def _encode(path: Path, frames: Iterable[np.ndarray], fps: float, ticks: np.ndar
     rate = Fraction(fps).limit_denominator(1001)
     time_base = 1 / rate if ticks is None else Fraction(1, 90000)
     count, shape = 0, None
-    # a file object, because FFmpeg reads names its own way (protocols, bytes that are not UTF-8); for faststart it opens
-    # the name again, which is absolute
+    # a file object, because FFmpeg reads names its own way (protocols, bytes that are not UTF-8)
     with (
-        path.open("w+b") as file,
+        _WholeWrites(os.path.abspath(path), "w+") as file,
         av.open(file, "w", format="mp4", options={"movflags": "faststart"}) as container,
     ):
         stream = container.add_stream("libx264", rate=rate, options={"crf": "18"})

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from itertools import islice
 from pathlib import Path
@@ -15,6 +16,7 @@ from accelerate import Accelerator
 from datasets import Features, List, Value
 from tqdm.auto import tqdm
 
+from ...atomic_files import claim_folder
 from ...models.configuration_adaptok import AdapTokConfig
 from ...pipelines.pipeline_adaptok import AdapTokPipeline
 from ..arguments import check_positive
@@ -118,14 +120,21 @@ def write_token_shards(args: Arguments, pipeline: AdapTokPipeline, accelerator: 
 
     Raises:
         ValueError, OSError, TooManySkippedVideos: for missing or unusable videos, and an output folder that holds other
-            tokens.
+            tokens or that another run writes into.
     """
-    config = pipeline.tokenizer.config
-    source, class_names = open_source(args)
-    inputs, output = split_source(source, args.videos_per_shard, args.seed), Path(args.output_dir)
-    description = describe(args, pipeline, source, class_names)
+    output = Path(args.output_dir)
     if accelerator.is_main_process:
         output.mkdir(parents=True, exist_ok=True)
+    with claim_folder(output) if accelerator.is_main_process else nullcontext():
+        return _write_missing(args, pipeline, accelerator, output)
+
+
+def _write_missing(args: Arguments, pipeline: AdapTokPipeline, accelerator: Accelerator, output: Path) -> int:
+    config = pipeline.tokenizer.config
+    source, class_names = open_source(args)
+    inputs = split_source(source, args.videos_per_shard, args.seed)
+    description = describe(args, pipeline, source, class_names)
+    if accelerator.is_main_process:
         write_plan(output / "dataset.json", description)
     accelerator.wait_for_everyone()
 
