@@ -33,7 +33,8 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         low, high = RANGES.get(name, (-math.inf, math.inf))
         for value in values if isinstance(values, list) else [values]:
             if isinstance(value, int | float) and not (low <= value <= high and math.isfinite(value)):
-                accepted = f"a number from {low} to {high}" if name in RANGES else "a finite number"
+                accepted = f"a number from {low} to {high}" if math.isfinite(high) else "a finite number"
+                accepted += ", at least 0" if low == 0 and high == math.inf else ""
                 raise ValueError(f"--{name.replace('_', '-')} must be {accepted}, got {value}")
     for budget in getattr(arguments, "budgets", None) or [getattr(arguments, "budget", None)]:
         check_budget(budget)
@@ -56,11 +57,13 @@ def check_request(request: dict[str, Any]) -> None:
 
 
 def check_input(path: str) -> None:
-    """Raise `OSError` if an input file is missing or a folder, before a model is loaded for it."""
+    """Raise `OSError` or `ValueError` if an input is no file, before a model is loaded for it."""
     if not os.path.exists(path):
         raise FileNotFoundError(f"{path}: no such file")
     if os.path.isdir(path):
         raise IsADirectoryError(f"{path} is a folder, expected a file")
+    if not os.path.isfile(path):
+        raise ValueError(f"{path} is a device or a pipe, expected a file (`adaptok stream -` reads standard input)")
 
 
 def model_folder(arguments: argparse.Namespace) -> list[str]:

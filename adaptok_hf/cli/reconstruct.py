@@ -100,6 +100,7 @@ def _detokenize(arguments: argparse.Namespace) -> None:
     output = arguments.output or f"{Path(arguments.tokens).stem}.mp4"
     inputs = [arguments.tokens, *model_folder(arguments)]
     with output_file(output, *inputs, suffix=".mp4", overwrite=arguments.overwrite) as output:
+        check_input(arguments.tokens)
         tokens = TokenizedVideo.load(arguments.tokens)
         pipeline = load_pipeline(arguments.model, arguments.device, arguments.dtype)
         frames = pipeline.detokenize(tokens, batch_size=arguments.batch_size)

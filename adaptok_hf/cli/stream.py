@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from .common import add_model_options, add_resize_option, check_input, load_pipeline, model_folder
@@ -56,7 +57,8 @@ def _source(arguments: argparse.Namespace) -> Iterator[Any]:
 
     from ..video.video_io import CONTAINER_FORMATS
 
-    pipe = open(sys.stdin.fileno(), "rb", buffering=0, closefd=False)  # unbuffered: frames are there as they come
+    raw = open(sys.stdin.fileno(), "rb", buffering=0, closefd=False)  # unbuffered: frames are there as they come
+    pipe = SimpleNamespace(read=raw.read, name="standard input")  # no `seek`, which FFmpeg would use
     try:
         container = av.open(pipe, options={"format_whitelist": CONTAINER_FORMATS}, metadata_errors="replace")
     except (av.error.FFmpegError, OSError) as error:
@@ -65,7 +67,11 @@ def _source(arguments: argparse.Namespace) -> Iterator[Any]:
             f"whose index comes first ({one_line(error)})"
         ) from error
     with container:
-        yield container
+        try:
+            yield container
+        except ValueError as error:
+            hint = "; in a pipe an mp4 must have its index first (ffmpeg: -movflags faststart)"
+            raise ValueError(f"{error}{hint if 'mp4' in container.format.name else ''}") from error
 
 
 def _write_stream(arguments: argparse.Namespace, output: Path, source: Any) -> None:
