@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from torch.utils.data import Dataset
 
 from ..video.video_processing_adaptok import AdapTokVideoProcessor
 from .sources import video_folder
+from .video_item import VideoItem
 
 logger = logging.getLogger(__name__)
 
@@ -39,18 +41,17 @@ class VideoFolderClips(Dataset):
         self.folder_index: list[int] = []  # which of `folders` each video is from
         processor = AdapTokVideoProcessor(image_size=image_size, num_frames=1, tubelet_size=1)
         for index, folder in enumerate(folders):
-            before = len(self.videos)
-            for item in video_folder(folder).items:
-                try:
-                    frames = processor.clips(item.video).frames.squeeze(1)
-                except ValueError as error:
-                    unreadable += 1
-                    logger.warning("left out (%d so far): %s", unreadable, error)
-                    continue
-                if len(frames) >= num_frames:
-                    self.videos.append(frames)
-                    self.paths.append(Path(item.video))
-                    self.folder_index.append(index)
+            before, items = len(self.videos), video_folder(folder).items
+            with ThreadPoolExecutor() as threads:  # decoders leave Python's lock to others
+                decoded = threads.map(lambda item: _read_frames(processor, item), items)
+                for item, frames in zip(items, decoded, strict=True):
+                    if isinstance(frames, ValueError):
+                        unreadable += 1
+                        logger.warning("left out (%d so far): %s", unreadable, frames)
+                    elif len(frames) >= num_frames:
+                        self.videos.append(frames)
+                        self.paths.append(Path(item.video))
+                        self.folder_index.append(index)
             if len(self.videos) == before:
                 raise ValueError(f"{folder}: no video of at least {num_frames} frames below this folder")
 
@@ -72,3 +73,10 @@ class VideoFolderClips(Dataset):
         index = torch.tensor(self.folder_index)
         shares = torch.tensor(folder_weights, dtype=torch.float64) / index.bincount(minlength=len(folder_weights))
         return shares[index]
+
+
+def _read_frames(processor: AdapTokVideoProcessor, item: VideoItem) -> torch.Tensor | ValueError:
+    try:
+        return processor.clips(item.video).frames.squeeze(1)
+    except ValueError as error:
+        return error

@@ -12,6 +12,8 @@ from .adversarial import AdversarialLoss
 if TYPE_CHECKING:
     from ..metrics.lpips_network import LPIPSNetwork
 
+LOG_MSE_FLOOR = 1e-4  # 40 dB: better blocks have nothing to gain
+
 
 @dataclass(frozen=True)
 class TokenizerLossWeights:
@@ -23,6 +25,7 @@ class TokenizerLossWeights:
         adversarial: the tokenizer's adversarial loss.
         commitment, codebook: the quantizer's two losses, 0.1 x 0.25 and 0.1 x 1.
         prior: cross-entropy of the prior.
+        log_mse: mean logarithm of the mean squared error of each block; tiny errors count as 1e-4.
     """
 
     l1: float = 1.0
@@ -32,6 +35,7 @@ class TokenizerLossWeights:
     commitment: float = 0.025
     codebook: float = 0.1
     prior: float = 0.06
+    log_mse: float = 0.0
 
     def __post_init__(self):
         for name, weight in asdict(self).items():
@@ -49,6 +53,7 @@ class TokenizerLoss:
         weights: of the terms.
         perceptual_network: `LPIPSNetwork.from_pretrained("vgg")`, on the right device.
         adversarial: the adversarial loss itself, not its distributed wrapper.
+        tubelet_size: frames of a block.
 
     Raises:
         ValueError: if a term has a weight but not what computes it.
@@ -59,12 +64,13 @@ class TokenizerLoss:
         weights: TokenizerLossWeights,
         perceptual_network: "LPIPSNetwork | None" = None,
         adversarial: AdversarialLoss | None = None,
+        tubelet_size: int = 4,
     ):
         if weights.perceptual and perceptual_network is None:
             raise ValueError(f"the weight perceptual is {weights.perceptual}, but there is no perceptual_network")
         if weights.adversarial and adversarial is None:
             raise ValueError(f"the weight adversarial is {weights.adversarial}, but there is no adversarial loss")
-        self.weights = weights
+        self.weights, self.tubelet_size = weights, tubelet_size
         self.perceptual_network, self.adversarial = perceptual_network, adversarial
 
     def __call__(
@@ -100,6 +106,9 @@ class TokenizerLoss:
             terms["l1"] = (reconstruction - video).abs().mean()
         if weights.mse:
             terms["mse"] = (reconstruction - video).square().mean()
+        if weights.log_mse:
+            squared = (reconstruction - video).square().unflatten(1, (-1, self.tubelet_size))
+            terms["log_mse"] = (squared.flatten(2).mean(2) + LOG_MSE_FLOOR).log().mean()
         if weights.perceptual:
             # not clamped, so that values outside [0, 1] have a gradient too
             terms["perceptual"] = self.perceptual_network(reconstruction.flatten(0, 1), video.flatten(0, 1)).float().mean()

@@ -14,6 +14,8 @@ from torch import nn
 from .attention_masks import ATTENTION_TYPES, Segment, Span, find_segments, kept_tokens, take
 from .block_cache import BlockCache
 
+CLIPS_OF_A_GROUP = 8  # from so many on, one attention product for each group of equal clips is faster than padding
+
 
 class BlockTokens(NamedTuple):
     """Tokens of one kind that belong to one block.
@@ -41,8 +43,9 @@ def lay_out(
 ) -> list[BlockTokens]:
     """Return the tokens of blocks in the order of the sequence, without the latents that no clip of the batch keeps.
 
-    Clips with different counts are padded block by block. On a CPU, where small products cost no more than large ones,
-    they form one sequence instead, without padding. Compiled or exported code must not depend on the counts' values: it
+    Clips with different counts are padded block by block. Where the counts repeat, as in training, each repetition forms
+    one sequence instead, without padding. So do all clips on a CPU, where small products cost no more than large ones.
+    Compiled or exported code must not depend on the counts' values: it
     works on all latents.
 
     Args:
@@ -57,16 +60,18 @@ def lay_out(
     if token_counts is not None and torch.compiler.is_compiling():
         kept = kept_tokens(token_counts, width)
     elif token_counts is not None:
-        counts = token_counts.unique(dim=0).tolist()
-        if len(counts) > 1 and latents.device.type == "cpu" and past_key_values is None:
-            counts = token_counts.tolist()
-        elif len(counts) > 1:
-            counts, kept = [token_counts.amax(0).tolist()], kept_tokens(token_counts, width)
+        counts = token_counts.tolist()
+        period = next(n for n in range(1, batch + 1) if batch % n == 0 and counts == counts[:n] * (batch // n))
+        packed = past_key_values is None and (latents.device.type == "cpu" or batch >= CLIPS_OF_A_GROUP * period)
+        if period == 1 or packed:
+            counts = counts[:period]
+        else:
+            counts, kept = [token_counts.amax(0).tolist()], kept_tokens(token_counts, width).to(latents.device)
     if kept is not None:
         latents = latents * kept[..., None]
-    sequence, rows = [], batch // len(counts)
+    sequence = []
     for clip, row in enumerate(counts):
-        own = slice(clip * rows, (clip + 1) * rows)
+        own = slice(clip, None, len(counts))
         for block, count in enumerate(row):
             block_kept = None if kept is None else kept[:, block, :count]
             sequence.append(BlockTokens("latent", first + block, latents[own, block, :count], block_kept, clip))

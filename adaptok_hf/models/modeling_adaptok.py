@@ -343,7 +343,9 @@ class AdapTokModel(AdapTokPreTrainedModel):
         if sample_codes is None:
             sample_codes = self.training and self.config.stochastic_quantizer
         latents = self.encoder(pixel_values_videos.to(self.dtype))
-        kept = None if token_counts is None else kept_tokens(token_counts, self.config.latents_per_block).flatten(1)
+        kept = None
+        if token_counts is not None:
+            kept = kept_tokens(token_counts, self.config.latents_per_block).flatten(1).to(latents.device)
         quantizer_output = self.quantizer(latents, kept, sample_codes)
         quantized = self._blocks(quantizer_output.quantized)
         output = AdapTokOutput(

@@ -40,12 +40,28 @@ class ClipArguments(DatasetArguments):
     videos_per_epoch: int | None = field(
         default=None, metadata={"help": "How many videos there are; tar shards are not opened to count them."}
     )
+    augment: bool = field(
+        default=False,
+        metadata={
+            "help": "Change the clips of train_folders at random: place and size, direction of time, speed, brightness. "
+            "All videos are then kept on the training device."
+        },
+    )
+    photo_folders: list[str] = field(
+        default_factory=list, metadata={"help": "With augment: folders of photos, over which a window moves."}
+    )
+    photo_weight: float = field(default=0.0, metadata={"help": "Share of the clips that photos give."})
     val_folder: str | None = field(default=None, metadata={"help": "Some tens of videos to validate on, kept in memory."})
 
     def __post_init__(self):
         DatasetArguments.__post_init__(self)
         if len(self.train_folders) != len(self.train_weights):
             raise ValueError(f"{len(self.train_folders)} train_folders but {len(self.train_weights)} train_weights")
+        if bool(self.photo_folders) != bool(self.photo_weight) or (self.photo_folders and not self.augment):
+            raise ValueError(
+                "photo_folders and photo_weight need each other and augment; got "
+                f"{self.photo_folders}, {self.photo_weight} and {self.augment}"
+            )
         single = (self.ucf101_folder, self.kinetics_folder, self.hub_dataset)
         streams = [name for name in (*self.stream_folders, *self.shard_folders, *single) if name]
         if bool(streams) == bool(self.train_folders):
@@ -74,7 +90,8 @@ class RunArguments:
 
     # optimization
     learning_rate: float = field(default=1e-3, metadata={"help": "The peak, after a linear warm-up."})
-    final_learning_rate: float = field(default=1e-5, metadata={"help": "At the end of the cosine."})
+    final_learning_rate: float = field(default=1e-5, metadata={"help": "At the end."})
+    decay: Literal["cosine", "linear"] = field(default="cosine", metadata={"help": "How it falls from peak to end."})
     warmup_steps: int = field(default=100)
     warmup_epochs: float | None = field(default=None, metadata={"help": "Instead of warmup_steps."})
     weight_decay: float = field(default=0.01)

@@ -32,6 +32,7 @@ from ..data import (
 )
 from ..models.configuration_adaptok import AdapTokConfig
 from .arguments import ClipArguments, DatasetArguments, require
+from .augmented_clips import AugmentedBatches
 
 
 @contextmanager
@@ -134,14 +135,20 @@ class JoinedSources:
         return self.sources[index].read_shard(shard - (self._ends[index - 1] if index else 0))
 
 
-def open_clips(args: ClipArguments, config: AdapTokConfig) -> tuple[FolderBatches | StreamBatches, VideoFolderClips | None]:
+def open_clips(
+    args: ClipArguments, config: AdapTokConfig
+) -> tuple[FolderBatches | StreamBatches | AugmentedBatches, VideoFolderClips | None]:
     """Return the training clips and, with a `val_folder`, the validation clips; relative paths start at `data_root`.
 
     Raises:
         ValueError, OSError: for missing folders and lists, as the sources of `adaptok_hf.data`.
     """
     root, val_clips = Path(args.data_root), None
-    if args.train_folders:
+    if args.train_folders and args.augment:
+        folders, photos = ([root / folder for folder in folders] for folders in (args.train_folders, args.photo_folders))
+        device = PartialState().device
+        clips = AugmentedBatches(folders, args.train_weights, photos, args.photo_weight, config, device)
+    elif args.train_folders:
         clips = FolderBatches([root / folder for folder in args.train_folders], args.train_weights, config)
     else:
         sources = [video_folder(root / folder) for folder in args.stream_folders] + open_datasets(args, root)

@@ -52,17 +52,21 @@ class RunningMeans:
 
 
 class Progress:
-    """What a resumed run needs next to weights, optimizers and the place in the data: `step` is that of the next update."""
+    """What a resumed run needs next to weights, optimizers and the place in the data.
+
+    `step` is that of the next update; `seconds` counts where a run's length is given so.
+    """
 
     def __init__(self):
         self.step = 0
+        self.seconds = 0.0
         self.means = RunningMeans()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"step": self.step, "means": self.means.state_dict()}
+        return {"step": self.step, "seconds": self.seconds, "means": self.means.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.step = state["step"]
+        self.step, self.seconds = state["step"], state["seconds"]
         self.means.load_state_dict(state["means"])
 
 

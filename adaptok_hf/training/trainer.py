@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -22,7 +23,7 @@ class Trainer:
     `factor` of the learning rate, and register with the accelerator what a checkpoint must hold.
 
     Args:
-        total_steps: of the schedule.
+        length: of the schedule, in steps, or in seconds with `timed`: then validating and saving count too.
         batch_size, num_videos: of an epoch, in which the warm-up may be counted.
         progress: what a resumed run needs next to weights and optimizers.
         unit: what `update` counts, for the log's rate.
@@ -32,15 +33,17 @@ class Trainer:
         self,
         args: RunArguments,
         run: RunFolder,
-        total_steps: int,
+        length: float,
         batch_size: int,
         num_videos: int | None,
         progress: Progress,
         unit: str = "clips",
+        timed: bool = False,
     ):
         self.args, self.run, self.accelerator = args, run, run.accelerator
         self.progress, self.unit = progress, unit
-        self.total_steps, self.last_step = total_steps, min(total_steps, args.max_train_steps or total_steps)
+        self.length, self.timed = length, timed
+        self.last_step = min(length, args.max_train_steps or length)  # unless the run is timed
         self.warmup_steps = args.warmup_steps
         if args.warmup_epochs is not None:
             self.warmup_steps = epochs_to_steps(args.warmup_epochs, batch_size, num_videos)
@@ -54,14 +57,25 @@ class Trainer:
             self.ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(self.args.ema_decay))
             self.accelerator.register_for_checkpointing(self.ema)
 
+    @property
+    def position(self) -> float:
+        """Return where the run is in its schedule: steps or seconds."""
+        return self.progress.seconds if self.timed else self.progress.step
+
+    def is_over(self) -> bool:
+        """Return whether the last update is done."""
+        limit = self.args.max_train_steps
+        return self.position >= self.length or (limit is not None and self.progress.step >= limit)
+
     def learning_rate(self, step: int) -> float:
-        """Return the learning rate of a step, counted from 0: a linear warm-up, then a cosine down to the last step's."""
+        """Return the learning rate of a step, counted from 0: a linear warm-up, then a decay down to the last step's."""
         args = self.args
         if step < self.warmup_steps:
             return args.learning_rate * (step + 1) / self.warmup_steps
-        progress = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
-        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-        return args.final_learning_rate + (args.learning_rate - args.final_learning_rate) * cosine
+        warmup = 0 if self.timed else self.warmup_steps
+        done = ((self.position if self.timed else step) - warmup) / max(1, self.length - warmup)
+        left = 0.5 * (1 + math.cos(math.pi * min(1.0, done))) if args.decay == "cosine" else max(0.0, 1 - done)
+        return args.final_learning_rate + (args.learning_rate - args.final_learning_rate) * left
 
     def update(self, step: int) -> int | torch.Tensor:
         """Update the weights; return how many clips or tokens were used, on all processes together."""
@@ -83,16 +97,16 @@ class Trainer:
         args, progress = self.args, self.progress
         if args.resume_from_checkpoint is not None and self.run.resume(args.resume_from_checkpoint):
             self.accelerator.print(f"resumed at step {progress.step}")
-        begin, used = time.time(), 0
-        while progress.step < self.last_step:
+        begin, used, clock = time.time(), 0, time.time()
+        while not self.is_over():
             learning_rate = self.learning_rate(progress.step)
             for optimizer in self.optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate * group.get("factor", 1.0)
             used = used + self.update(progress.step)
             progress.step += 1
-
-            last = progress.step == self.last_step
+            clock = self._count_seconds(clock)
+            last = self.is_over()
             if progress.step % args.logging_steps == 0:
                 record = {"step": progress.step} | progress.means.pop(self.accelerator) | {"learning_rate": learning_rate}
                 rate = float(used) / (time.time() - begin)
@@ -107,6 +121,13 @@ class Trainer:
                 begin, used = time.time(), 0
         self.accelerator.end_training()
         self.run.claim.close()
+
+    def _count_seconds(self, since: float) -> float:
+        """Add the time since then to the run's, which must be the same on every process; return the time now."""
+        now = time.time()
+        if self.timed:
+            self.progress.seconds += broadcast_object_list([now - since])[0]
+        return now
 
     def parts(self, share: int, *modules: nn.Module) -> Iterator[slice]:
         """Cut a process' share of a batch for gradient accumulation. Only the last part's gradients are averaged over

@@ -108,7 +108,7 @@ def test_running_means_are_resumed(run_folder):
 
 def test_learning_rates(run_folder):
     args = RunArguments(output_dir="out", learning_rate=1.0, final_learning_rate=0.2, warmup_epochs=0.5)
-    trainer = Trainer(args, run_folder, total_steps=12, batch_size=4, num_videos=16, progress=Progress())
+    trainer = Trainer(args, run_folder, length=12, batch_size=4, num_videos=16, progress=Progress())
     rates = [trainer.learning_rate(step) for step in range(13)]
     assert rates[:3] == [0.5, 1.0, 1.0] and rates[7] == pytest.approx(0.6) and rates[12] == pytest.approx(0.2)
     assert rates[2:] == sorted(rates[2:], reverse=True)
@@ -218,7 +218,7 @@ def test_stages_in_epochs():
         ({"ema_decay": 1.0}, "ema_decay .* 1.0"),
         ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps .* 0"),
         ({"prior_weight": -1.0}, "prior .* -1.0"),
-        ({"stages": [{"num_blocks": 1, "batch_size": 1}]}, "either steps or epochs"),
+        ({"stages": [{"num_blocks": 1, "batch_size": 1}]}, "{.num_blocks.: 1, .batch_size.: 1}"),
         ({"init_from": "saved", "model": {"image_size": 64}}, "saved.*'image_size'"),
         ({"decoder_only": True, "init_from": None}, "decoder_only needs init_from"),
         ({"max_train_steps": 0}, "max_train_steps .* 0"),

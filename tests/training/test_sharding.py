@@ -29,11 +29,10 @@ RECIPE = {
     | {"image_size": 16, "patch_size": 8, "num_encoder_layers": 2, "num_decoder_layers": 2, "latents_per_block": 4}
     | {"codebook_size": 33, "codebook_dim": 5, "stochastic_quantizer": False},  # not a multiple of the processes
     "gradient_checkpointing": True,
-    "stages": [{"steps": 4, "num_blocks": 4, "batch_size": 8}],
+    "stages": [{"steps": 4, "num_blocks": 4, "batch_size": 8, "drop_tails": False}],
     "use_muon": False,
     "warmup_steps": 1,
     "reseed_every": 0,
-    "drop_after": 100,
     "ema_decay": 0.5,
     "adversarial_weight": 0.1,
     "adversarial_kind": "hinge",
@@ -140,7 +139,7 @@ def test_groups_of_processes_hold_copies(runs):
     ("entries", "message"),
     [
         ({"use_muon": True}, r"\{'use_muon': True\}"),
-        ({"reseed_every": 25, "quantize_after": 3}, r"\{'quantize_after': 3, 'reseed_every': 25\}"),
+        ({"reseed_every": 25, "pyramid_components": 3}, r"\{'reseed_every': 25, 'pyramid_components': 3\}"),
     ],
 )
 def test_what_sharding_excludes(entries, message):

@@ -34,9 +34,12 @@ TOKENIZER_RECIPE = {
         "learned_decoder_latent_positions": True,
         "learned_decoder_patch_queries": True,
     },
-    "stages": [{"steps": 2, "num_blocks": 1, "batch_size": 4}, {"steps": 2, "num_blocks": 4, "batch_size": 2}],
+    "stages": [
+        {"steps": 1, "num_blocks": 1, "batch_size": 4, "quantize": False, "noise": 0.1},
+        {"steps": 1, "num_blocks": 1, "batch_size": 4, "fit_codebook": True},
+        {"steps": 2, "num_blocks": 4, "batch_size": 2},
+    ],
     "warmup_steps": 1,
-    "quantize_after": 1,
     "reseed_every": 1,
     "ema_decay": 0.5,
     "adversarial_weight": 0.1,
@@ -202,9 +205,7 @@ def test_two_processes_train_like_one(tokenizer_run, tmp_path):
     """Without random numbers inside the model, for each process has its own."""
     recipe = TOKENIZER_RECIPE | {
         "model": TOKENIZER_RECIPE["model"] | {"stochastic_quantizer": False},
-        "stages": [{"steps": 3, "num_blocks": 4, "batch_size": 4}],
-        "quantize_after": 0,
-        "drop_after": 100,
+        "stages": [{"steps": 3, "num_blocks": 4, "batch_size": 4, "drop_tails": False}],
         "reseed_every": 0,
         "adversarial_kind": "hinge",
         "prior": TOKENIZER_RECIPE["prior"] | {f"{name}_dropout": 0.0 for name in ("embedding", "residual", "attention")},
@@ -225,8 +226,9 @@ def test_two_processes_train_like_one(tokenizer_run, tmp_path):
 def test_two_processes_are_resumed_exactly_with_parts_of_batches(tokenizer_run, tmp_path):
     """Streamed, each process with its own place in the data and its own random numbers (stochastic quantizer)."""
     recipe = TOKENIZER_RECIPE | {"train_folders": [], "train_weights": [], "stream_folders": ["train"], "report_to": "none"}
-    recipe |= {"stages": [{"steps": 4, "num_blocks": 4, "batch_size": 4}], "gradient_accumulation_steps": 2}
-    recipe |= {"quantize_after": 1, "num_workers": 1}
+    first, then = {"steps": 1, "quantize": False}, {"steps": 3, "fit_codebook": True}
+    recipe |= {"stages": [stage | {"num_blocks": 4, "batch_size": 4} for stage in (first, then)]}
+    recipe |= {"gradient_accumulation_steps": 2, "num_workers": 1}
     (tmp_path / "recipe.json").write_text(json.dumps(recipe))
     arguments = ["train_tokenizer.py", str(tmp_path / "recipe.json"), *tokenizer_run.options, "--output_dir"]
     run_script(*arguments, tmp_path / "whole", processes=2)
@@ -242,7 +244,7 @@ def test_two_processes_are_resumed_exactly_with_parts_of_batches(tokenizer_run, 
 @pytest.mark.slow
 def test_fine_tuning_the_decoder(tokenizer_run, tmp_path):
     recipe = {name: value for name, value in TOKENIZER_RECIPE.items() if "prior" not in name and name != "model"}
-    recipe |= {"quantize_after": 0, "reseed_every": 0}
+    recipe |= {"reseed_every": 0, "stages": TOKENIZER_RECIPE["stages"][2:]}
     recipe |= {"decoder_only": True, "init_from": str(tokenizer_run.run / "model"), "max_train_steps": 2}
     (tmp_path / "recipe.json").write_text(json.dumps(recipe))
     options = [*tokenizer_run.options, "--output_dir", str(tmp_path / "run")]

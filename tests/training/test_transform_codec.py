@@ -6,7 +6,7 @@ import torch
 from adaptok_hf import AdapTokConfig, AdapTokModel
 from adaptok_hf.training.closed_form.transform_codec import initialize_as_transform_codec
 from adaptok_hf.training.closed_form.transform_codec_layout import scattered_order
-from adaptok_hf.training.tokenizer.code_reseeding import initialize_codebook
+from adaptok_hf.training.tokenizer.codebook import initialize_codebook
 
 GEOMETRY = {
     "image_size": 32,

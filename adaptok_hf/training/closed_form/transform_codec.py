@@ -9,7 +9,7 @@ from torch import nn
 from ...models.configuration_adaptok import AdapTokConfig
 from ...models.modeling_adaptok import AdapTokModel
 from ..block_mask_sampler import sample_token_counts
-from ..tokenizer.code_reseeding import initialize_codebook
+from ..tokenizer.codebook import initialize_codebook
 from .transform_codec_layout import TransformCodecLayout
 
 CONTENT_SHARE = 0.04  # energy of a token's content over that of its position: layer norms then hardly bend the content

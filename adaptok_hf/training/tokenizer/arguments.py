@@ -1,6 +1,6 @@
 """The arguments of `train_tokenizer.py`, which its recipes fill, and the stages of a run."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from ...losses import TokenizerLossWeights
@@ -19,21 +19,32 @@ class Arguments(ClipArguments, RunArguments):
         },
     )
 
+    # start
+    pyramid_components: int = field(
+        default=0,
+        metadata={
+            "help": "Start from the weights of `pyramid_start`, with patches in so many principal components. "
+            "0: from a usual random start or init_from."
+        },
+    )
+
     # length
     stages: list[dict] = field(
         default_factory=lambda: [{"steps": 1000, "num_blocks": 4, "batch_size": 8}],
         metadata={
-            "help": "Curriculum: `steps` or `epochs`, `num_blocks` (leading blocks of a clip) and `batch_size` (clips of a "
-            "step, on all processes together)."
+            "help": "Curriculum: `steps`, `epochs` or `seconds`, `num_blocks` (leading blocks of a clip), `batch_size` "
+            "(clips of a step, on all processes together) and what else `StageOptions` has."
         },
     )
 
     # optimization
     use_muon: bool = field(default=True, metadata={"help": "Muon for the matrices of the layers; Adam for all the rest."})
+    adam_learning_rate_factor: float = field(default=1.0, metadata={"help": "Of what Adam updates, over learning_rate."})
 
     # losses
     l1_weight: float = field(default=1.0)
     mse_weight: float = field(default=0.0)
+    log_mse_weight: float = field(default=0.0, metadata={"help": "Mean logarithm of the blocks' mean squared errors."})
     commitment_weight: float = field(default=0.025, metadata={"help": "The paper's 0.1 x 0.25."})
     codebook_weight: float = field(default=0.1, metadata={"help": "The paper's 0.1 x 1."})
     perceptual_weight: float = field(default=0.0, metadata={"help": "LPIPS (vgg)."})
@@ -59,10 +70,17 @@ class Arguments(ClipArguments, RunArguments):
     prior_temperature: float = field(default=1.0)
 
     # codes
-    quantize_after: int = field(
-        default=0, metadata={"help": "Steps without quantizer; k-means of encoder outputs then initializes the codebook."}
+    count_groups: int = field(
+        default=0,
+        metadata={
+            "help": "Groups of clips in a step that keep the same numbers of tokens, half of them few, half of them many. "
+            "0: every clip has its own, as in the paper."
+        },
     )
-    drop_after: int = field(default=0, metadata={"help": "Steps without dropping tails."})
+    codebook_decay: float = field(
+        default=0.0,
+        metadata={"help": "Of the average of latents that each code follows, instead of its gradient; 0: the gradient."},
+    )
     reseed_every: int = field(default=25, metadata={"help": "Steps after which an unused code is re-seeded; 0 = never."})
 
     def __post_init__(self):
@@ -77,35 +95,79 @@ class Arguments(ClipArguments, RunArguments):
             )
         if self.shard_over:
             # what reaches into whole weights while training; Muon needs whole matrices
-            names = ("use_muon", "quantize_after", "reseed_every")
+            names = ("use_muon", "reseed_every", "pyramid_components", "codebook_decay")
             if in_use := {name: getattr(self, name) for name in names if getattr(self, name)}:
                 raise ValueError(f"with shard_over these must be off (as in the paper's recipes): {in_use}")
+        if not 0 <= self.codebook_decay < 1:
+            raise ValueError(f"codebook_decay must lie in [0, 1), got {self.codebook_decay}")
+        if self.codebook_decay and (self.codebook_weight or self.reseed_every):
+            raise ValueError(
+                "with codebook_decay codes follow latents: codebook_weight and reseed_every must be 0, got "
+                f"{self.codebook_weight} and {self.reseed_every}"
+            )
+        if self.pyramid_components and self.init_from:
+            raise ValueError(f"give either pyramid_components or init_from, got both ({self.init_from})")
         self.loss_weights  # noqa: B018 (raises ValueError)
+        units = {unit for stage in self.stages for unit in ("steps", "epochs", "seconds") if unit in stage}
         for stage in self.stages:
-            known = {"num_blocks", "batch_size", "steps"}, {"num_blocks", "batch_size", "epochs"}
-            if set(stage) not in known or min(stage.values()) <= 0:
+            options = {name: value for name, value in stage.items() if name not in (*units, "num_blocks", "batch_size")}
+            lengths = [value for name, value in stage.items() if name not in options]
+            if len(lengths) != 3 or min(lengths) <= 0 or ("seconds" in units and len(units) > 1):
                 raise ValueError(
-                    f"a stage has num_blocks, batch_size and either steps or epochs, all positive; got {stage}"
+                    "a stage has num_blocks, batch_size and one of steps, epochs and (all stages alike) seconds, all "
+                    f"positive; got {stage}"
                 )
+            try:
+                StageOptions(**options)
+            except TypeError:
+                known = [option.name for option in fields(StageOptions)]
+                raise ValueError(f"options of a stage are {known}, got {stage}") from None
 
     @property
     def loss_weights(self) -> TokenizerLossWeights:
-        names = ("l1", "mse", "perceptual", "adversarial", "commitment", "codebook", "prior")
+        names = ("l1", "mse", "log_mse", "perceptual", "adversarial", "commitment", "codebook", "prior")
         return TokenizerLossWeights(**{name: getattr(self, f"{name}_weight") for name in names})
+
+    @property
+    def uses_perceptual(self) -> bool:
+        """Return whether LPIPS has a weight in any stage."""
+        return bool(self.perceptual_weight) or any(stage.get("loss_weights", {}).get("perceptual") for stage in self.stages)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageOptions:
+    """What a stage may say next to its length and the size of its batches.
+
+    Args:
+        quantize: `False` leaves the quantizer out.
+        noise: without quantizer, length of the noise that is added to unit latents.
+        fit_codebook: set the codes to the result of k-means on encoder outputs at the beginning.
+        drop_tails: `False` keeps all tokens.
+        single_blocks: share of the steps that have first blocks only, as many as the clips of the others have blocks.
+        loss_weights: weights of the losses that differ from the run's, by the names of `TokenizerLossWeights`.
+    """
+
+    quantize: bool = True
+    noise: float = 0.0
+    fit_codebook: bool = False
+    drop_tails: bool = True
+    single_blocks: float = 0.0
+    loss_weights: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Steps `start` to `end` - 1 of a run, counted from 0."""
+    """A part of a run, from `start` to before `end`: steps counted from 0, or seconds."""
 
-    start: int
-    end: int
+    start: float
+    end: float
     num_blocks: int
     batch_size: int
+    options: StageOptions = StageOptions()
 
 
 def plan_stages(args: Arguments, num_videos: int | None, num_processes: int, num_blocks: int) -> list[Stage]:
-    """Return the stages in steps.
+    """Return the stages, in steps or in seconds.
 
     Args:
         num_videos: videos of an epoch, if they can be counted.
@@ -115,11 +177,14 @@ def plan_stages(args: Arguments, num_videos: int | None, num_processes: int, num
         ValueError: where epochs have no length, clips not enough blocks, or batches cannot be shared out evenly.
     """
     stages: list[Stage] = []
-    for stage in args.stages:
-        if stage["num_blocks"] > num_blocks:
-            raise ValueError(f"a stage has {stage['num_blocks']} blocks, the model {num_blocks}")
-        share_of_batch(stage["batch_size"], num_processes, args.gradient_accumulation_steps)  # raises ValueError
-        steps = stage.get("steps") or epochs_to_steps(stage["epochs"], stage["batch_size"], num_videos)
+    for entries in args.stages:
+        stage = dict(entries)
+        blocks, batch_size = stage.pop("num_blocks"), stage.pop("batch_size")
+        if blocks > num_blocks:
+            raise ValueError(f"a stage has {blocks} blocks, the model {num_blocks}")
+        share_of_batch(batch_size, num_processes, args.gradient_accumulation_steps)  # raises ValueError
+        steps, epochs, seconds = (stage.pop(unit, None) for unit in ("steps", "epochs", "seconds"))
+        length = seconds or steps or epochs_to_steps(epochs, batch_size, num_videos)
         start = stages[-1].end if stages else 0
-        stages.append(Stage(start, start + steps, stage["num_blocks"], stage["batch_size"]))
+        stages.append(Stage(start, start + length, blocks, batch_size, StageOptions(**stage)))
     return stages

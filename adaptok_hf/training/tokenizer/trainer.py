@@ -1,36 +1,51 @@
 """The training run of `train_tokenizer.py`."""
 
+import dataclasses
+
 import torch
 from accelerate.utils import set_seed
 
 from ...data import VideoFolderClips
 from ...losses import TokenizerLoss, scheduled_sampling_ratio
 from ...metrics.lpips_network import LPIPSNetwork
+from ...models.attention_masks import kept_tokens
 from ...models.modeling_adaptok import AdapTokModel
-from ..block_mask_sampler import sample_token_counts
+from ..augmented_clips import AugmentedBatches
+from ..block_mask_sampler import sample_grouped_token_counts, sample_token_counts
 from ..clips import FolderBatches, StreamBatches, shared_sampling
 from ..run_folder import Progress, RunFolder
 from ..sharding import ShardedAverage, save_shards_with_checkpoints, shard, whole_copy
 from ..trainer import Trainer
 from .arguments import Arguments, Stage, plan_stages
-from .code_reseeding import initialize_codebook, reseed_codes
+from .codebook import CodebookAverage, initialize_codebook, reseed_codes
+from .pyramid_start import start_as_pyramid
+from .training_coordinates import fold
 from .training_step import TrainingStep, build_adversarial_loss, build_optimizers, build_prior
 from .validation import Reconstructor, draw_reconstructions, measure_psnr
 
+PYRAMID_CLIPS = 256  # whose patches the start looks at
+LATENTS_PER_CODE = 16  # that k-means looks at
+
 
 class TokenizerProgress(Progress):
-    """Also knows when each code was last used."""
+    """Also knows when each code was last used, and which stages have begun."""
 
     def __init__(self, codebook_size: int):
         super().__init__()
+        self.stages_begun = 0
         self.last_used = torch.zeros(codebook_size, dtype=torch.long)
         self.recent = torch.zeros(codebook_size, dtype=torch.bool)  # the codes used since the last log entry
 
     def state_dict(self):
-        return super().state_dict() | {"last_used": self.last_used, "recent": self.recent}
+        return super().state_dict() | {
+            "stages_begun": self.stages_begun,
+            "last_used": self.last_used,
+            "recent": self.recent,
+        }
 
     def load_state_dict(self, state):
         super().load_state_dict(state)
+        self.stages_begun = state["stages_begun"]
         self.last_used, self.recent = state["last_used"], state["recent"]
 
 
@@ -42,22 +57,27 @@ class TokenizerTrainer(Trainer):
         args: Arguments,
         run: RunFolder,
         model: AdapTokModel,
-        clips: FolderBatches | StreamBatches,
+        clips: FolderBatches | StreamBatches | AugmentedBatches,
         val_clips: VideoFolderClips | None,
     ):
         config, accelerator = model.config, run.accelerator
         self.stages = plan_stages(args, clips.num_videos, accelerator.num_processes, config.num_blocks)
         progress, batch_size = TokenizerProgress(config.codebook_size), self.stages[0].batch_size
-        super().__init__(args, run, self.stages[-1].end, batch_size, clips.num_videos, progress)
+        timed = "seconds" in args.stages[0]
+        super().__init__(args, run, self.stages[-1].end, batch_size, clips.num_videos, progress, timed=timed)
+        if args.pyramid_components:
+            video = clips.sample(PYRAMID_CLIPS)[:, : config.tubelet_size]
+            start_as_pyramid(model, video.cpu().float() / 255, args.pyramid_components)
         self.model, self.clips, self.val_clips = model, clips, val_clips
         self.step_module = TrainingStep(model, build_prior(args, config), args)
         self.adversarial = build_adversarial_loss(args, config)
         lpips = None
-        if args.perceptual_weight:
+        if args.uses_perceptual:
             lpips = LPIPSNetwork.from_pretrained("vgg", args.perceptual_network).to(accelerator.device)
-        self.loss = TokenizerLoss(args.loss_weights, lpips, self.adversarial)
+        self.loss = TokenizerLoss(args.loss_weights, lpips, self.adversarial, config.tubelet_size)
         size = sum(p.numel() for p in self.step_module.parameters()) / 1e6
-        accelerator.print(f"{size:.2f}M parameters, {self.total_steps} steps on {accelerator.num_processes} processes")
+        length = f"{self.length} {'seconds' if timed else 'steps'}"
+        accelerator.print(f"{size:.2f}M parameters, {length} on {accelerator.num_processes} processes")
         self._prepare()
 
     def _prepare(self) -> None:
@@ -73,6 +93,10 @@ class TokenizerTrainer(Trainer):
             betas, rate = (args.adam_beta1, args.adam_beta2), args.discriminator_learning_rate
             optimizer = torch.optim.Adam(self.adversarial.parameters(), lr=rate, betas=betas)
             self.wrapped_adversarial, self.discriminator_optimizer = accelerator.prepare(self.adversarial, optimizer)
+        self.codebook_average = None
+        if args.codebook_decay:
+            self.codebook_average = CodebookAverage(self.model, args.codebook_decay).to(accelerator.device)
+            accelerator.register_for_checkpointing(self.codebook_average)
         accelerator.register_for_checkpointing(self.clips)
         if args.shard_over:
             self.ema = ShardedAverage(self.model, args.ema_decay) if args.ema_decay else None
@@ -82,20 +106,17 @@ class TokenizerTrainer(Trainer):
 
     def update(self, step: int) -> int:
         args, progress, adversarial = self.args, self.progress, self.adversarial
-        stage = self._stage(step)
+        stage = self._begin_stage(step)
         videos, counts = self._next_batch(step, stage)
-        if step == args.quantize_after and step > 0:
-            self._initialize_codebook(videos, step)
-        quantize = step >= args.quantize_after
         peaks = args.prior_sampling_peak, args.prior_sampling_peak_at
-        sampling_ratio = scheduled_sampling_ratio(step, self.total_steps, *peaks)
+        sampling_ratio = scheduled_sampling_ratio(step, self.length, *peaks)
         train_discriminator = adversarial is not None and adversarial.is_discriminator_turn(step)
         modules = [self.step_module] + ([self.wrapped_adversarial] if train_discriminator else [])
         codes, projected = [], []
         for part in self.parts(len(videos), *modules):
             video, part_counts = videos[part].float() / 255, None if counts is None else counts[part]
             with self.accelerator.autocast():
-                output, part_projected, prior_term = self.step_module(video, part_counts, quantize, sampling_ratio)
+                output, part_projected, prior_term = self.step_module(video, part_counts, stage.options, sampling_ratio)
                 terms = self.loss(video, output, step, prior_term)
             self._backward(terms["total"])
             progress.means.add({"loss": terms.pop("total")} | terms)
@@ -111,7 +132,7 @@ class TokenizerTrainer(Trainer):
         if train_discriminator:
             self._update_discriminator(step)
         if codes:
-            self._count_codes(step, torch.cat(codes), torch.cat(projected))
+            self._count_codes(step, torch.cat(codes), torch.cat(projected), counts)
         if counts is not None:
             kept = counts.float().mean(0)
             progress.means.add({"tokens_kept": kept.mean()} | {f"tokens_kept_{i}": n for i, n in enumerate(kept)})
@@ -119,29 +140,59 @@ class TokenizerTrainer(Trainer):
             self.ema.update_parameters(self.model)
         return stage.batch_size
 
-    def _stage(self, step: int) -> Stage:
-        return next(stage for stage in self.stages if step < stage.end)
+    @property
+    def _stage(self) -> Stage:
+        return next((stage for stage in self.stages if self.position < stage.end), self.stages[-1])
+
+    def _begin_stage(self, step: int) -> Stage:
+        """Return the stage of a step; where it begins, fit the codebook if it says so."""
+        stage = self._stage
+        begun = 1 + self.stages.index(stage)
+        if begun > self.progress.stages_begun:
+            self.progress.stages_begun = begun
+            self.accelerator.print(f"stage {begun} begins")
+            if stage.options.fit_codebook:
+                self._initialize_codebook(step, stage)
+        self.loss.weights = dataclasses.replace(self.args.loss_weights, **stage.options.loss_weights)
+        return stage
 
     def _next_batch(self, step: int, stage: Stage) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return this process' clips, uint8, and their random token counts, or `None` where all tokens are kept."""
-        config, accelerator = self.model.config, self.accelerator
-        num_frames, counts = stage.num_blocks * config.tubelet_size, None
+        config, accelerator, counts = self.model.config, self.accelerator, None
+        num_blocks, batch_size, options = stage.num_blocks, stage.batch_size, stage.options
         with shared_sampling(self.args.seed, step):
-            videos = self.clips.next_batch(stage.batch_size)
+            if options.single_blocks and torch.rand(()) < options.single_blocks:
+                num_blocks, batch_size = 1, batch_size * num_blocks
+            num_frames = num_blocks * config.tubelet_size
+            videos = self.clips.next_batch(batch_size)
             start = int(torch.randint(config.num_frames - num_frames + 1, ()))
-            if config.adaptive and step >= self.args.drop_after:
-                counts = sample_token_counts(stage.batch_size, stage.num_blocks, config.latents_per_block)
+            if config.adaptive and options.drop_tails and self.args.count_groups:
+                groups = sample_grouped_token_counts(self.args.count_groups, num_blocks, config.latents_per_block)
+                # on the CPU, since their values decide what is worked on
+                counts = groups.repeat(-(-len(videos) // len(groups)), 1)[: len(videos)]
+            elif config.adaptive and options.drop_tails:
+                counts = sample_token_counts(batch_size, num_blocks, config.latents_per_block)
                 counts = counts[accelerator.process_index :: accelerator.num_processes].to(accelerator.device)
         return videos[:, start : start + num_frames].to(accelerator.device), counts
 
     def _backward(self, loss: torch.Tensor) -> None:
         self.accelerator.backward(loss / self.args.gradient_accumulation_steps)
 
-    def _initialize_codebook(self, videos: torch.Tensor, step: int) -> None:
-        model = self.model
-        with torch.no_grad(), self.accelerator.autocast():
-            initialize_codebook(model, model.quantizer.project(model.encoder(videos.float() / 255)).flatten(0, 1))
+    @torch.no_grad()
+    def _initialize_codebook(self, step: int, stage: Stage) -> None:
+        config, model = self.model.config, self.model
+        count = -(-LATENTS_PER_CODE * config.codebook_size // (stage.num_blocks * config.latents_per_block))
+        with shared_sampling(self.args.seed + 1, step):
+            videos = self.clips.sample(count)[:, : stage.num_blocks * config.tubelet_size]
+        projected = []
+        for some in videos.split(min(stage.batch_size, 64)):
+            with self.accelerator.autocast():
+                latents = model.encoder(some.to(self.accelerator.device).float() / 255)
+            projected.append(model.quantizer.project(latents).flatten(0, 1))
+        initialize_codebook(model, torch.cat(projected))
         self.progress.last_used.fill_(step)
+        if self.codebook_average is not None:
+            self.codebook_average.reset()
 
     def _update_discriminator(self, step: int) -> None:
         args, optimizer = self.args, self.discriminator_optimizer
@@ -150,13 +201,22 @@ class TokenizerTrainer(Trainer):
         norm = self.apply_gradients(self.wrapped_adversarial, [optimizer])
         self.progress.means.add({"discriminator_grad_norm": norm})
 
-    def _count_codes(self, step: int, codes: torch.Tensor, projected: torch.Tensor) -> None:
-        """Note which codes were used, and re-seed those that have long been unused."""
+    def _count_codes(self, step: int, codes: torch.Tensor, projected: torch.Tensor, counts: torch.Tensor | None) -> None:
+        """Note which codes were used, let them follow the latents, and re-seed those that have long been unused."""
         progress, every = self.progress, self.args.reseed_every
+        if self.codebook_average is not None:
+            kept = None
+            if counts is not None:
+                kept = kept_tokens(counts, self.model.config.latents_per_block).flatten().to(codes.device)
+            self.codebook_average.update(codes.flatten(), projected, kept)
+            progress.recent = progress.recent.to(codes.device) | self.accelerator.reduce(
+                torch.bincount(codes.flatten(), minlength=len(progress.recent)) > 0
+            )
+            return
         used = self.accelerator.gather(codes).flatten().unique().cpu()
         progress.last_used[used] = step
         progress.recent[used] = True
-        if every and step < 0.8 * self.total_steps:
+        if every and self.position < 0.8 * self.length:
             reseed_codes(self.model, progress.last_used, step, projected, every)
 
     def log_entries(self) -> dict[str, int]:
@@ -175,10 +235,10 @@ class TokenizerTrainer(Trainer):
         if self.val_clips is None:
             return {}
         step, measures = self.progress.step, {}
-        num_blocks, quantize = self._stage(step - 1).num_blocks, step > self.args.quantize_after
+        stage = self.stages[max(0, self.progress.stages_begun - 1)]
         with self.accelerator.autocast():
             for prefix, model in self.whole_models().items():
-                reconstruct = Reconstructor(model, num_blocks, quantize)
+                reconstruct = Reconstructor(model, stage.num_blocks, stage.options.quantize)
                 psnr = measure_psnr(reconstruct, self.val_clips, self.accelerator)
                 measures |= {prefix + name: value for name, value in psnr.items()}
             if self.accelerator.is_main_process:
@@ -187,5 +247,5 @@ class TokenizerTrainer(Trainer):
         return measures
 
     def save(self) -> None:
-        models = self.whole_models()
+        models = {name: fold(model) for name, model in self.whole_models().items()}
         self.run.save(models[""], self.progress.step, self.args.checkpoints_total_limit, models.get("ema_"))

@@ -8,7 +8,7 @@ from ...models.configuration_adaptok import AdapTokConfig
 from ...models.configuration_adaptok_prior import AdapTokPriorConfig
 from ...models.modeling_adaptok import AdapTokModel, AdapTokOutput
 from ...models.modeling_adaptok_prior import AdapTokPriorModel
-from .arguments import Arguments
+from .arguments import Arguments, StageOptions
 
 
 class TrainingStep(nn.Module):
@@ -19,13 +19,16 @@ class TrainingStep(nn.Module):
         self.model, self.prior, self.args = model, prior, args
 
     def forward(
-        self, video: torch.Tensor, token_counts: torch.Tensor | None, quantize: bool, sampling_ratio: float
+        self, video: torch.Tensor, token_counts: torch.Tensor | None, stage: StageOptions, sampling_ratio: float
     ) -> tuple[AdapTokOutput, torch.Tensor, torch.Tensor | None]:
         """Video (batch, frames, 3, height, width) in [0, 1] -> output, unit latents (batch, tokens, codebook_dim) without
         gradient, the prior's loss. Without quantizer there are no codes."""
         model, args = self.model, self.args
-        if not quantize:
+        if not stage.quantize:
             projected = model.quantizer.project(model.encoder(video))
+            if stage.noise:
+                noise = torch.randn_like(projected) * stage.noise * projected.shape[-1] ** -0.5
+                projected = nn.functional.normalize(projected + noise, dim=-1)
             quantized = model.quantizer.project_out(projected).unflatten(1, (-1, model.config.latents_per_block))
             output = AdapTokOutput(pixel_values_videos=model.decoder(quantized, token_counts))
             return output, projected.detach(), None
@@ -94,7 +97,7 @@ def build_optimizers(step_module: TrainingStep, args: Arguments) -> list[torch.o
     matrices = [p for name, p in named if args.use_muon and ".layers." in name and p.ndim == 2]
     others = [p for name, p in named if not (args.use_muon and ".layers." in name and p.ndim == 2)]
     decay = 0.0 if args.use_muon else args.weight_decay
-    groups = [{"params": others, "factor": 1.0, "weight_decay": decay}]
+    groups = [{"params": others, "factor": args.adam_learning_rate_factor, "weight_decay": decay}]
     if step_module.prior is not None:
         parameters = list(step_module.prior.parameters())
         groups.append({"params": parameters, "factor": args.prior_learning_rate_factor, "weight_decay": decay})

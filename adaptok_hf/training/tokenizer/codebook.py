@@ -1,9 +1,12 @@
-"""Keeps the codebook in use: k-means initializes it, and unused codes move onto latents."""
+"""Keeps the codebook in use: k-means sets it, averages follow the latents, and unused codes move onto latents."""
 
 import torch
-from accelerate.utils import broadcast
+from accelerate.utils import broadcast, reduce
+from torch import nn
 
 from ...models.modeling_adaptok import AdapTokModel
+
+DEAD_BELOW = 0.03  # a code that is chosen so much less often than the mean moves onto a latent
 
 
 @torch.no_grad()
@@ -49,3 +52,48 @@ def reseed_codes(model: AdapTokModel, last_used: torch.Tensor, step: int, projec
     last_used[dead] = step
     codebook.copy_(broadcast(codebook.detach()))  # each process has another batch
     return len(dead)
+
+
+class CodebookAverage(nn.Module):
+    """Lets each code follow the average of the latents that choose it, instead of a gradient.
+
+    Nothing here waits for an accelerator.
+
+    Args:
+        decay: of the average, for each step.
+    """
+
+    def __init__(self, model: AdapTokModel, decay: float):
+        super().__init__()
+        self.codebook, self.decay = model.quantizer.codebook.weight, decay
+        self.codebook.requires_grad_(False)
+        self.register_buffer("counts", self.codebook.new_empty(len(self.codebook)))
+        self.register_buffer("sums", torch.empty_like(self.codebook))
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin from the codes as they are."""
+        self.counts.fill_(0.5)
+        self.sums.copy_(0.5 * self.codebook.detach())
+
+    @torch.no_grad()
+    def update(self, codes: torch.Tensor, projected: torch.Tensor, kept: torch.Tensor | None) -> None:
+        """Take a step's latents of this process into account, and set the codes. Every process must call this.
+
+        Args:
+            codes: (tokens,) long.
+            projected: (tokens, codebook_dim), unit latents.
+            kept: (tokens,) bool, the latents that count; `None`: all.
+        """
+        weights = torch.ones_like(projected[:, 0]) if kept is None else kept.to(projected.dtype)
+        counts = torch.zeros_like(self.counts).index_add_(0, codes, weights)
+        sums = torch.zeros_like(self.sums).index_add_(0, codes, projected * weights[:, None])
+        counts, sums = reduce(counts), reduce(sums)
+        self.counts.lerp_(counts, 1 - self.decay)
+        self.sums.lerp_(sums, 1 - self.decay)
+        mean = self.counts.mean()
+        dead = self.counts < DEAD_BELOW * mean
+        seeds = broadcast(projected[torch.randint(len(projected), dead.shape, device=projected.device)])
+        self.counts.copy_(torch.where(dead, mean / 2, self.counts))
+        self.sums.copy_(torch.where(dead[:, None], seeds * mean / 2, self.sums))
+        self.codebook.copy_(torch.nn.functional.normalize(self.sums, dim=-1))
