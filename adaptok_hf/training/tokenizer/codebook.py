@@ -77,8 +77,11 @@ class CodebookAverage(nn.Module):
         self.sums.copy_(0.5 * self.codebook.detach())
 
     @torch.no_grad()
-    def update(self, codes: torch.Tensor, projected: torch.Tensor, kept: torch.Tensor | None) -> None:
+    def update(self, codes: torch.Tensor, projected: torch.Tensor, kept: torch.Tensor | None) -> torch.Tensor:
         """Take a step's latents of this process into account, and set the codes. Every process must call this.
+
+        Returns:
+            (codes,) bool, the codes that latents chose.
 
         Args:
             codes: (tokens,) long.
@@ -97,3 +100,4 @@ class CodebookAverage(nn.Module):
         self.counts.copy_(torch.where(dead, mean / 2, self.counts))
         self.sums.copy_(torch.where(dead[:, None], seeds * mean / 2, self.sums))
         self.codebook.copy_(torch.nn.functional.normalize(self.sums, dim=-1))
+        return counts > 0

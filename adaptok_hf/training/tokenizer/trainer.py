@@ -208,10 +208,8 @@ class TokenizerTrainer(Trainer):
             kept = None
             if counts is not None:
                 kept = kept_tokens(counts, self.model.config.latents_per_block).flatten().to(codes.device)
-            self.codebook_average.update(codes.flatten(), projected, kept)
-            progress.recent = progress.recent.to(codes.device) | self.accelerator.reduce(
-                torch.bincount(codes.flatten(), minlength=len(progress.recent)) > 0
-            )
+            used = self.codebook_average.update(codes.flatten(), projected, kept)
+            progress.recent = progress.recent.to(used.device) | used
             return
         used = self.accelerator.gather(codes).flatten().unique().cpu()
         progress.last_used[used] = step
