@@ -66,11 +66,6 @@ def check_input(path: str) -> None:
         raise ValueError(f"{path} is a device or a pipe, expected a file (`adaptok stream -` reads standard input)")
 
 
-def model_folder(arguments: argparse.Namespace) -> list[str]:
-    """Return the folder of `--model`, which no output may be in the place of; none for a model in this package."""
-    return [] if arguments.model in PACKAGED_CHECKPOINTS else [arguments.model]
-
-
 def check_device(device: str | None) -> str:
     """Return the device to use; raise `ValueError` for one that this machine does not have."""
     import torch

@@ -13,7 +13,6 @@ from .common import (
     add_seed_option,
     check_input,
     load_pipeline,
-    model_folder,
     sampling_arguments,
 )
 from .outputs import GENERATION_FILES, add_overwrite_option, output_folder
@@ -93,7 +92,7 @@ def _generator(arguments: argparse.Namespace) -> "torch.Generator":
 
 def _write(arguments: argparse.Namespace, folder: str, run: Callable, request: dict[str, Any], *videos: str) -> None:
     """Load the pipeline, run it, and write what it returns."""
-    inputs = [*videos, *model_folder(arguments)]
+    inputs = [*videos, arguments.model]
     with output_folder(folder, GENERATION_FILES, *inputs, overwrite=arguments.overwrite) as folder:
         for video in videos:
             check_input(video)

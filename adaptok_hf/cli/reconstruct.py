@@ -12,7 +12,6 @@ from .common import (
     allocation_request,
     check_input,
     load_pipeline,
-    model_folder,
 )
 from .outputs import REPORT_FILES, add_overwrite_option, output_file, output_folder
 
@@ -52,7 +51,7 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
     request = allocation_request(arguments)
     folder, inputs = (
         arguments.output or f"{Path(arguments.video).stem}-adaptok",
-        [arguments.video, *model_folder(arguments)],
+        [arguments.video, arguments.model],
     )
     with output_folder(folder, REPORT_FILES, *inputs, overwrite=arguments.overwrite) as folder:
         check_input(arguments.video)
@@ -80,7 +79,7 @@ def _write_reconstruction(arguments: argparse.Namespace, folder: Path, request: 
 def _tokenize(arguments: argparse.Namespace) -> None:
     request = allocation_request(arguments)
     output = arguments.output or f"{Path(arguments.video).stem}.safetensors"
-    inputs = [arguments.video, *model_folder(arguments)]
+    inputs = [arguments.video, arguments.model]
     with output_file(output, *inputs, suffix=".safetensors", overwrite=arguments.overwrite) as output:
         check_input(arguments.video)
         tokens = load_pipeline(arguments.model, arguments.device, arguments.dtype).tokenize(
@@ -98,7 +97,7 @@ def _detokenize(arguments: argparse.Namespace) -> None:
     from ..video.video_writing import write_video
 
     output = arguments.output or f"{Path(arguments.tokens).stem}.mp4"
-    inputs = [arguments.tokens, *model_folder(arguments)]
+    inputs = [arguments.tokens, arguments.model]
     with output_file(output, *inputs, suffix=".mp4", overwrite=arguments.overwrite) as output:
         check_input(arguments.tokens)
         tokens = TokenizedVideo.load(arguments.tokens)

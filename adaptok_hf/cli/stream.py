@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from .common import add_model_options, add_resize_option, check_input, load_pipeline, model_folder
+from .common import add_model_options, add_resize_option, check_input, load_pipeline
 from .outputs import add_overwrite_option, output_file
 from .program import one_line
 
@@ -38,7 +38,7 @@ def _stream(arguments: argparse.Namespace) -> None:
     if len(amounts) > 1:
         raise ValueError(f"give only one of --price, --threshold, --budget and --bitrate, got {', '.join(amounts)}")
     name = "stdin" if arguments.video == "-" else Path(arguments.video).stem
-    output, inputs = arguments.output or f"{name}-stream.mp4", [arguments.video, *model_folder(arguments)]
+    output, inputs = arguments.output or f"{name}-stream.mp4", [arguments.video, arguments.model]
     with output_file(output, *inputs, suffix=".mp4", overwrite=arguments.overwrite) as output, _source(arguments) as source:
         _write_stream(arguments, output, source)
 

@@ -1,5 +1,6 @@
 """Requests that no page would send: a sentence each, no traceback, no path, and the Space stays as it was."""
 
+import gc
 import itertools
 import json
 import logging
@@ -106,7 +107,7 @@ def test_bad_values_are_a_sentence(space, clip_file, capfd, caplog):
 
 @pytest.mark.slow
 def test_a_hundred_hostile_requests(space, clip_file, tmp_path, capfd, caplog):
-    """30 at once; twice, and the second time memory does not grow."""
+    """30 at once, again and again: memory does not grow any more once every kind was there."""
     psutil = pytest.importorskip("psutil")
     caplog.set_level(logging.WARNING)
     video, memory = upload(space, clip_file, "<img src=x onerror=alert(1)>.mp4"), []
@@ -114,18 +115,19 @@ def test_a_hundred_hostile_requests(space, clip_file, tmp_path, capfd, caplog):
     before = ask(space, *good)
     assert "event: complete" in before and "onerror=alert(1)>" not in before
     capfd.readouterr()
-    for repetition in range(3):
-        requests = hostile_requests(video, 300)[100 * repetition :][:100]
+    requests = hostile_requests(video, 100)
+    for _ in range(8):
         with ThreadPoolExecutor(30) as pool:
             answers = list(pool.map(lambda request: ask(space, *request), requests))
         for request, answer in zip(requests, answers, strict=True):
             assert "Traceback" not in answer and "root:" not in answer and str(tmp_path) not in answer, request
             assert "<img src=x onerror" not in answer, request
             assert "event: complete" in answer or "error" in answer.lower() or "detail" in answer, (request, answer)
+        gc.collect()
         memory.append(psutil.Process().memory_info().rss)
     printed = capfd.readouterr()
     log = printed.out + printed.err + caplog.text
     # gradio itself logs requests of another form, such as an endpoint that does not exist; no error came as far as our code
     assert "space_app/" not in log and "adaptok_hf/" not in log, log[-5000:]
-    assert memory[-1] - memory[0] < 60e6, memory
+    assert memory[-1] - memory[3] < 60e6, [round(value / 1e6) for value in memory]
     assert "event: complete" in ask(space, *good)

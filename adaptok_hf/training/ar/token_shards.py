@@ -115,6 +115,17 @@ def write_shard(
     return report
 
 
+def _check_request(args: Arguments, pipeline: AdapTokPipeline) -> None:
+    """Raise `ValueError` unless one window alone can be tokenized so, as the last batch of a shard may be."""
+    config = pipeline.tokenizer.config
+    blank = torch.zeros(1, config.num_frames, 3, config.image_size, config.image_size, dtype=torch.uint8)
+    try:
+        tokenize_windows(pipeline, blank, args)
+    except ValueError as error:
+        hint = "; a batch may be one window: rounding 'floor' takes any budget" if args.budget is not None else ""
+        raise ValueError(f"{error}{hint}") from error
+
+
 def write_token_shards(args: Arguments, pipeline: AdapTokPipeline, accelerator: Accelerator) -> int:
     """Write the shards that are missing; each process makes its share. Return the number of windows in all.
 
@@ -131,6 +142,7 @@ def write_token_shards(args: Arguments, pipeline: AdapTokPipeline, accelerator: 
 
 def _write_missing(args: Arguments, pipeline: AdapTokPipeline, accelerator: Accelerator, output: Path) -> int:
     config = pipeline.tokenizer.config
+    _check_request(args, pipeline)
     source, class_names = open_source(args)
     inputs = split_source(source, args.videos_per_shard, args.seed)
     description = describe(args, pipeline, source, class_names)
