@@ -204,7 +204,8 @@ def test_this_folder(model, here, capfd):
 @pytest.mark.slow
 def test_standard_input(model, here):
     write_video(here / "first.mp4", make_frames(16, 64, 64), 25)  # its index comes first
-    write_mp4(here / "last.mp4")
+    noise = np.random.default_rng(0).integers(0, 256, (16, 128, 128, 3), np.uint8)
+    write_mp4(here / "last.mp4", frames=noise)  # larger than a buffer
     write_webm(here / "a.webm")
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
 
