@@ -11,6 +11,9 @@ import numpy as np
 from ..atomic_files import atomic_file
 from .video_io import check_fps, check_timestamps
 
+# Durations are written as 32 bits of 1/90000 s; half of that is left for the last frame.
+MAX_SECONDS_PER_FRAME = 2**30 // 90000
+
 
 def write_video(
     path: str | os.PathLike,
@@ -46,8 +49,18 @@ def write_video(
     if timestamps is not None:
         timestamps = check_timestamps(timestamps)
         ticks = check_timestamps(np.rint((timestamps - timestamps[:1]) * 90000))
+        if (longest := np.diff(ticks).max(initial=0) / 90000) > MAX_SECONDS_PER_FRAME:
+            raise ValueError(f"a frame lasts {longest:.6g} s; an mp4 file holds frames of up to {MAX_SECONDS_PER_FRAME} s")
+    import av
+
     with atomic_file(path) as partial:
-        _encode(partial, frames, fps, ticks)
+        try:
+            _encode(partial, frames, fps, ticks)
+        except av.error.FFmpegError as error:
+            for reason in (error, error.__cause__, error.__context__):
+                if isinstance(reason, OSError):  # such as a full disk, which comes from the file object
+                    raise OSError(reason.errno, reason.strerror, os.fspath(path)) from error
+            raise ValueError(f"{path}: FFmpeg cannot write this video ({error.strerror})") from error
 
 
 class _WholeWrites(io.FileIO):
