@@ -134,9 +134,9 @@ def hold_folder(folder: str | os.PathLike) -> ExitStack:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Write a UTF-8 text file."""
+    """Write a UTF-8 text file; bytes of file names that are not UTF-8 become escapes."""
     with atomic_file(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:

@@ -17,6 +17,7 @@ from adaptok_hf.atomic_files import (
     files_together,
     remove_folder,
     write_json,
+    write_text,
 )
 
 
@@ -182,3 +183,8 @@ def test_windows_does_not_rename_over_a_folder(tmp_path, monkeypatch):
         pass
     monkeypatch.setattr(Path, "unlink", unlink)
     assert (tmp_path / "out" / "new").read_text() == "newer"
+
+
+def test_a_text_with_any_name(tmp_path):
+    write_text(tmp_path / "a.md", "caf\udce9 é\n")
+    assert (tmp_path / "a.md").read_text(encoding="utf-8") == "caf\\udce9 é\n"
