@@ -83,6 +83,8 @@ class TokenizerTrainer(Trainer):
     def _prepare(self) -> None:
         """Move everything to the device, wrap it for several processes, and register what a checkpoint holds."""
         args, accelerator = self.args, self.accelerator
+        # cuDNN's attention takes a second to plan each new shape, and every step keeps other numbers of tokens
+        torch.backends.cuda.enable_cudnn_sdp(False)
         set_seed(args.seed, device_specific=True)  # processes sample the same clips, but noise of their own
         if args.shard_over:
             shard(self.step_module, accelerator, args.shard_over)
