@@ -1,5 +1,4 @@
 import os
-from pathlib import Path
 
 import av
 import numpy as np
@@ -105,8 +104,7 @@ def test_any_name(tmp_path, monkeypatch, name):
     write_video(name, make_frames(40, 64, 64), 24)
     content = open(name, "rb").read()
     assert content.find(b"moov") < content.find(b"mdat") and os.listdir() == [name]
-    write_video("plain.mp4", make_frames(40, 64, 64), 24)
-    assert content == Path("plain.mp4").read_bytes()
+    assert_close(read_video(content).frames, make_frames(40, 64, 64), mean=3)
 
 
 def test_a_full_disk(tmp_path):
