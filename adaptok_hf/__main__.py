@@ -1,7 +1,17 @@
-"""`python -m adaptok_hf` is `adaptok`."""
+"""`adaptok`, and `python -m adaptok_hf`."""
 
 import sys
 
-from .cli.main import main
 
-sys.exit(main())
+def main() -> int:
+    """Run `adaptok` and return its exit code."""
+    try:
+        from .cli.main import main as run
+    except KeyboardInterrupt:
+        print("adaptok: interrupted", file=sys.stderr)
+        return 130
+    return run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -12,7 +12,7 @@ import inspect_tab
 import predict_tab
 import reconstruct_tab
 from example_clips import make_examples
-from uploads import guarded
+from uploads import check_values, guarded
 from zero_gpu import on_gpu
 
 from adaptok_hf import AdapTokPipeline
@@ -103,6 +103,8 @@ def _video_input(examples: list[Path]) -> gr.Video:
 
 def _connect(pipeline: AdapTokPipeline, event: Callable, function: Callable, inputs, outputs, **options):
     """Runs `function(pipeline, *inputs)` on an event: one visitor at a time, with errors as messages."""
+    for component in inputs:
+        check_values(component)
     run = on_gpu(guarded(partial(function, pipeline)))
     if options.get("api_name"):
         options["api_description"] = function.__doc__.split("\n")[0]

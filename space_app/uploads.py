@@ -7,6 +7,7 @@ import functools
 import html
 import inspect
 import logging
+import math
 import os
 import re
 import tempfile
@@ -119,6 +120,27 @@ def guarded(function: Callable) -> Callable:
         raise gr.Error(html.escape(message), title="That did not work", print_exception=False)
 
     return run
+
+
+def check_values(component: gr.components.Component) -> None:
+    """Let a component refuse what no page sends (another type, NaN, infinity) by a message, without a traceback."""
+    preprocess, is_number = component.preprocess, isinstance(component, gr.Number | gr.Slider)
+
+    def check(payload):
+        try:
+            value = preprocess(payload)
+            if is_number and value is not None:
+                if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                    raise ValueError("expected a finite number")
+            return value
+        except Exception as error:  # gradio's components raise whatever they meet
+            given = f"{payload}"[:40] if isinstance(payload, str | int | float | None) else type(payload).__name__
+            reason = f": {error}" if isinstance(error, gr.Error) else ""
+            message = f"{component.label} cannot be {given}{_without_paths(reason)}"
+            raise gr.Error(html.escape(message), title="That did not work", print_exception=False) from None
+
+    if not getattr(component, "is_checked", False):
+        component.preprocess, component.is_checked = check, True
 
 
 def _check_header(path: str, name: str) -> None:

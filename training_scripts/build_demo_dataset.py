@@ -13,6 +13,7 @@ packages declare.
 
 from pathlib import Path
 
+from adaptok_hf.cli.program import run_script
 from adaptok_hf.training.demo_dataset import Arguments, build, read_packages, read_plan
 from adaptok_hf.training.recipes import parse_arguments
 
@@ -31,4 +32,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -18,7 +18,8 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from adaptok_hf import AdapTokScorerModel
-from adaptok_hf.atomic_files import atomic_folder
+from adaptok_hf.atomic_files import atomic_folder, check_new_folder
+from adaptok_hf.cli.program import run_script
 from adaptok_hf.training.clips import open_clips
 from adaptok_hf.training.closed_form.arguments import ScorerInitialization
 from adaptok_hf.training.closed_form.energy_scorer import check_groups, initialize_as_energy_scorer, measure_blocks
@@ -29,6 +30,7 @@ from adaptok_hf.training.scorer.validation import measure_scores, predict_scores
 
 def main() -> None:
     args, accelerator = parse_arguments(ScorerInitialization), Accelerator()
+    check_new_folder(args.output_dir)
     tokenizer, block_loss = load_tokenizer(args, accelerator.device)
     config = build_config(args, tokenizer.config, args.model)
     check_groups(config, tokenizer.config.codebook_dim, args.group_starts)  # before minutes of measuring
@@ -49,4 +51,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

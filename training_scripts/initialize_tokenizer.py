@@ -14,7 +14,8 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from adaptok_hf import AdapTokConfig, AdapTokModel
-from adaptok_hf.atomic_files import atomic_folder
+from adaptok_hf.atomic_files import atomic_folder, check_new_folder
+from adaptok_hf.cli.program import run_script
 from adaptok_hf.training.clips import open_clips
 from adaptok_hf.training.closed_form.arguments import TokenizerInitialization
 from adaptok_hf.training.closed_form.transform_codec import initialize_as_transform_codec
@@ -24,6 +25,7 @@ from adaptok_hf.training.tokenizer.validation import Reconstructor, measure_psnr
 
 def main() -> None:
     args, accelerator = parse_arguments(TokenizerInitialization), Accelerator(cpu=True)
+    check_new_folder(args.output_dir)
     set_seed(args.seed)
     config = AdapTokConfig(**args.model)
     model = AdapTokModel(config).eval()
@@ -38,4 +40,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

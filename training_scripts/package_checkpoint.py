@@ -7,7 +7,6 @@
 
 import argparse
 import json
-import shutil
 from pathlib import Path
 
 import torch
@@ -19,7 +18,8 @@ from adaptok_hf import (
     AdapTokScorerModel,
     AdapTokVideoProcessor,
 )
-from adaptok_hf.atomic_files import atomic_folder, write_json
+from adaptok_hf.atomic_files import atomic_folder, check_new_folder, write_json
+from adaptok_hf.cli.program import run_script
 
 OPTIONAL = {"scorer": AdapTokScorerModel, "ar_model": AdapTokARForCausalLM, "fp_model": AdapTokARForCausalLM}
 
@@ -30,7 +30,10 @@ def main() -> None:
     for name in OPTIONAL:
         parser.add_argument(f"--{name}")
     parser.add_argument("--output", required=True, type=Path)
+    parser.add_argument("--overwrite", action="store_true", help="replace the folder of an earlier call")
     arguments = parser.parse_args()
+    if not arguments.overwrite:
+        check_new_folder(arguments.output)
     tokenizer = AdapTokModel.from_pretrained(arguments.tokenizer, dtype=torch.float16)
     optional = {
         name: model_class.from_pretrained(getattr(arguments, name), dtype=torch.float16)
@@ -39,7 +42,7 @@ def main() -> None:
     }
     config = tokenizer.config
     processor = AdapTokVideoProcessor(config.image_size, config.num_frames, config.tubelet_size)
-    with atomic_folder(arguments.output) as partial:
+    with atomic_folder(arguments.output, arguments.overwrite) as partial:
         AdapTokPipeline(processor, tokenizer, **optional).save_pretrained(partial)
         for code in partial.rglob("*.py"):  # the copies for loading without this package; here it is the package
             code.unlink()
@@ -49,10 +52,9 @@ def main() -> None:
             write_json(config_file, entries)
         for weights in partial.rglob("*.safetensors"):
             weights.chmod(0o644)
-        shutil.rmtree(arguments.output, ignore_errors=True)  # of an earlier call
     size = sum(file.stat().st_size for file in arguments.output.rglob("*") if file.is_file())
     print(f"wrote {arguments.output}: {size / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

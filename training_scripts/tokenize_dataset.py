@@ -18,6 +18,7 @@ are an error. `training_scripts/README.md` has the options of the paper's data s
 from accelerate import Accelerator
 
 from adaptok_hf import AdapTokPipeline
+from adaptok_hf.cli.program import run_script
 from adaptok_hf.training.ar.token_shards import Arguments, write_token_shards
 from adaptok_hf.training.recipes import parse_arguments
 
@@ -31,4 +32,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

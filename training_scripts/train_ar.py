@@ -10,6 +10,7 @@ A generator is class-conditional, or continues given frames (frame prediction), 
 (`use_lora`) of a trained generator.
 """
 
+from adaptok_hf.cli.program import run_script
 from adaptok_hf.training.ar.arguments import Arguments
 from adaptok_hf.training.ar.trainer import ARTrainer
 from adaptok_hf.training.recipes import parse_arguments
@@ -22,4 +23,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -11,6 +11,7 @@ of block q (or with a random sample of `levels_per_step`), and the scorer regres
 `training_scripts/README.md` has the paper's run, what is written, and how to resume.
 """
 
+from adaptok_hf.cli.program import run_script
 from adaptok_hf.training.clips import open_clips
 from adaptok_hf.training.recipes import parse_arguments
 from adaptok_hf.training.run_folder import start_run
@@ -28,4 +29,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

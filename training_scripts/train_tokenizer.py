@@ -10,6 +10,7 @@
 from accelerate import DistributedDataParallelKwargs
 from accelerate.utils import set_seed
 
+from adaptok_hf.cli.program import run_script
 from adaptok_hf.training.clips import open_clips
 from adaptok_hf.training.recipes import parse_arguments
 from adaptok_hf.training.run_folder import start_run
@@ -32,4 +33,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -13,6 +13,7 @@ shard names the videos that were skipped. Read with `adaptok_hf.data.TarShards`,
 
 import sys
 
+from adaptok_hf.cli.program import run_script
 from adaptok_hf.training.recipes import parse_arguments
 from adaptok_hf.training.video_shards import Arguments, write_video_shards
 
@@ -28,4 +29,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

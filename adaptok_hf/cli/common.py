@@ -1,15 +1,81 @@
 """What several commands share: options, and loading the pipeline."""
 
 import argparse
+import math
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoints import DEFAULT_CHECKPOINT, PACKAGED_CHECKPOINTS
+from .program import one_line
 
 if TYPE_CHECKING:
     from ..pipelines.pipeline_adaptok import AdapTokPipeline
 
 MODEL_HELP = f"{', '.join(PACKAGED_CHECKPOINTS)} (in this package), a pipeline's folder, or a Hub id"
+
+
+# Values of numeric options, from the lowest to the highest. No option takes infinity or NaN.
+COUNT = (1, 2**31 - 1)
+RANGES = {
+    **dict.fromkeys(("videos", "rollouts", "condition_frames", "frames", "max_videos", "max_tokens"), COUNT),
+    **dict.fromkeys(("batch_size", "allocation_batch"), COUNT),
+    "top_k": (0, COUNT[1]),
+    "seed": (0, 2**63 - 1),
+    "fps": (0.01, 1000),
+    **dict.fromkeys(("temperature", "top_p", "price", "bitrate"), (0, math.inf)),
+}
+
+
+def check_arguments(arguments: argparse.Namespace) -> None:
+    """Raise `ValueError` for a number that makes no sense, before anything is loaded or read."""
+    for name, values in vars(arguments).items():
+        low, high = RANGES.get(name, (-math.inf, math.inf))
+        for value in values if isinstance(values, list) else [values]:
+            if isinstance(value, int | float) and not (low <= value <= high and math.isfinite(value)):
+                accepted = f"a number from {low} to {high}" if math.isfinite(high) else "a finite number"
+                accepted += ", at least 0" if low == 0 and high == math.inf else ""
+                raise ValueError(f"--{name.replace('_', '-')} must be {accepted}, got {value}")
+    for budget in getattr(arguments, "budgets", None) or [getattr(arguments, "budget", None)]:
+        check_budget(budget)
+
+
+def check_budget(budget: str | float | None) -> None:
+    """Raise `ValueError` unless a budget is a positive number or percentage."""
+    from ..allocation.budgets import tokens_per_block
+
+    if budget is not None and not 0 < tokens_per_block(budget, 1) < math.inf:
+        raise ValueError(f"--budget must be a positive number of tokens per block or a percentage, got {budget}")
+
+
+def check_request(request: dict[str, Any]) -> None:
+    """Raise `ValueError` for options of an allocation that do not go together."""
+    from ..allocation import AllocationRequest
+
+    names = {"allocation": "strategy"}
+    AllocationRequest(**{names.get(name, name): value for name, value in request.items()}).choose_strategy(True)
+
+
+def check_input(path: str) -> None:
+    """Raise `OSError` or `ValueError` if an input is no file, before a model is loaded for it."""
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"{path}: no such file")
+    if os.path.isdir(path):
+        raise IsADirectoryError(f"{path} is a folder, expected a file")
+    if not os.path.isfile(path):
+        raise ValueError(f"{path} is a device or a pipe, expected a file (`adaptok stream -` reads standard input)")
+
+
+def check_device(device: str | None) -> str:
+    """Return the device to use; raise `ValueError` for one that this machine does not have."""
+    import torch
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(1, device=device).item()
+    except Exception as error:  # every backend has its own kind
+        raise ValueError(f"the device {device} cannot be used: {one_line(error)}") from error
+    return device
 
 
 def add_model_options(verb: argparse.ArgumentParser) -> None:
@@ -46,7 +112,10 @@ def add_allocation_options(verb: argparse.ArgumentParser) -> None:
 
 
 def allocation_request(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(arguments, name) for name in ("budget", "price", "threshold", "allocation")}
+    """Return the request as arguments of the pipeline; raise `ValueError` for options that do not go together."""
+    request = {name: getattr(arguments, name) for name in ("budget", "price", "threshold", "allocation")}
+    check_request(request)
+    return request
 
 
 def add_sampling_options(verb: argparse.ArgumentParser) -> None:
@@ -84,12 +153,12 @@ def load_pipeline(model: str | None = None, device: str | None = None, dtype: st
     from ..pipelines.pipeline_adaptok import AdapTokPipeline
 
     quiet_libraries()
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = check_device(device)
     try:
         pipeline = AdapTokPipeline.from_pretrained(model, dtype=getattr(torch, dtype)).to(device)
     except Exception as error:  # diffusers, safetensors and torch each raise their own kind
         raise ValueError(f"cannot load the model {model}: {one_line(error)}") from error
-    pipeline.set_progress_bar_config(disable=not sys.stderr.isatty())
+    pipeline.set_progress_bar_config(disable=sys.stderr is None or not sys.stderr.isatty())
     return pipeline
 
 
@@ -100,12 +169,6 @@ def quiet_libraries() -> None:
 
     transformers_logging.disable_progress_bar()
     diffusers_logging.disable_progress_bar()
-
-
-def one_line(error: BaseException) -> str:
-    """Return an error's message in one line of at most 400 characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 400 else text[:397] + "..."
 
 
 def _list_of_strategies() -> str:

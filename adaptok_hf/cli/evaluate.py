@@ -5,10 +5,13 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .common import add_sampling_options, add_seed_option, load_pipeline, sampling_arguments
+from .outputs import EVALUATION_FILES, add_overwrite_option, check_folder, output_file, output_folder
 
 
 class _Recipe(argparse.Action):
@@ -75,7 +78,7 @@ def _add_evaluate(verb: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--plots", action=argparse.BooleanOptionalAction, default=True, help="draw (default: yes)")
     _add_running(parser)
-    parser.set_defaults(run=_reconstruction)
+    parser.set_defaults(run=partial(_run, _reconstruction))
 
     parser = parsers.add_parser("generation", help="generated videos of classes against real ones: FVD, tokens per class")
     tasks["generation"] = parser
@@ -95,7 +98,7 @@ def _add_evaluate(verb: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add_sampling_options(parser)
     _add_running(parser, lpips=False)
-    parser.set_defaults(run=_generation)
+    parser.set_defaults(run=partial(_run, _generation))
 
     parser = parsers.add_parser("prediction", help="predicted frames against the true ones: FVD, PSNR over the frames")
     tasks["prediction"] = parser
@@ -103,7 +106,7 @@ def _add_evaluate(verb: argparse.ArgumentParser) -> None:
     parser.add_argument("--condition-frames", type=int, metavar="N", help="given (default: the protocol's, or 5)")
     add_sampling_options(parser)
     _add_running(parser)
-    parser.set_defaults(run=_prediction)
+    parser.set_defaults(run=partial(_run, _prediction))
     verb.add_argument(
         "--recipe", action=_Recipe, tasks=tasks, metavar="FILE",
         help="a JSON file with a task and its options, such as those in training_scripts/recipes/evaluation; the task's "
@@ -120,6 +123,7 @@ def _add_metrics(verb: argparse.ArgumentParser) -> None:
     task.add_argument("real", help="a folder of videos, a video, or a csv manifest")
     task.add_argument("fake", help="the same kind")
     task.add_argument("-o", "--output", metavar="FILE", help="write the result as JSON, too")
+    add_overwrite_option(task)
     task.add_argument("--window", choices=["first", "all"], default="first", help="clips of a video (default: first)")
     task.add_argument("--frames", type=int, default=16, metavar="N", help="of a clip (default: 16)")
     _add_networks(task)
@@ -129,6 +133,7 @@ def _add_metrics(verb: argparse.ArgumentParser) -> None:
 def _add_data(task: argparse.ArgumentParser, window: str) -> None:
     task.add_argument("data", help="a folder of videos (sub-folders are classes), or a csv manifest with a column 'path'")
     task.add_argument("-o", "--output", required=True, metavar="FOLDER", help="for results; a killed run resumes there")
+    add_overwrite_option(task)
     task.add_argument(
         "--ucf101-splits", metavar="FOLDER", help="data is UCF-101 as it unpacks: take the train list of these split files"
     )
@@ -162,13 +167,35 @@ def _add_running(task: argparse.ArgumentParser, lpips: bool = True) -> None:
     task.set_defaults(paper=())  # only recipes have the paper's numbers
 
 
+def _run(task: Callable, arguments: argparse.Namespace) -> None:
+    """Check what needs no model, claim the output folder in the main process, and run a task of `evaluate`."""
+    from ..allocation import STRATEGIES
+    from ..evaluation.part_files import process_state
+    from ..metrics import PROTOCOLS
+
+    if arguments.protocol not in (None, *PROTOCOLS):
+        raise ValueError(f"unknown protocol {arguments.protocol!r}; known are {', '.join(PROTOCOLS)}")
+    if unknown := [name for name in getattr(arguments, "strategies", ()) if name not in STRATEGIES]:
+        raise ValueError(f"unknown strategies {', '.join(unknown)}; known are {', '.join(STRATEGIES)}")
+    folder, data = check_folder(arguments.output), Path(arguments.data)
+    if not data.exists():
+        raise FileNotFoundError(f"{data}: no such file or folder")
+    if folder.exists() and folder.samefile(data):
+        raise ValueError(f"the output folder {folder} is the folder of the videos; give another one")
+    if not process_state().is_main_process:
+        return task(arguments)
+    inputs = [path for path in (data, arguments.kinetics_csv) if path is not None and Path(path).is_file()]
+    resumed = (folder / "parts" / "configuration.json").exists()  # then its results are made again
+    with output_folder(folder, EVALUATION_FILES, *inputs, overwrite=resumed or arguments.overwrite, recursive=True):
+        task(arguments)
+
+
 def _reconstruction(arguments: argparse.Namespace) -> None:
     from ..evaluation import draw_reconstruction, evaluate_reconstruction
 
-    models = _load_models(arguments)
+    networks, models = _networks(arguments), _load_models(arguments)
     first = next(iter(models.values()))
     source, protocol = _data(arguments, first, "reconstruction")
-    networks = _networks(arguments)
     report = evaluate_reconstruction(
         models,
         source,
@@ -249,15 +276,12 @@ def _compare(arguments: argparse.Namespace) -> None:
     from ..atomic_files import write_json
     from ..evaluation import compare_videos
 
-    result = compare_videos(
-        arguments.real,
-        arguments.fake,
-        networks=_networks(arguments),
-        window=arguments.window,
-        num_frames=arguments.frames,
-    )
-    if arguments.output:
-        write_json(arguments.output, _finite(result))
+    inputs, output = (arguments.real, arguments.fake), arguments.output
+    with output_file(output, *inputs, overwrite=arguments.overwrite) if output else nullcontext():
+        networks, options = _networks(arguments), {"window": arguments.window, "num_frames": arguments.frames}
+        result = compare_videos(*inputs, networks=networks, **options)
+        if output:
+            write_json(output, _finite(result))
     print(json.dumps({key: value for key, value in _finite(result).items() if key != "pairs"}, indent=1, allow_nan=False))
 
 
@@ -297,15 +321,11 @@ def _data(arguments: argparse.Namespace, pipeline, task: str):
     """Return the videos, and the protocol that they are measured under."""
     from ..evaluation import open_videos, own_protocol, sample_videos
     from ..metrics import PROTOCOLS
-    from .reports import check_folder
 
-    check_folder(arguments.output)
     source = open_videos(arguments.data, arguments.ucf101_splits, arguments.kinetics_csv)
     if arguments.protocol is None:
         data = "/".join(Path(arguments.data).absolute().parts[-2:])
         protocol = own_protocol(pipeline, data, arguments.window, task)
-    elif arguments.protocol not in PROTOCOLS:
-        raise ValueError(f"unknown protocol {arguments.protocol!r}; known are {', '.join(PROTOCOLS)}")
     else:
         protocol = PROTOCOLS[arguments.protocol]
     return sample_videos(source, arguments.max_videos, arguments.seed), protocol
@@ -322,5 +342,5 @@ def _print_results(report: dict | None, folder: str) -> None:
     if report is None:
         return
     print((Path(folder) / "results.md").read_text(), end="")
-    files = sorted(path.name for path in Path(folder).iterdir() if path.is_file())
+    files = sorted(path.name for path in Path(folder).iterdir() if path.is_file() and path.name[0] != ".")
     print(f"wrote {folder}/: {', '.join(files)}", file=sys.stderr)

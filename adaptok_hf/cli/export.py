@@ -2,12 +2,14 @@
 
 import argparse
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from ..atomic_files import write_text
 from ..checkpoints import ORIGINAL_CHECKPOINTS, PACKAGED_CHECKPOINTS
 from .common import MODEL_HELP, quiet_libraries
+from .outputs import add_overwrite_option, output_file
 
 
 def add_commands(verbs: Any) -> None:
@@ -25,6 +27,7 @@ def add_commands(verbs: Any) -> None:
     verb = verbs.add_parser("card", help="write a model card from a model's configuration and measured results")
     _add_model(verb)
     verb.add_argument("-o", "--output", help="file (default: standard output)")
+    add_overwrite_option(verb)
     verb.add_argument("--repository", metavar="REPO", help="what the usage lines load (default: MODEL's last part)")
     _add_card(verb)
     verb.set_defaults(run=_card)
@@ -80,19 +83,19 @@ def _card(arguments: argparse.Namespace) -> None:
     from ..hub.export import find_model, read_release
 
     quiet_libraries()
-    folder = find_model(arguments.model, arguments.part)
-    card = render_card(
-        *read_configs(folder),
-        repository=arguments.repository or arguments.part or Path(arguments.model).name,
-        release=read_release(arguments.release, folder),
-        reports=[read_report(path) for path in arguments.results],
-        weights_license=arguments.license,
-    )
-    if arguments.output is None:
-        print(card)
-    else:
-        write_text(arguments.output, str(card))
-        print(f"wrote {arguments.output}", file=sys.stderr)
+    output = arguments.output
+    with output_file(output, *arguments.results, overwrite=arguments.overwrite) if output else nullcontext():
+        folder = find_model(arguments.model, arguments.part)
+        card = render_card(
+            *read_configs(folder),
+            repository=arguments.repository or arguments.part or Path(arguments.model).name,
+            release=read_release(arguments.release, folder),
+            reports=[read_report(path) for path in arguments.results],
+            weights_license=arguments.license,
+        )
+        if output:
+            write_text(output, str(card))
+    print(f"wrote {output}" if output else card, file=sys.stderr if output else sys.stdout)
 
 
 def _convert(arguments: argparse.Namespace) -> None:

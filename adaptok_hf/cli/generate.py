@@ -1,8 +1,9 @@
 """`adaptok generate` and `adaptok predict`."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .common import (
     add_batch_size_option,
@@ -10,9 +11,17 @@ from .common import (
     add_resize_option,
     add_sampling_options,
     add_seed_option,
+    check_input,
     load_pipeline,
     sampling_arguments,
 )
+from .outputs import GENERATION_FILES, add_overwrite_option, output_folder
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..pipelines.pipeline_adaptok import AdapTokPipeline
+    from ..pipelines.pipeline_generation import AdapTokGenerationOutput
 
 
 def add_commands(verbs: Any) -> None:
@@ -27,6 +36,7 @@ def add_commands(verbs: Any) -> None:
     )
     verb.add_argument("--fps", type=float, default=24.0, help="of the videos written (default: 24)")
     verb.add_argument("-o", "--output", help="output folder (default: 'generated', in this folder)")
+    add_overwrite_option(verb)
     add_seed_option(verb)
     add_sampling_options(verb)
     add_model_options(verb)
@@ -39,6 +49,7 @@ def add_commands(verbs: Any) -> None:
     verb.add_argument("--rollouts", type=int, default=1, metavar="N", help="clips to predict in a row (default: 1)")
     verb.add_argument("--videos", type=int, default=1, metavar="N", help="different continuations (default: 1)")
     verb.add_argument("-o", "--output", help="output folder (default: VIDEO's name with '-predicted', in this folder)")
+    add_overwrite_option(verb)
     add_seed_option(verb)
     add_sampling_options(verb)
     add_resize_option(verb)
@@ -47,43 +58,48 @@ def add_commands(verbs: Any) -> None:
 
 
 def _generate(arguments: argparse.Namespace) -> None:
-    import torch
-
-    from .reports import check_folder, write_generation
-
-    folder = check_folder(arguments.output or "generated")
     settings = sampling_arguments(arguments)
     settings |= {"num_videos_per_class": arguments.videos, "guidance_scale": arguments.guidance}
-    output = load_pipeline(arguments.model, arguments.device, arguments.dtype).generate(
-        arguments.class_labels,
-        generator=torch.Generator().manual_seed(arguments.seed),
-        fps=arguments.fps,
-        batch_size=arguments.batch_size,
-        **settings,
-    )
     request = {"model": arguments.model, "classes": arguments.class_labels, "seed": arguments.seed} | settings
-    _print_report(folder, write_generation(folder, output, request))
+
+    def run(pipeline: "AdapTokPipeline") -> "AdapTokGenerationOutput":
+        options = settings | {"fps": arguments.fps, "batch_size": arguments.batch_size}
+        return pipeline.generate(arguments.class_labels, generator=_generator(arguments), **options)
+
+    _write(arguments, arguments.output or "generated", run, request)
 
 
 def _predict(arguments: argparse.Namespace) -> None:
-    import torch
-
-    from .reports import check_folder, write_generation
-
-    folder = check_folder(arguments.output or f"{Path(arguments.video).stem}-predicted")
     settings = sampling_arguments(arguments) | {
         "num_condition_frames": arguments.condition_frames,
         "num_rollouts": arguments.rollouts,
         "num_videos": arguments.videos,
     }
-    output = load_pipeline(arguments.model, arguments.device, arguments.dtype).predict(
-        arguments.video,
-        generator=torch.Generator().manual_seed(arguments.seed),
-        resize_mode=arguments.resize,
-        **settings,
-    )
     request = {"model": arguments.model, "video": Path(arguments.video).name, "seed": arguments.seed} | settings
-    _print_report(folder, write_generation(folder, output, request))
+
+    def run(pipeline: "AdapTokPipeline") -> "AdapTokGenerationOutput":
+        options = settings | {"resize_mode": arguments.resize}
+        return pipeline.predict(arguments.video, generator=_generator(arguments), **options)
+
+    _write(arguments, arguments.output or f"{Path(arguments.video).stem}-predicted", run, request, arguments.video)
+
+
+def _generator(arguments: argparse.Namespace) -> "torch.Generator":
+    import torch
+
+    return torch.Generator().manual_seed(arguments.seed)
+
+
+def _write(arguments: argparse.Namespace, folder: str, run: Callable, request: dict[str, Any], *videos: str) -> None:
+    """Load the pipeline, run it, and write what it returns."""
+    inputs = [*videos, arguments.model]
+    with output_folder(folder, GENERATION_FILES, *inputs, overwrite=arguments.overwrite) as folder:
+        for video in videos:
+            check_input(video)
+        from .reports import write_generation
+
+        pipeline = load_pipeline(arguments.model, arguments.device, arguments.dtype)
+        _print_report(folder, write_generation(folder, run(pipeline), request))
 
 
 def _print_report(folder: Path, report: dict) -> None:

@@ -1,6 +1,7 @@
 """`adaptok <verb>`: the pipeline from the command line.
 
-Exit codes: 0, or 2 with one line on standard error for anything that the user can fix.
+Exit codes: 0, or with one line on standard error 2 for anything that the user can fix, 1 for a bug of ours, and 128 and the
+signal's number when it was stopped.
 """
 
 import argparse
@@ -9,26 +10,27 @@ import sys
 
 from .. import __version__
 from . import evaluate, export, generate, reconstruct, stream
-from .common import add_model_options, load_pipeline, one_line
+from .common import add_model_options, check_arguments, load_pipeline
+from .program import run_program, take_debug
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    arguments = build_parser().parse_args(argv)
-    try:
+    argv = list(sys.argv[1:] if argv is None else argv)
+    debug = take_debug(argv)
+
+    def run() -> None:
+        arguments = build_parser().parse_args(argv)
+        check_arguments(arguments)
         arguments.run(arguments)
-    except (ValueError, OSError) as error:
-        print(f"adaptok: error: {one_line(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("adaptok: interrupted", file=sys.stderr)
-        return 130
-    return 0
+
+    return run_program("adaptok", run, debug)
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="adaptok", description="Adaptive, temporally causal video tokens.")
     parser.add_argument("--version", action="version", version=f"adaptok_hf {__version__}")
+    parser.add_argument("--debug", action="store_true", help="of every command: show where an error comes from")
     verbs = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for module in (reconstruct, generate, evaluate, stream, export):
         module.add_commands(verbs)

@@ -10,8 +10,10 @@ from .common import (
     add_model_options,
     add_resize_option,
     allocation_request,
+    check_input,
     load_pipeline,
 )
+from .outputs import REPORT_FILES, add_overwrite_option, output_file, output_folder
 
 
 def add_commands(verbs: Any) -> None:
@@ -31,6 +33,7 @@ def add_commands(verbs: Any) -> None:
     verb = verbs.add_parser("detokenize", help="turn a tokens file back into a video")
     verb.add_argument("tokens", help="a file that 'adaptok tokenize' wrote")
     verb.add_argument("-o", "--output", help="mp4 file (default: TOKENS' name with .mp4, in this folder)")
+    add_overwrite_option(verb)
     add_model_options(verb)
     add_batch_size_option(verb)
     verb.set_defaults(run=_detokenize)
@@ -39,15 +42,25 @@ def add_commands(verbs: Any) -> None:
 def _add_encoding_options(verb: argparse.ArgumentParser) -> None:
     add_allocation_options(verb)
     add_resize_option(verb)
+    add_overwrite_option(verb)
     add_model_options(verb)
     add_batch_size_option(verb)
 
 
 def _reconstruct(arguments: argparse.Namespace) -> None:
-    from .reports import check_folder, write_report
-
-    folder = check_folder(arguments.output or f"{Path(arguments.video).stem}-adaptok")
     request = allocation_request(arguments)
+    folder, inputs = (
+        arguments.output or f"{Path(arguments.video).stem}-adaptok",
+        [arguments.video, arguments.model],
+    )
+    with output_folder(folder, REPORT_FILES, *inputs, overwrite=arguments.overwrite) as folder:
+        check_input(arguments.video)
+        _write_reconstruction(arguments, folder, request)
+
+
+def _write_reconstruction(arguments: argparse.Namespace, folder: Path, request: dict[str, Any]) -> None:
+    from .reports import write_report
+
     pipeline = load_pipeline(arguments.model, arguments.device, arguments.dtype)
     output = pipeline.reconstruct(arguments.video, resize_mode=arguments.resize, batch_size=arguments.batch_size, **request)
     request = {"video": Path(arguments.video).name, "model": arguments.model} | request
@@ -64,16 +77,15 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
 
 
 def _tokenize(arguments: argparse.Namespace) -> None:
-    from .reports import check_file
-
-    output = check_file(arguments.output or f"{Path(arguments.video).stem}.safetensors", ".safetensors")
-    tokens = load_pipeline(arguments.model, arguments.device, arguments.dtype).tokenize(
-        arguments.video,
-        resize_mode=arguments.resize,
-        batch_size=arguments.batch_size,
-        **allocation_request(arguments),
-    )
-    tokens.save(output)
+    request = allocation_request(arguments)
+    output = arguments.output or f"{Path(arguments.video).stem}.safetensors"
+    inputs = [arguments.video, arguments.model]
+    with output_file(output, *inputs, suffix=".safetensors", overwrite=arguments.overwrite) as output:
+        check_input(arguments.video)
+        tokens = load_pipeline(arguments.model, arguments.device, arguments.dtype).tokenize(
+            arguments.video, resize_mode=arguments.resize, batch_size=arguments.batch_size, **request
+        )
+        tokens.save(output)
     print(
         f"wrote {output}: {tokens.num_frames} frames, {tokens.num_tokens} tokens, "
         f"{tokens.bits_per_second / 1000:.1f} kbit/s"
@@ -83,11 +95,13 @@ def _tokenize(arguments: argparse.Namespace) -> None:
 def _detokenize(arguments: argparse.Namespace) -> None:
     from ..video.tokenized_video import TokenizedVideo
     from ..video.video_writing import write_video
-    from .reports import check_file
 
-    output = check_file(arguments.output or f"{Path(arguments.tokens).stem}.mp4", ".mp4")
-    tokens = TokenizedVideo.load(arguments.tokens)
-    pipeline = load_pipeline(arguments.model, arguments.device, arguments.dtype)
-    frames = pipeline.detokenize(tokens, batch_size=arguments.batch_size)
-    write_video(output, frames, tokens.fps, tokens.timestamps)
+    output = arguments.output or f"{Path(arguments.tokens).stem}.mp4"
+    inputs = [arguments.tokens, arguments.model]
+    with output_file(output, *inputs, suffix=".mp4", overwrite=arguments.overwrite) as output:
+        check_input(arguments.tokens)
+        tokens = TokenizedVideo.load(arguments.tokens)
+        pipeline = load_pipeline(arguments.model, arguments.device, arguments.dtype)
+        frames = pipeline.detokenize(tokens, batch_size=arguments.batch_size)
+        write_video(output, frames, tokens.fps, tokens.timestamps)
     print(f"wrote {output}: {len(frames)} frames at {tokens.fps:.2f} fps")

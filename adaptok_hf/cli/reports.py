@@ -1,7 +1,6 @@
 """Write the results of `adaptok reconstruct`, `generate` and `predict`: videos, pictures that show them, and numbers."""
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,45 +11,11 @@ from ..figures.contact_sheets import contact_sheet, side_by_side
 from ..figures.plots import plot_tokens
 from ..metrics import VideoPSNR, VideoSSIM
 from ..video.video_writing import write_video
+from .outputs import check_folder
 
 if TYPE_CHECKING:
     from ..pipelines.pipeline_adaptok import AdapTokPipeline, AdapTokPipelineOutput
     from ..pipelines.pipeline_generation import AdapTokGenerationOutput
-
-
-def check_folder(folder: str | os.PathLike) -> Path:
-    """Return an output folder as a path, before the work for it begins.
-
-    Raises:
-        NotADirectoryError: if it is a file.
-        FileNotFoundError: if the folder that it lies in does not exist.
-    """
-    folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is a file, the output goes into a folder")
-    return _check_parent(folder)
-
-
-def check_file(file: str | os.PathLike, suffix: str) -> Path:
-    """Return an output file as a path, before the work for it begins.
-
-    Raises:
-        ValueError: if its name does not end in `suffix`.
-        IsADirectoryError: if it is a folder.
-        FileNotFoundError: if the folder that it lies in does not exist.
-    """
-    file = Path(file)
-    if file.is_dir():
-        raise IsADirectoryError(f"{file} is a folder, the output is a {suffix} file")
-    if file.suffix.lower() != suffix:
-        raise ValueError(f"{file}: the name must end in {suffix}")
-    return _check_parent(file)
-
-
-def _check_parent(path: Path) -> Path:
-    if not path.absolute().parent.is_dir():
-        raise FileNotFoundError(f"{path}: the folder {path.absolute().parent} does not exist")
-    return path
 
 
 def write_report(

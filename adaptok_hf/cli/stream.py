@@ -2,17 +2,24 @@
 
 import argparse
 import itertools
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from .common import add_model_options, add_resize_option, load_pipeline
+from .common import add_model_options, add_resize_option, check_input, load_pipeline
+from .outputs import add_overwrite_option, output_file
+from .program import one_line
 
 
 def add_commands(verbs: Any) -> None:
     """Register the command with the parser of `adaptok`."""
     verb = verbs.add_parser("stream", help="encode and decode a file, camera or address block by block, as it comes")
-    verb.add_argument("video", help="a video file, a camera such as /dev/video0, or an address such as rtsp://...")
+    verb.add_argument(
+        "video", help="a video file, - for standard input, a camera such as /dev/video0, or an address such as rtsp://..."
+    )
     verb.add_argument("-o", "--output", help="mp4 file (default: VIDEO's name with '-stream.mp4', in this folder)")
     group = verb.add_argument_group("allocation", "give one of these; without, all tokens are kept")
     group.add_argument("--price", type=float, help="loss that a token must save to be kept")
@@ -20,20 +27,59 @@ def add_commands(verbs: Any) -> None:
     group.add_argument("--budget", help="average tokens per block to hold (such as 64), or a percentage (such as 25%%)")
     group.add_argument("--bitrate", type=float, metavar="BITS", help="average bits per second to hold")
     verb.add_argument("--frames", type=int, metavar="N", help="stop after so many frames, rounded up to whole blocks")
+    add_overwrite_option(verb)
     add_resize_option(verb)
     add_model_options(verb)
     verb.set_defaults(run=_stream)
 
 
 def _stream(arguments: argparse.Namespace) -> None:
+    amounts = [name for name in ("price", "threshold", "budget", "bitrate") if getattr(arguments, name) is not None]
+    if len(amounts) > 1:
+        raise ValueError(f"give only one of --price, --threshold, --budget and --bitrate, got {', '.join(amounts)}")
+    name = "stdin" if arguments.video == "-" else Path(arguments.video).stem
+    output, inputs = arguments.output or f"{name}-stream.mp4", [arguments.video, arguments.model]
+    with output_file(output, *inputs, suffix=".mp4", overwrite=arguments.overwrite) as output, _source(arguments) as source:
+        _write_stream(arguments, output, source)
+
+
+@contextmanager
+def _source(arguments: argparse.Namespace) -> Iterator[Any]:
+    """Yield what the pipeline can stream: for `-` the container in standard input, which cannot be rewound."""
+    if arguments.video != "-":
+        if "://" not in arguments.video and not arguments.video.startswith("/dev/video"):
+            check_input(arguments.video)
+        yield arguments.video
+        return
+    if sys.stdin is None or sys.stdin.isatty():
+        raise ValueError("- reads a video from standard input, which is a terminal: pipe a video into it")
+    import av
+
+    from ..video.video_io import CONTAINER_FORMATS
+
+    raw = open(sys.stdin.fileno(), "rb", buffering=0, closefd=False)  # unbuffered: frames are there as they come
+    pipe = SimpleNamespace(read=raw.read, name="standard input")  # no `seek`, which FFmpeg would use
+    try:
+        container = av.open(pipe, options={"format_whitelist": CONTAINER_FORMATS}, metadata_errors="replace")
+    except (av.error.FFmpegError, OSError) as error:
+        raise ValueError(
+            f"standard input: not a video of a format that can be read from a pipe, such as mkv, webm, ts, avi or an mp4 "
+            f"whose index comes first ({one_line(error)})"
+        ) from error
+    with container:
+        try:
+            yield container
+        except ValueError as error:
+            hint = "; in a pipe an mp4 must have its index first (ffmpeg: -movflags faststart)"
+            raise ValueError(f"{error}{hint if 'mp4' in container.format.name else ''}") from error
+
+
+def _write_stream(arguments: argparse.Namespace, output: Path, source: Any) -> None:
     from ..video.video_writing import write_video
 
-    if arguments.frames is not None and arguments.frames < 1:
-        raise ValueError(f"--frames must be at least 1, got {arguments.frames}")
-    output = Path(arguments.output or f"{Path(arguments.video).stem}-stream.mp4")
     pipeline = load_pipeline(arguments.model, arguments.device, arguments.dtype)
     blocks = pipeline.stream(
-        arguments.video,
+        source,
         price=arguments.price,
         threshold=arguments.threshold,
         budget=arguments.budget,

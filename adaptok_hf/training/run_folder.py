@@ -3,8 +3,10 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from ..atomic_files import atomic_file, write_json
+from ..atomic_files import atomic_file, hold_folder, remove_folder, write_json, write_text
 from .arguments import RunArguments
 
 
@@ -79,6 +81,7 @@ class RunFolder:
 
     def __init__(self, path: str, arguments: Any, accelerator: Accelerator):
         self.path, self.accelerator = Path(path), accelerator
+        self.claim = ExitStack()  # of `start_run`
         if accelerator.is_main_process:
             self.path.mkdir(parents=True, exist_ok=True)
             write_json(self.path / "recipe.json", dataclasses.asdict(arguments))
@@ -126,11 +129,11 @@ class RunFolder:
             past = [path for path in self.checkpoints() if _step_of(path) <= step]
             for path in self.checkpoints():
                 if path not in past[-checkpoints_total_limit:]:
-                    shutil.rmtree(path)
+                    remove_folder(path)
 
     def checkpoints(self) -> list[Path]:
         """Return the checkpoints, from the oldest to the newest."""
-        return sorted((path for path in self.path.glob("checkpoint-*") if path.name[11:].isdigit()), key=_step_of)
+        return _checkpoints(self.path)
 
     def resume(self, checkpoint: str = "latest") -> bool:
         """Load a checkpoint; return whether there was one to load.
@@ -148,7 +151,16 @@ class RunFolder:
             checkpoints = [self.path / checkpoint]
         if checkpoints:
             self.accelerator.load_state(str(checkpoints[-1]))
+        if self.accelerator.is_main_process:
+            self._take_back_log(_step_of(checkpoints[-1]) if checkpoints else 0)
         return bool(checkpoints)
+
+    def _take_back_log(self, step: int) -> None:
+        """Remove from the log what a killed run wrote after its last checkpoint; it will be logged again."""
+        path = self.path / "metrics.jsonl"
+        if path.exists():
+            lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("}\n")]
+            write_text(path, "".join(line for line in lines if json.loads(line)["step"] <= step))
 
     def replace(self, name: str, write: Callable[[str], Any]) -> None:
         """Replace a folder by what `write` puts into the folder that it is given. Every process must call this.
@@ -173,6 +185,27 @@ class RunFolder:
             shutil.rmtree(old, ignore_errors=True)
 
 
+def claim_run_folder(path: Path) -> ExitStack:
+    """Claim a run's folder, and put in order what a killed run left in it.
+
+    Raises: see [`hold_folder`].
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    claim = hold_folder(path)
+    for left in path.iterdir():
+        if not (match := re.fullmatch(r"(checkpoint-\d+|model|model_ema|adapter)\.(new|old)", left.name)):
+            continue
+        if match[2] == "old" and not (path / match[1]).exists():  # killed between two renames
+            os.replace(left, path / match[1])
+        else:
+            remove_folder(left)
+    return claim
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted((path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit()), key=_step_of)
+
+
 def _step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("checkpoint-"))
 
@@ -185,6 +218,7 @@ def start_run(args: RunArguments, name: str, **accelerator_options: Any) -> RunF
 
     Raises:
         ValueError: if the folder has checkpoints but the run shall not resume, and for launchers that shard models.
+        BlockingIOError: if another run writes into the folder.
     """
     report_to = None if args.report_to == "none" else args.report_to
     project = ProjectConfiguration(args.output_dir, str(Path(args.output_dir) / "tracker"))
@@ -192,9 +226,13 @@ def start_run(args: RunArguments, name: str, **accelerator_options: Any) -> RunF
     kind = accelerator.distributed_type
     if kind != DistributedType.NO and not kind.name.startswith("MULTI_"):
         raise ValueError(f"processes hold whole models: launch without {kind} (train_tokenizer.py shards by --shard_over)")
+    path = Path(args.output_dir)
+    claim = claim_run_folder(path) if accelerator.is_main_process else ExitStack()
+    accelerator.wait_for_everyone()
+    if _checkpoints(path) and args.resume_from_checkpoint is None:
+        raise ValueError(f"{path} has checkpoints: give --resume_from_checkpoint latest, or another output_dir")
     run = RunFolder(args.output_dir, args, accelerator)
-    if run.checkpoints() and args.resume_from_checkpoint is None:
-        raise ValueError(f"{run.path} has checkpoints: give --resume_from_checkpoint latest, or another output_dir")
+    run.claim = claim
     if report_to:
         entries = dataclasses.asdict(args).items()
         flat = {k: v if isinstance(v, int | float | str) else json.dumps(v) for k, v in entries}

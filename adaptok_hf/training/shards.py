@@ -39,8 +39,6 @@ def shard_with_report(path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 
     The shard gets its name last, so that one with a name is complete.
     """
-    for leftover in path.parent.glob(f".{path.name}.*"):  # of a run that was killed
-        leftover.unlink()
     report: dict[str, Any] = {}
     with atomic_file(path) as partial:
         yield partial, report

@@ -120,6 +120,7 @@ class Trainer:
                 self.save()
                 begin, used = time.time(), 0
         self.accelerator.end_training()
+        self.run.claim.close()
 
     def _count_seconds(self, since: float) -> float:
         """Add the time since then to the run's, which must be the same on every process; return the time now."""

@@ -7,11 +7,10 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import tarfile
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,8 +19,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ..atomic_files import write_text
-from ..data import VideoItem, kinetics, video_folder
+from ..atomic_files import claim_folder, write_text
+from ..data import VideoFiles, VideoItem, kinetics, video_folder
 from ..video.frames import resize_short_side
 from ..video.video_io import read_video
 from ..video.video_writing import write_video
@@ -52,12 +51,17 @@ def write_video_shards(args: Arguments) -> dict[str, Any]:
 
     Raises:
         ValueError, OSError, TooManySkippedVideos: for missing or unreadable videos, and an output folder that holds other
-            shards.
+            shards or that another run writes into.
     """
     names = Path(args.class_names).read_text().splitlines() if args.class_names else None
     source = kinetics(args.kinetics_csv, args.folder, names) if args.kinetics_csv else video_folder(args.folder, names)
     output = Path(args.output_folder)
     output.mkdir(parents=True, exist_ok=True)
+    with claim_folder(output):
+        return _write_missing(args, source, output)
+
+
+def _write_missing(args: Arguments, source: VideoFiles, output: Path) -> dict[str, Any]:
     order = np.random.default_rng(args.seed).permutation(len(source.items))
     items = [source.items[index] for index in order]
     names = ("short_side", "videos_per_shard", "seed")
@@ -117,12 +121,11 @@ def exit_with_parent() -> None:
 def write_shard(path: Path, items: list[VideoItem], class_names: list[str], short_side: int) -> dict:
     """Write a shard and its report; return the report: `videos` (how many there are) and `skipped` (key -> reason)."""
     skipped: dict[str, str] = {}
-    with (
-        shard_with_report(path) as (partial_path, report),
-        tempfile.TemporaryDirectory() as scratch,
-        tarfile.open(partial_path, "w") as tar,
-    ):
-        mp4 = Path(scratch) / "video.mp4"
+    with ExitStack() as stack:
+        partial_path, report = stack.enter_context(shard_with_report(path))
+        mp4 = partial_path.with_suffix(".mp4")
+        stack.callback(mp4.unlink, missing_ok=True)
+        tar = stack.enter_context(tarfile.open(partial_path, "w"))
         for index, item in enumerate(items):
             try:
                 video = read_video(item.video, transform=partial(resize_short_side, size=short_side))

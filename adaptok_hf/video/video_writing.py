@@ -1,5 +1,6 @@
 """Writing video files."""
 
+import io
 import os
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
@@ -9,6 +10,9 @@ import numpy as np
 
 from ..atomic_files import atomic_file
 from .video_io import check_fps, check_timestamps
+
+# Durations are written as 32 bits of 1/90000 s; half of that is left for the last frame.
+MAX_SECONDS_PER_FRAME = 2**30 // 90000
 
 
 def write_video(
@@ -45,8 +49,29 @@ def write_video(
     if timestamps is not None:
         timestamps = check_timestamps(timestamps)
         ticks = check_timestamps(np.rint((timestamps - timestamps[:1]) * 90000))
+        if (longest := np.diff(ticks).max(initial=0) / 90000) > MAX_SECONDS_PER_FRAME:
+            raise ValueError(f"a frame lasts {longest:.6g} s; an mp4 file holds frames of up to {MAX_SECONDS_PER_FRAME} s")
+    import av
+
     with atomic_file(path) as partial:
-        _encode(partial, frames, fps, ticks)
+        try:
+            _encode(partial, frames, fps, ticks)
+        except av.error.FFmpegError as error:
+            for reason in (error, error.__cause__, error.__context__):
+                if isinstance(reason, OSError):  # such as a full disk, which comes from the file object
+                    raise OSError(reason.errno, reason.strerror, os.fspath(path)) from error
+            raise ValueError(f"{path}: FFmpeg cannot write this video ({error.strerror})") from error
+
+
+class _WholeWrites(io.FileIO):
+    """A file without a buffer, since FFmpeg opens it a second time by its name and reads it for `faststart`."""
+
+    def write(self, data) -> int:
+        """Write everything or raise `OSError`: FFmpeg does not see that a full disk took a part only."""
+        done = 0
+        while done < len(data):
+            done += super().write(memoryview(data)[done:])
+        return done
 
 
 def _encode(path: Path, frames: Iterable[np.ndarray], fps: float, ticks: np.ndarray | None) -> None:
@@ -57,7 +82,11 @@ def _encode(path: Path, frames: Iterable[np.ndarray], fps: float, ticks: np.ndar
     rate = Fraction(fps).limit_denominator(1001)
     time_base = 1 / rate if ticks is None else Fraction(1, 90000)
     count, shape = 0, None
-    with av.open(path, "w", format="mp4", options={"movflags": "faststart"}) as container:
+    # a file object, because FFmpeg reads names its own way (protocols, bytes that are not UTF-8)
+    with (
+        _WholeWrites(os.path.abspath(path), "w+") as file,
+        av.open(file, "w", format="mp4", options={"movflags": "faststart"}) as container,
+    ):
         stream = container.add_stream("libx264", rate=rate, options={"crf": "18"})
         stream.pix_fmt = "yuv420p"
         # say which YUV it is (limited BT.709): players guess differently for small and large videos

@@ -78,6 +78,19 @@ def kill_script(script: str, *options, once_there: Path) -> None:
         assert process.exitcode == -signal.SIGKILL, Path(folder, "stderr").read_text()[-3000:]
 
 
+def kill_script_after(script: str, *options, seconds: float) -> bool:
+    """Start a script and kill it (SIGKILL) after some seconds; return whether it was still running."""
+    with tempfile.TemporaryDirectory() as folder:
+        process = _start(script, options, folder)
+        process.join(seconds)
+        if killed := process.is_alive():
+            os.killpg(process.pid, signal.SIGKILL)
+        process.join()
+        # 1 and 2 are exit codes of errors
+        assert killed or process.exitcode == 0, Path(folder, "stderr").read_text()[-3000:]
+        return killed
+
+
 def _start(script: str, options: tuple, folder: str) -> multiprocessing.Process:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(LIBRARIES)

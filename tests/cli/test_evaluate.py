@@ -136,15 +136,15 @@ def test_there_is_a_recipe_for_every_table():
 @pytest.mark.parametrize("recipe", [path for path in RECIPES if path.stem != "table_e"], ids=lambda path: path.stem)
 def test_recipes_fit_the_options(recipe):
     arguments = build_parser().parse_args(["evaluate", "--recipe", str(recipe), "DATA", "-o", "out", "--seed", "3"])
-    values = json.loads(recipe.read_text())
-    assert arguments.run.__name__ == f"_{values.pop('task')}" and arguments.seed == 3
+    values, task = json.loads(recipe.read_text()), arguments.run.args[0]
+    assert task.__name__ == f"_{values.pop('task')}" and arguments.seed == 3
     values.pop("title")
     assert {name: getattr(arguments, name) for name in values} == values
     for line in arguments.paper:
         known = {"model", "strategy", "budget", "allocation_batch", "psnr", "lpips", "fvd", "milliseconds"}
         assert set(line) <= known | {"allocation_milliseconds"} and line["model"]
     if arguments.protocol:
-        assert arguments.run.__name__ == f"_{PROTOCOLS[arguments.protocol].task}"
+        assert task.__name__ == f"_{PROTOCOLS[arguments.protocol].task}"
     if "strategies" in values and arguments.protocol:
         batches = arguments.allocation_batch
         settings = make_settings(arguments.strategies, arguments.budgets, batches, 512, arguments.ipal_budgets)

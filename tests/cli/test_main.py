@@ -238,7 +238,7 @@ def test_a_budget_of_generation_names_the_cap(model, here, capfd):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--budget", "0"], " 2 tokens"),
+        (["--budget", "0"], "got 0"),
         (["--budget", "7"], " 6 tokens"),
         (["--budget", "3.1"], " 3 and 3.5 tokens"),
         (["--budget", "many"], "'many'"),
@@ -249,7 +249,7 @@ def test_a_budget_of_generation_names_the_cap(model, here, capfd):
         (["--price", "-1"], "price"),
         (["--budget", "4", "--allocation", "best"], "'best'"),
         (["--allocation", "joint"], "budget"),
-        (["--batch-size", "0"], "batch_size"),
+        (["--batch-size", "0"], "--batch-size"),
         (["--device", "abacus"], "abacus"),
     ],
     ids=" ".join,

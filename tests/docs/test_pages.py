@@ -141,7 +141,7 @@ def read_commands(code: str) -> list[list[str]]:
     return commands
 
 
-class Parsed(Exception):
+class Parsed(SystemExit):
     """Raised where a script has read its options, instead of what it would do then."""
 
 

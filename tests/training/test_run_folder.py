@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import os
 import resource
+import socket
+import subprocess
 import sys
 from dataclasses import dataclass
 
@@ -12,17 +15,18 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from builders.script_runs import SCRIPTS
+from builders.script_runs import SCRIPTS, run_script
 from builders.video_files import make_frames, write_audio_only, write_avi, write_empty, write_text
 from transformers import AutoModel
 
 from adaptok_hf import AdapTokConfig, AdapTokPriorConfig, AdapTokPriorModel
+from adaptok_hf.atomic_files import LOCK
 from adaptok_hf.training import clips as training_clips
 from adaptok_hf.training import recipes
 from adaptok_hf.training.ar import arguments as ar_arguments
 from adaptok_hf.training.arguments import RunArguments, epochs_to_steps, require
 from adaptok_hf.training.closed_form.arguments import ScorerInitialization, TokenizerInitialization
-from adaptok_hf.training.run_folder import Progress, RunFolder, RunningMeans
+from adaptok_hf.training.run_folder import Progress, RunFolder, RunningMeans, claim_run_folder
 from adaptok_hf.training.scorer import arguments as scorer_arguments
 from adaptok_hf.training.tokenizer import arguments as tokenizer_arguments
 from adaptok_hf.training.tokenizer import training_step as tokenizer_training_step
@@ -320,3 +324,53 @@ def test_missing_libraries_are_named(monkeypatch, name):
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ImportError, match=rf"{name} .*adaptok_hf\[train\]"):
         require(name)
+
+
+# --- after a kill, and two runs at once ---------------------------------------------------------------------------
+
+
+def test_what_a_killed_run_left_is_put_in_order(run_folder):
+    save_steps(run_folder, 1, 2)
+    path = run_folder.path
+    whole = sorted(path.rglob("*"))
+    (path / "checkpoint-2").rename(path / "checkpoint-2.old")  # killed between two renames
+    for left in ("checkpoint-2.new", "checkpoint-1.old", "model.new", ".model-0a1b2c3d.7-0a1b2c3d.tmp"):
+        (path / left).mkdir()
+        (path / left / "half").write_text("")
+    (path / "notes.new").mkdir()  # not ours
+    claim = claim_run_folder(path)
+    assert sorted(set(path.rglob("*")) - {path / LOCK}) == sorted([*whole, path / "notes.new"])
+    claim.close()
+    assert not (path / LOCK).exists() and run_folder.resume() and run_folder.counter.value == 2
+
+
+def test_the_log_is_taken_back(run_folder):
+    save_steps(run_folder, 2)
+    run_folder.path.joinpath("metrics.jsonl").write_text(
+        '{"step": 1}\n{"step": 2}\n{"step": 2, "val": 1}\n{"step": 3}\n{"st'
+    )
+    run_folder.resume()
+    text = run_folder.path.joinpath("metrics.jsonl").read_text()
+    assert text == '{"step": 1}\n{"step": 2}\n{"step": 2, "val": 1}\n'
+    run_folder.log({"step": 3})
+    assert run_folder.path.joinpath("metrics.jsonl").read_text() == text + '{"step": 3}\n'
+
+
+def test_a_second_run_is_refused(tmp_path):
+    """With one line that names the first, before it writes anything."""
+    program = f"""
+import sys
+from pathlib import Path
+from adaptok_hf.training.run_folder import claim_run_folder
+claim_run_folder(Path({str(tmp_path / "run")!r}))
+print("claimed", flush=True)
+sys.stdin.readline()"""
+    first = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                             env=os.environ | {"PYTHONPATH": str(SCRIPTS.parent)})  # fmt: skip
+    assert first.stdout.readline() == "claimed\n"
+    tokens = tmp_path / "tokens"
+    error = run_script("train_ar.py", "--tokens", tokens, "--steps", "1", "--output_dir", tmp_path / "run", fails=True)
+    assert f"process {first.pid} on {socket.gethostname()}" in error and error.count("\n") == 1
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK]
+    first.communicate("\n")
+    assert not list((tmp_path / "run").iterdir())

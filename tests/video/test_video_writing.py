@@ -1,3 +1,5 @@
+import os
+
 import av
 import numpy as np
 import pytest
@@ -83,3 +85,40 @@ def test_bad_destinations(tmp_path):
     for fps in (0, -1, float("nan"), "24", None, True):
         with pytest.raises(ValueError, match="fps"):
             write_video(tmp_path / "a.mp4", make_frames(1), fps)
+
+
+def test_a_frame_that_lasts_for_days(tmp_path):
+    with pytest.raises(ValueError, match="1e\\+06 s"):
+        write_video(tmp_path / "a.mp4", make_frames(3), 24, timestamps=[0, 1, 1e6 + 1])
+    write_video(tmp_path / "a.mp4", make_frames(3), 24, timestamps=[0, 1, 11_000])
+    np.testing.assert_allclose(read_video(tmp_path / "a.mp4").timestamps, [0, 1, 11_000], atol=1e-3)
+
+
+NAMES = ["10:30.mp4", "http:x.mp4", os.fsdecode(b"caf\xe9.mp4"), "-a.mp4", "50%d.mp4", "x" * 240 + ".mp4"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_name(tmp_path, monkeypatch, name):
+    """FFmpeg would take some for addresses or patterns; the index comes first all the same."""
+    monkeypatch.chdir(tmp_path)
+    write_video(name, make_frames(40, 64, 64), 24)
+    content = open(name, "rb").read()
+    assert content.find(b"moov") < content.find(b"mdat") and os.listdir() == [name]
+    assert_close(read_video(content).frames, make_frames(40, 64, 64), mean=3)
+
+
+def test_a_full_disk(tmp_path):
+    resource = pytest.importorskip("resource")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    (tmp_path / "a.mp4").write_text("old")
+    noise = np.random.default_rng(0).integers(0, 256, (8, 128, 128, 3), np.uint8)
+    write_video(tmp_path / "whole.mp4", noise, 24)
+    size = (tmp_path / "whole.mp4").stat().st_size
+    for room in (0, 10, size // 2, size - 1):
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room, limit[1]))
+            with pytest.raises(OSError):
+                write_video(tmp_path / "a.mp4", noise, 24)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        assert (tmp_path / "a.mp4").read_text() == "old" and len(list(tmp_path.iterdir())) == 2

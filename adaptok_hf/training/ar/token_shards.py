@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from itertools import islice
 from pathlib import Path
@@ -15,6 +16,7 @@ from accelerate import Accelerator
 from datasets import Features, List, Value
 from tqdm.auto import tqdm
 
+from ...atomic_files import claim_folder
 from ...models.configuration_adaptok import AdapTokConfig
 from ...pipelines.pipeline_adaptok import AdapTokPipeline
 from ..arguments import check_positive
@@ -113,19 +115,38 @@ def write_shard(
     return report
 
 
+def _check_request(args: Arguments, pipeline: AdapTokPipeline) -> None:
+    """Raise `ValueError` unless one window alone can be tokenized so, as the last batch of a shard may be."""
+    config = pipeline.tokenizer.config
+    blank = torch.zeros(1, config.num_frames, 3, config.image_size, config.image_size, dtype=torch.uint8)
+    try:
+        tokenize_windows(pipeline, blank, args)
+    except ValueError as error:
+        hint = "; a batch may be one window: rounding 'floor' takes any budget" if args.budget is not None else ""
+        raise ValueError(f"{error}{hint}") from error
+
+
 def write_token_shards(args: Arguments, pipeline: AdapTokPipeline, accelerator: Accelerator) -> int:
     """Write the shards that are missing; each process makes its share. Return the number of windows in all.
 
     Raises:
         ValueError, OSError, TooManySkippedVideos: for missing or unusable videos, and an output folder that holds other
-            tokens.
+            tokens or that another run writes into.
     """
-    config = pipeline.tokenizer.config
-    source, class_names = open_source(args)
-    inputs, output = split_source(source, args.videos_per_shard, args.seed), Path(args.output_dir)
-    description = describe(args, pipeline, source, class_names)
+    output = Path(args.output_dir)
     if accelerator.is_main_process:
         output.mkdir(parents=True, exist_ok=True)
+    with claim_folder(output) if accelerator.is_main_process else nullcontext():
+        return _write_missing(args, pipeline, accelerator, output)
+
+
+def _write_missing(args: Arguments, pipeline: AdapTokPipeline, accelerator: Accelerator, output: Path) -> int:
+    config = pipeline.tokenizer.config
+    _check_request(args, pipeline)
+    source, class_names = open_source(args)
+    inputs = split_source(source, args.videos_per_shard, args.seed)
+    description = describe(args, pipeline, source, class_names)
+    if accelerator.is_main_process:
         write_plan(output / "dataset.json", description)
     accelerator.wait_for_everyone()
 
