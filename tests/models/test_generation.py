@@ -1,5 +1,7 @@
 """Sequences that `generate` writes: always valid, independent of the rest of the batch, and only as long as needed."""
 
+import math
+
 import pytest
 import torch
 from builders.generators import tiny, tiny_fp
