@@ -44,6 +44,9 @@ def check_folder(model_class: type, folder: Path, config=None, variant: str | No
         most = len(shapes) if name.endswith("_layers") else max(num_values, _SMALL)
         if isinstance(value, int | float) and not abs(value) <= most:
             raise ValueError(f"{path}: {name}={value}, but the weights hold {num_values} values in {len(shapes)} tensors")
+    for name in entries.keys() & {"dtype", "torch_dtype"}:
+        if entries[name] is not None and not isinstance(getattr(torch, str(entries[name]), None), torch.dtype):
+            raise ValueError(f"{path}: {name}={entries[name]!r} is not a type of numbers, such as 'float32'")
     if "quantization_config" in entries:
         return  # has other tensors
     try:
