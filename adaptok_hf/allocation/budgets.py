@@ -109,7 +109,7 @@ def tokens_per_block(
     """A budget as numbers: `"25%"` becomes a quarter of `latents_per_block`.
 
     Raises:
-        ValueError: for a text that is neither a number nor a percentage.
+        ValueError: for what is neither a finite number nor a percentage.
     """
     if budget is None:
         return None
@@ -118,12 +118,16 @@ def tokens_per_block(
         if text.endswith("%"):
             text, share = text[:-1], latents_per_block / 100
         try:
-            return float(text) * share
+            tokens = float(text) * share
         except ValueError:
-            raise ValueError(f"a budget is tokens per block or a percentage such as '25%', got {budget!r}") from None
-    if isinstance(budget, Sequence | np.ndarray):
-        return tuple(float(value) for value in budget)
-    return float(budget)
+            tokens = math.nan
+    elif isinstance(budget, Sequence) or (isinstance(budget, np.ndarray) and budget.ndim == 1):
+        return tuple(tokens_per_block(value, latents_per_block) for value in budget)
+    else:
+        tokens = budget
+    if not is_finite_number(tokens):
+        raise ValueError(f"a budget is a finite number of tokens per block or a percentage such as '25%', got {budget!r}")
+    return float(tokens)
 
 
 def budgets_per_position(budget: float | Sequence[float], num_positions: int) -> list[float]:
@@ -143,7 +147,7 @@ def is_finite_number(value: object) -> bool:
     """Whether `value` is a single real number, numpy scalars included, and neither NaN nor infinite."""
     try:
         return not isinstance(value, (bool, str)) and math.isfinite(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .bisection import bidelta, bithr
-from .budgets import Rounding, tokens_per_block
+from .budgets import Rounding, is_finite_number, tokens_per_block
 from .integer_program import Solver
 from .strategies import fixed, ipal, joint, quality, threshold
 
@@ -101,7 +101,7 @@ class AllocationRequest:
             or `fixed` without a scorer.
         rounding: `"exact"` (the default) or `"floor"`, for a budget that is off the grid of levels.
 
-    Without budget, price and threshold all tokens are kept.
+    Without budget, price and threshold all tokens are kept. Raises `ValueError` for NaN, infinity and what is not a number.
     """
 
     budget: float | str | Sequence[float] | None = None
@@ -109,6 +109,13 @@ class AllocationRequest:
     threshold: float | None = None
     strategy: str | None = None
     rounding: Rounding | None = None
+
+    def __post_init__(self):
+        tokens_per_block(self.budget, 1)  # raises for what is not a finite number
+        for name in ("price", "threshold"):
+            value = getattr(self, name)
+            if value is not None and not is_finite_number(value):
+                raise ValueError(f"`{name}` must be a finite number, got {value!r}")
 
     def choose_strategy(self, has_scorer: bool) -> Strategy | None:
         """Return the strategy, or `None` for keeping all tokens.

@@ -161,7 +161,7 @@ def check_token_counts(token_counts: torch.Tensor, batch: int, num_blocks: int, 
         )
     if token_counts.is_floating_point() or token_counts.dtype == torch.bool:
         raise ValueError(f"token_counts must be integers, got {token_counts.dtype}")
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not token_counts.numel():
         return
     low, high = int(token_counts.min()), int(token_counts.max())
     if low < 0 or high > latents_per_block:

@@ -4,7 +4,9 @@ A decoding loop is what transformers calls a custom generate function. Transform
 processors (those of sampling included) and the stopping criteria; the loop writes the tokens.
 """
 
+import math
 from collections.abc import Callable, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -35,6 +37,10 @@ _UNSUPPORTED_OPTIONS = (
     "stop_strings",
     "streamer",
 )
+
+
+# Lower ones would overflow the logits; 0 stands for the likeliest token.
+_LEAST_TEMPERATURE = 1e-6
 
 
 class BlockTokensLogitsProcessor(LogitsProcessor):
@@ -101,9 +107,19 @@ def check_generate_options(generation_config: GenerationConfig, options: dict[st
         if value is not None and value is not False and not (name.startswith("num_") and value == 1):
             hint = "; repeat the prompt for more sequences of it" if name.startswith("num_") else ""
             raise ValueError(f"{name}={value!r} is not supported by the generation of block sequences{hint}")
-    top_p = options.get("top_p", generation_config.top_p)
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p must lie in (0, 1], got {top_p}")
+    for name, value in (generation_config.to_dict() | options).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name} must be a finite number, got {value}")
+    for name, low, high in (("top_p", 1e-6, 1.0), ("temperature", _LEAST_TEMPERATURE, 1e6)):
+        value = options.get(name, getattr(generation_config, name))
+        if value is not None and options.get("do_sample", generation_config.do_sample) is not False:
+            check_number(name, value, low, high)
+
+
+def check_number(name: str, value: Any, low: float, high: float, whole: bool = False) -> None:
+    """Raise ValueError unless `value` is a number from `low` to `high`; NaN is none."""
+    if isinstance(value, bool) or not isinstance(value, Integral if whole else Real) or not low <= value <= high:
+        raise ValueError(f"{name} must be a {'whole ' * whole}number from {low:g} to {high:g}, got {value!r}")
 
 
 def check_seeds(seeds: torch.Tensor | Sequence[int], batch_size: int) -> torch.LongTensor:
@@ -265,7 +281,7 @@ def sample_tokens(scores: torch.FloatTensor, seeds: torch.LongTensor | None, pos
     """Choose a token for each row, (batch,): the likeliest one, or with seeds a sample of the softmax of the scores.
 
     The largest score is a sample of their softmax once the noise of the Gumbel-max trick is added to them. The noise is a
-    function of (seed, position, id), see [`uniform_noise`]: what a row gets does not depend on the rest of the batch.
+    function of (seed, position, id), see [`noise_bits`]: what a row gets does not depend on the rest of the batch.
 
     Args:
         scores: (batch, ids), after all processors.
@@ -273,8 +289,7 @@ def sample_tokens(scores: torch.FloatTensor, seeds: torch.LongTensor | None, pos
         position: of the token in its sequence.
     """
     if seeds is not None:
-        noise = uniform_noise(seeds, position, scores.shape[1])
-        scores = scores - torch.log(-torch.log(noise)).to(scores.dtype)
+        scores = scores + gumbel_noise(seeds, position, scores.shape[1]).to(scores.dtype)
     return scores.argmax(dim=-1)
 
 
@@ -332,8 +347,19 @@ def _guess(written: list[int], choices: list[int], num_guesses: int, eob_token_i
 _GOLDEN, _MIX_1, _MIX_2 = -7046029254386353131, -4658895280553007687, -7723592293110705685  # as signed 64-bit numbers
 
 
-def uniform_noise(seeds: torch.Tensor, position: int, size: int) -> torch.Tensor:
-    """Return numbers in (0, 1) that depend only on seed, position and index: a counter-based generator (SplitMix64).
+def gumbel_noise(seeds: torch.Tensor, position: int, size: int) -> torch.Tensor:
+    """Return `-log(-log(u))` of uniform numbers u, (batch, size) float32; arguments are those of `noise_bits`.
+
+    No float64: Apple's devices have none. Near 1, where float32 is too coarse, 1 - u takes the place of u.
+    """
+    bits = noise_bits(seeds, position, size)
+    is_low = bits < 2**51
+    distance = torch.where(is_low, bits, 2**52 - 1 - bits).to(torch.float32).add(0.5).mul(2.0**-52)  # from 0 or from 1
+    return -torch.log(-torch.where(is_low, torch.log(distance), torch.log1p(-distance)))
+
+
+def noise_bits(seeds: torch.Tensor, position: int, size: int) -> torch.Tensor:
+    """Return numbers that depend only on seed, position and index: a counter-based generator (SplitMix64).
 
     Args:
         seeds: (batch,) long.
@@ -341,12 +367,11 @@ def uniform_noise(seeds: torch.Tensor, position: int, size: int) -> torch.Tensor
         size: numbers per row.
 
     Returns:
-        (batch, size) float64, the same on every device.
+        (batch, size) long, from 0 to 2**52 - 1, the same on every device.
     """
     streams = _mix(_mix(seeds) + torch.tensor(position + 1, device=seeds.device) * _GOLDEN)
     index = torch.arange(1, size + 1, device=seeds.device)
-    bits = _mix(streams[:, None] + index * _GOLDEN)
-    return (_shift(bits, 12).double() + 0.5) * 2.0**-52  # exact: 52 bits and a half are the 53 of a double
+    return _shift(_mix(streams[:, None] + index * _GOLDEN), 12)
 
 
 def _mix(state: torch.Tensor) -> torch.Tensor:
@@ -363,10 +388,12 @@ def _shift(state: torch.Tensor, bits: int) -> torch.Tensor:
 __all__ = [
     "BlockTokensLogitsProcessor",
     "check_generate_options",
+    "check_number",
     "check_seeds",
+    "gumbel_noise",
+    "noise_bits",
     "sample_tokens",
     "token_limits",
-    "uniform_noise",
     "write_tokens",
     "write_tokens_with_lookahead",
 ]

@@ -11,6 +11,7 @@ from transformers.utils import ModelOutput
 from .attention_masks import check_token_counts, kept_tokens
 from .block_cache import BlockCache
 from .block_sequence import lay_out, run_blocks
+from .checked_loading import CheckedLoading
 from .configuration_adaptok import AdapTokConfig
 from .layers import (
     AdapTokLayer,
@@ -134,6 +135,9 @@ class AdapTokEncoder(nn.Module):
             (batch, blocks * latents_per_block, hidden_size).
         """
         config, cache = self.config, past_key_values
+        if not len(pixel_values_videos):
+            num_latents = pixel_values_videos.shape[1] // config.tubelet_size * config.latents_per_block
+            return pixel_values_videos.new_zeros(0, num_latents, config.hidden_size)
         patches = self.patch_embedding(pixel_values_videos).unflatten(1, (-1, config.patches_per_block))
         batch, num_blocks, num_patches = patches.shape[:3]
         # fixed position tables stay float32 when weights are loaded in half precision
@@ -175,6 +179,9 @@ class AdapTokDecoder(nn.Module):
         """
         config, cache, dtype = self.config, past_key_values, quantized.dtype
         batch, num_blocks, num_latents, width = quantized.shape
+        if not batch:
+            size = (config.num_channels, config.image_size, config.image_size)
+            return quantized.new_zeros(0, num_blocks * config.tubelet_size, *size)
         latents = quantized + next_blocks(self.latent_positions(), self.latent_type, cache, (num_blocks, num_latents))
         patches = next_blocks(self.patch_queries(), self.patch_type, cache, (num_blocks, config.patches_per_block))
         sequence = lay_out(latents.to(dtype), patches.to(dtype).expand(batch, -1, -1, -1), token_counts, cache)
@@ -182,7 +189,7 @@ class AdapTokDecoder(nn.Module):
         return self.head(patches.reshape(batch, -1, width))
 
 
-class AdapTokPreTrainedModel(PreTrainedModel):
+class AdapTokPreTrainedModel(CheckedLoading, PreTrainedModel):
     config_class = AdapTokConfig
     base_model_prefix = ""
     main_input_name = "pixel_values_videos"
@@ -234,6 +241,21 @@ class AdapTokModel(AdapTokPreTrainedModel):
                 config.encoder_attention_type, len(video), frames // config.tubelet_size, config.num_blocks
             )
 
+    def _to_pixels(self, video: torch.Tensor, check: bool = True) -> torch.Tensor:
+        """Return floats in [0, 1] of the model's type; `ValueError` for values of another range."""
+        if video.dtype == torch.bool or video.is_complex():
+            raise ValueError(f"pixel_values_videos must be floats in [0, 1] or integers 0..255, got {video.dtype}")
+        largest = 1 if video.is_floating_point() else 255
+        if check and video.numel() and not torch.compiler.is_compiling():
+            low, high = video.detach().aminmax()
+            # a hair outside is rounding (half precision, resizing)
+            if not (low >= -1e-3 and high <= largest + 1e-3):
+                raise ValueError(
+                    f"pixel_values_videos has values from {float(low):g} to {float(high):g}; expected floats in [0, 1] "
+                    "without NaN, or integers 0..255"
+                )
+        return (video if largest == 1 else video / 255).to(self.dtype)
+
     def _check_token_counts(
         self, token_counts: torch.Tensor | None, batch: int, num_blocks: int, follows: bool = False
     ) -> None:
@@ -243,7 +265,7 @@ class AdapTokModel(AdapTokPreTrainedModel):
         if not self.config.adaptive:
             raise ValueError("this tokenizer is not adaptive (CausalTok): it takes no token_counts")
         check_token_counts(token_counts, batch, num_blocks, self.config.latents_per_block)
-        if not follows and not torch.compiler.is_compiling() and int(token_counts[:, 0].min()) < 1:
+        if not follows and batch and not torch.compiler.is_compiling() and int(token_counts[:, 0].min()) < 1:
             raise ValueError("the first block of a clip must keep at least 1 token, got 0")
 
     def _blocks(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -259,16 +281,16 @@ class AdapTokModel(AdapTokPreTrainedModel):
         """Video -> codes.
 
         Args:
-            pixel_values_videos: (batch, frames, channels, image_size, image_size) in [0, 1].
+            pixel_values_videos: (batch, frames, channels, image_size, image_size), floats in [0, 1] or integers 0..255.
             sample_codes: draw the codes at the quantiser's temperature instead of taking the nearest.
             past_key_values: a [`BlockCache`] with the blocks of the clip that were encoded before; `pixel_values_videos`
                 are the blocks that follow, at least one. An empty one at the beginning of a clip.
 
         Raises:
-            ValueError: for a shape that does not fit the configuration or the cache.
+            ValueError: for a shape that does not fit the configuration or the cache, and for values outside the range.
         """
         self._check_video(pixel_values_videos, past_key_values)
-        latents = self.encoder(pixel_values_videos.to(self.dtype), past_key_values)
+        latents = self.encoder(self._to_pixels(pixel_values_videos), past_key_values)
         quantizer_output = self.quantizer(latents, sample=sample_codes)
         return AdapTokEncoderOutput(
             codes=self._blocks(quantizer_output.codes),
@@ -316,10 +338,10 @@ class AdapTokModel(AdapTokPreTrainedModel):
         follows = past_key_values is not None and past_key_values.num_blocks > 0
         self._check_token_counts(token_counts, given.shape[0], given.shape[1], follows)
         if quantized is None:
-            if not torch.compiler.is_compiling() and (int(codes.min()) < 0 or int(codes.max()) >= config.codebook_size):
-                raise ValueError(
-                    f"codes must lie in 0..{config.codebook_size - 1}, got {int(codes.min())}..{int(codes.max())}"
-                )
+            if not torch.compiler.is_compiling() and codes.numel():
+                low, high = int(codes.min()), int(codes.max())
+                if low < 0 or high >= config.codebook_size:
+                    raise ValueError(f"codes must lie in 0..{config.codebook_size - 1}, got {low}..{high}")
             quantized = self.quantizer.lookup(codes)
         return AdapTokDecoderOutput(pixel_values_videos=self.decoder(quantized, token_counts, past_key_values))
 
@@ -333,7 +355,7 @@ class AdapTokModel(AdapTokPreTrainedModel):
         """Encode, drop the tail of each block, decode: the training pass.
 
         Args:
-            pixel_values_videos: (batch, frames, channels, image_size, image_size) in [0, 1].
+            pixel_values_videos: as in `encode`; the values are not checked in training, which would wait for the device.
             token_counts: (batch, blocks) long, see `decode`; the quantiser's losses are averaged over kept tokens.
             sample_codes: default: in training, if the configuration's quantiser is stochastic.
         """
@@ -342,7 +364,7 @@ class AdapTokModel(AdapTokPreTrainedModel):
         self._check_token_counts(token_counts, pixel_values_videos.shape[0], num_blocks)
         if sample_codes is None:
             sample_codes = self.training and self.config.stochastic_quantizer
-        latents = self.encoder(pixel_values_videos.to(self.dtype))
+        latents = self.encoder(self._to_pixels(pixel_values_videos, check=not self.training))
         kept = None
         if token_counts is not None:
             kept = kept_tokens(token_counts, self.config.latents_per_block).flatten(1).to(latents.device)

@@ -1,5 +1,6 @@
 """The AdapTok generator: a Llama that writes block sequences of codes and `<EOB>`."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -22,10 +23,12 @@ from transformers.models.llama.modeling_llama import (
 )
 from transformers.utils import can_return_tuple
 
+from .checked_loading import CheckedLoading
 from .configuration_adaptok_ar import AdapTokARConfig
 from .generation_adaptok import (
     BlockTokensLogitsProcessor,
     check_generate_options,
+    check_number,
     check_seeds,
     token_limits,
     write_tokens,
@@ -130,7 +133,7 @@ class AdapTokARModel(LlamaModel):
         )
 
 
-class AdapTokARForCausalLM(LlamaForCausalLM):
+class AdapTokARForCausalLM(CheckedLoading, LlamaForCausalLM):
     """Generator of block sequences (AdapTok, arXiv 2505.17011): class-conditional, or continuing given frames.
 
     A sequence is a prompt (a class, or the codes of the condition clip and a separator), then the kept codes of each block,
@@ -386,9 +389,10 @@ class AdapTokARForCausalLM(LlamaForCausalLM):
         if settings.max_new_tokens is None and not {"max_new_tokens", "max_length"} & kwargs.keys():
             kwargs["max_new_tokens"] = config.max_sequence_length  # transformers' default would cut a clip off
         self._check_guidance(guidance_scale, guidance_interval)
-        if lookahead < 1 or lookahead > 1 and (len(prompt) != 1 or guidance_scale != 1):
+        check_number("lookahead", lookahead, 1, math.inf, whole=True)
+        if lookahead > 1 and (len(prompt) != 1 or guidance_scale != 1):
             raise ValueError(
-                f"lookahead must be at least 1, and 1 for more than one sequence or with guidance; got {lookahead} for "
+                f"lookahead must be 1 for more than one sequence or with guidance; got {lookahead} for "
                 f"{len(prompt)} sequences and guidance_scale {guidance_scale}"
             )
         block_limits, total_limit = token_limits(
@@ -414,12 +418,11 @@ class AdapTokARForCausalLM(LlamaForCausalLM):
         )
 
     def _check_guidance(self, scale: float, interval: int | None) -> None:
+        check_number("guidance_scale", scale, 1, 1e6)
+        if interval is not None:
+            check_number("guidance_interval", interval, 0, math.inf, whole=True)
         if scale != 1 and not self.config.is_class_conditional:
             raise ValueError(f"guidance_scale={scale} needs a class-conditional generator: this has no null class")
-        if scale < 1:
-            raise ValueError(f"guidance_scale must be at least 1, got {scale}")
-        if interval is not None and interval < 0:
-            raise ValueError(f"guidance_interval must be at least 0, got {interval}")
 
 
 __all__ = ["AdapTokARForCausalLM", "AdapTokARModel"]

@@ -10,6 +10,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput
 
+from .checked_loading import CheckedLoading
 from .configuration_adaptok_prior import AdapTokPriorConfig
 from .layers import LearnedPositions, eager_attention_forward
 
@@ -70,7 +71,7 @@ class AdapTokPriorLayer(GradientCheckpointingLayer):
         return hidden_states + self.dropout(self.fc2(expanded))
 
 
-class AdapTokPriorPreTrainedModel(PreTrainedModel):
+class AdapTokPriorPreTrainedModel(CheckedLoading, PreTrainedModel):
     config_class = AdapTokPriorConfig
     base_model_prefix = ""
     main_input_name = "code_vectors"

@@ -10,6 +10,7 @@ from transformers.utils import ModelOutput
 from .attention_masks import check_token_counts, kept_tokens
 from .block_cache import BlockCache
 from .block_sequence import BlockTokens, run_blocks
+from .checked_loading import CheckedLoading
 from .configuration_adaptok_scorer import AdapTokScorerConfig
 from .layers import AdapTokLayer, LearnedPositions, init_layer_weights
 
@@ -24,7 +25,7 @@ class AdapTokScorerOutput(ModelOutput):
     scores: torch.FloatTensor | None = None
 
 
-class AdapTokScorerPreTrainedModel(PreTrainedModel):
+class AdapTokScorerPreTrainedModel(CheckedLoading, PreTrainedModel):
     config_class = AdapTokScorerConfig
     base_model_prefix = ""
     main_input_name = "latents"

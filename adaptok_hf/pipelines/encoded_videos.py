@@ -26,7 +26,7 @@ class EncodedVideos:
         clips: the clips of each video.
         codes: (clips of all videos, blocks, latents_per_block) long.
         latents: (clips of all videos, blocks, latents_per_block, hidden_size), before quantization; `None` if no scorer
-            will read them.
+            will read them any more.
         resize_mode: how frames were made square.
         model_hash: fingerprint of the tokenizer that encoded them.
         is_list: whether a list of videos was given, so that lists are returned.
@@ -57,11 +57,16 @@ class EncodedVideos:
     @property
     def valid_blocks(self) -> torch.Tensor:
         """(clips of all videos, blocks) bool, whether a block holds a real frame."""
-        return torch.cat([clips.valid_blocks for clips in self.clips])
+        return join_valid_blocks(self.clips, self.codes.shape[1])
 
     def frames(self, rows: slice) -> torch.Tensor:
         """Return uint8 frames (clips, frames, 3, size, size) of some of all clips."""
         return take_clips(self.clips, rows)
+
+
+def join_valid_blocks(clips: list[ClipBatch], num_blocks: int) -> torch.Tensor:
+    """Return (clips of all videos, blocks) bool, of no video too."""
+    return torch.cat([torch.empty(0, num_blocks, dtype=torch.bool), *(batch.valid_blocks for batch in clips)])
 
 
 def take_clips(clips: list[ClipBatch], rows: slice) -> torch.Tensor:

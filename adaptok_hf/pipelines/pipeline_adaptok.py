@@ -3,6 +3,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,12 +12,13 @@ import torch
 from diffusers import DiffusionPipeline
 
 from ..allocation import AllocationRequest, Strategy
+from ..models.generation_adaptok import check_number
 from ..models.modeling_adaptok import AdapTokModel
 from ..models.modeling_adaptok_ar import AdapTokARForCausalLM
 from ..models.modeling_adaptok_scorer import AdapTokScorerModel
 from ..video.tokenized_video import TokenizedVideo
 from ..video.video_processing_adaptok import AdapTokVideoProcessor, is_video_list
-from .encoded_videos import EncodedVideos, allocate_by_block, decode_clips, stopwatch, take_clips
+from .encoded_videos import EncodedVideos, allocate_by_block, decode_clips, join_valid_blocks, stopwatch, take_clips
 from .measured_losses import levels_to_measure, measure_losses
 from .pipeline_generation import GenerationMixin
 from .pipeline_loading import LoadingMixin
@@ -57,9 +59,11 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
         )
 
     def __call__(
-        self, video: Any = None, *, class_labels: Any = None, **kwargs
-    ) -> AdapTokPipelineOutput | AdapTokGenerationOutput:
+        self, video: Any = None, *, class_labels: Any = None, return_dict: bool = True, **kwargs
+    ) -> AdapTokPipelineOutput | AdapTokGenerationOutput | list | tuple:
         """`generate` where `class_labels` are given, `predict` with a video and `num_condition_frames`, else `reconstruct`.
+
+        With `return_dict=False`, outputs are tuples of their fields.
 
         Raises:
             ValueError: if not exactly one of `video` and `class_labels` is given.
@@ -67,8 +71,14 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
         if (video is None) == (class_labels is None):
             raise ValueError("give either a video or class_labels")
         if class_labels is not None:
-            return self.generate(class_labels, **kwargs)
-        return self.predict(video, **kwargs) if "num_condition_frames" in kwargs else self.reconstruct(video, **kwargs)
+            output = self.generate(class_labels, **kwargs)
+        elif "num_condition_frames" in kwargs:
+            output = self.predict(video, **kwargs)
+        else:
+            output = self.reconstruct(video, **kwargs)
+        if return_dict:
+            return output
+        return [tuple(vars(each).values()) for each in output] if isinstance(output, list) else tuple(vars(output).values())
 
     @torch.no_grad()
     def encode(
@@ -86,7 +96,7 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
             videos: a path, a list of PIL images, an array or tensor, a decoder, a [`Video`]; of any length and size. Or a
                 list of such videos, which will share the budget.
             request: what will be allocated. If given, it is checked as soon as the number of blocks is known, and latents
-                are kept only if its strategy needs a scorer.
+                are kept only if its strategy needs them: those of `joint` are scored at once, batch by batch, and dropped.
             fps: frames per second of an input that does not state it.
             resize_mode: `"crop"` or `"squash"`, see [`AdapTokVideoProcessor`].
             batch_size: clips that are encoded together.
@@ -102,18 +112,26 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
             videos = videos if is_list else [videos]
             clips = [self.video_processor.clips(video, fps=fps, resize_mode=resize_mode) for video in videos]
         if strategy is not None:
-            self._check_request(request, strategy, torch.cat([batch.valid_blocks for batch in clips]))
-        keep_latents = self.scorer is not None if request is None else strategy is not None and strategy.needs_scorer
-        codes, latents = [], []
+            self._check_request(request, strategy, join_valid_blocks(clips, self.tokenizer.config.num_blocks))
+        needs_scorer = self.scorer is not None if request is None else strategy is not None and strategy.needs_scorer
+        scores_at_once = strategy is not None and needs_scorer and strategy.order == "clip"
+        codes, latents, scores = [], [], []
         for start in self._batches(sum(map(len, clips)), batch_size, "encode"):
             with stopwatch(seconds, "encode", self.device), torch.inference_mode():
                 frames = take_clips(clips, slice(start, start + batch_size)).to(self.device)
                 encoded = self.tokenizer.encode((frames / 255).to(self.tokenizer.dtype))
                 codes.append(encoded.codes.cpu())
-                if keep_latents:
+                if needs_scorer and not scores_at_once:
                     latents.append(encoded.latents.cpu())
-        latents = torch.cat(latents) if keep_latents else None
-        return EncodedVideos(clips, torch.cat(codes), latents, resize_mode, self.model_hash, is_list, seconds=seconds)
+            if scores_at_once:
+                with stopwatch(seconds, "score", self.device), torch.inference_mode():
+                    quantized = self.tokenizer.quantizer.lookup(encoded.codes)
+                    scores.append(self.scorer(encoded.latents, quantized).scores.cpu())
+        shape = (0, self.tokenizer.config.num_blocks, self.tokenizer.config.latents_per_block)
+        codes = torch.cat([torch.empty(shape, dtype=torch.long), *codes])
+        latents = torch.cat(latents) if latents else None
+        tables = {"predicted": torch.cat(scores).double().numpy()} if scores else {}
+        return EncodedVideos(clips, codes, latents, resize_mode, self.model_hash, is_list, tables, seconds)
 
     @torch.no_grad()
     def score(self, encoded: EncodedVideos, *, measured: bool = False, batch_size: int = 8) -> np.ndarray:
@@ -222,22 +240,28 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
             uint8 (frames, height, width, 3). Squashed videos get their proportions back.
 
         Raises:
-            ValueError: if the tokens were made by another tokenizer.
+            ValueError: if the tokens were made by another tokenizer, or their numbers do not fit it.
         """
         if tokens.model_hash != self.model_hash:
             raise ValueError(
                 f"these tokens were made by another model (hash {tokens.model_hash[:12]}, this model's is "
                 f"{self.model_hash[:12]})"
             )
-        output_size = tuple(tokens.source_size) if tokens.resize_mode == "squash" else None
-        num_clip_frames = self.tokenizer.config.num_frames
-        frames = []
+        config = self.tokenizer.config
+        num_clip_frames, num_clips = config.num_frames, len(tokens.codes)
+        if tuple(tokens.codes.shape[1:]) != (config.num_blocks, config.latents_per_block):
+            raise ValueError(f"codes of shape {tuple(tokens.codes.shape)} are not this tokenizer's")
+        if not (num_clips - 1) * num_clip_frames < tokens.num_frames <= num_clips * num_clip_frames:
+            raise ValueError(f"num_frames={tokens.num_frames} is not of {num_clips} clips of {num_clip_frames} frames")
+        size = tuple(tokens.source_size) if tokens.resize_mode == "squash" else (config.image_size,) * 2
+        frames = np.empty((tokens.num_frames, *size, 3), dtype=np.uint8)
         for start in self._batches(len(tokens.codes), batch_size, "decode"):
             rows = slice(start, start + batch_size)
             video = decode_clips(self.tokenizer, tokens.codes[rows], tokens.token_counts[rows])
-            real = min(len(video) * num_clip_frames, tokens.num_frames - start * num_clip_frames)
-            frames.append(self.video_processor.unclip(video, num_frames=real, output_size=output_size))
-        return np.concatenate(frames)
+            first = start * num_clip_frames
+            real = min(len(video) * num_clip_frames, tokens.num_frames - first)
+            frames[first : first + real] = self.video_processor.unclip(video, num_frames=real, output_size=size)
+        return frames
 
     def reconstruct(
         self,
@@ -349,8 +373,7 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
 
     def _batches(self, total: int, batch_size: int, stage: str):
         """Start indices, with a progress bar where there is more than one batch."""
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        check_number("batch_size", batch_size, 1, math.inf, whole=True)
         starts = range(0, total, batch_size)
         if len(starts) == 1:
             return starts

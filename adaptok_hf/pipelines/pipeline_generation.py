@@ -1,12 +1,14 @@
 """The generating half of the pipeline: videos of a class, and continuations of given frames."""
 
 import difflib
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from ..models.generation_adaptok import check_number
 from ..models.modeling_adaptok_ar import AdapTokARForCausalLM
 from ..video.video_io import DEFAULT_FPS, check_fps
 from .encoded_videos import decode_clips
@@ -54,8 +56,8 @@ class GenerationMixin:
         if self.ar_model is None:
             raise ValueError("this pipeline has no class-conditional generator (ar_model)")
         check_output_type(output_type)
-        if num_videos_per_class < 1:
-            raise ValueError(f"num_videos_per_class must be at least 1, got {num_videos_per_class}")
+        check_number("num_videos_per_class", num_videos_per_class, 1, math.inf, whole=True)
+        fps = check_fps(fps)
         classes = [class_labels] if isinstance(class_labels, int | str) else list(class_labels)
         labels = [class_id(self.ar_model, label) for label in classes for _ in range(num_videos_per_class)]
         if not labels:
@@ -79,7 +81,7 @@ class GenerationMixin:
             class_labels=labels,
             class_names=[self.class_names[label] for label in labels],
             num_condition_frames=0,
-            fps=check_fps(fps),
+            fps=fps,
         )
 
     def predict(
@@ -122,11 +124,9 @@ class GenerationMixin:
             raise ValueError("this pipeline has no frame-prediction generator (fp_model)")
         check_output_type(output_type)
         for name, value in (("num_rollouts", num_rollouts), ("num_videos", num_videos)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+            check_number(name, value, 1, math.inf, whole=True)
         length = self.tokenizer.config.num_frames
-        if not 1 <= num_condition_frames < length:
-            raise ValueError(f"num_condition_frames must lie in 1..{length - 1}, got {num_condition_frames}")
+        check_number("num_condition_frames", num_condition_frames, 1, length - 1, whole=True)
         loaded = self.video_processor.load(video, fps=fps, max_frames=num_condition_frames)
         if len(loaded.frames) < num_condition_frames:
             raise ValueError(
@@ -224,12 +224,12 @@ def sampling_arguments(temperature: float | None, top_k: int | None, top_p: floa
     Raises:
         ValueError: for values outside their range.
     """
-    if temperature is not None and not temperature >= 0:
-        raise ValueError(f"temperature must be at least 0, got {temperature}")
-    if top_k is not None and top_k < 0:
-        raise ValueError(f"top_k must be at least 0 (no limit), got {top_k}")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p must lie in (0, 1], got {top_p}")
+    if temperature is not None:
+        check_number("temperature", temperature, 0, 1e6)
+    if top_k is not None:
+        check_number("top_k", top_k, 0, math.inf, whole=True)  # 0: no limit
+    if top_p is not None:
+        check_number("top_p", top_p, 1e-6, 1)
     if temperature == 0:
         return {"do_sample": False}
     values = {"temperature": temperature, "top_k": top_k, "top_p": top_p}

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ..allocation import AllocationRequest, RateController
+from ..allocation.budgets import is_finite_number
 from ..models.block_cache import BlockCache
 from ..video.frame_stream import Frame, iter_frames
 from .pipeline_output import StreamBlock, check_output_type, convert_frames
@@ -76,8 +77,10 @@ class StreamingMixin:
         resize_mode = resize_mode or self.video_processor.resize_mode
         if resize_mode not in ("crop", "squash"):
             raise ValueError(f"resize_mode must be one of 'crop', 'squash', got {resize_mode!r}")
-        if "bits_per_second" not in given:  # that needs the frame rate; the others are checked at once
+        if "bits_per_second" not in given:  # its range needs the frame rate; the others are checked at once
             self._count_rule(given, window, reservoir, 1.0)
+        elif not is_finite_number(bits_per_second):
+            raise ValueError(f"bits_per_second must be a finite number, got {bits_per_second!r}")
         frames = iter_frames(video, self.video_processor, fps)
         return self._stream(frames, given, window, reservoir, resize_mode, decode, output_type)
 

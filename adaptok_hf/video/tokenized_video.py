@@ -1,5 +1,6 @@
 """A video as tokens, and the tokens file."""
 
+import hashlib
 import json
 import math
 import os
@@ -12,6 +13,14 @@ import torch
 from ..atomic_files import atomic_file
 
 FORMAT = "adaptok-tokens-1"
+# Files of version 1 have neither a version nor a checksum; readers of version 1 can read version 2.
+VERSION = "2"
+_METADATA = ({"format", "info"}, {"format", "version", "info", "checksum"})
+_TENSORS = {"codes": ("I32", 1), "token_counts": ("I32", 2), "timestamps": ("F64", 1)}  # type and dimensions
+
+# Far above every model and video there is: a damaged number must not ask for all memory.
+_MOST_LATENTS_PER_BLOCK = 16384
+_MOST_PIXELS = 2**25  # of a frame, 8K
 
 
 @dataclass(eq=False)
@@ -76,7 +85,7 @@ class TokenizedVideo:
         """Write a safetensors file that holds the kept codes only.
 
         Raises:
-            ValueError: if the path does not end in `.safetensors`.
+            ValueError: if the path does not end in `.safetensors`, or a field is out of range.
             FileNotFoundError: if its folder does not exist.
         """
         from safetensors.torch import save_file
@@ -86,19 +95,22 @@ class TokenizedVideo:
             raise ValueError(f"{path}: a tokens file must end in .safetensors")
         if not path.parent.is_dir():
             raise FileNotFoundError(f"{path}: the folder {path.parent} does not exist")
+        try:
+            self.check()
+        except ValueError as error:
+            raise ValueError(f"{path} was not written: {error}") from error
         kept = torch.arange(self.codes.shape[2]) < self.token_counts[..., None]
-        info = {key: value for key, value in asdict(self).items() if key not in ("codes", "token_counts", "timestamps")}
+        info = {key: value for key, value in asdict(self).items() if key not in _TENSORS}
         info["latents_per_block"] = self.codes.shape[2]
+        tensors = {
+            "codes": self.codes[kept].to(torch.int32),
+            "token_counts": self.token_counts.to(torch.int32).contiguous(),
+            "timestamps": torch.from_numpy(np.array(self.timestamps, dtype=np.float64)),
+        }
+        metadata = {"format": FORMAT, "version": VERSION, "info": json.dumps(info, allow_nan=False)}
+        metadata["checksum"] = _checksum(tensors, metadata["info"])
         with atomic_file(path) as partial:
-            save_file(
-                {
-                    "codes": self.codes[kept].to(torch.int32),
-                    "token_counts": self.token_counts.to(torch.int32),
-                    "timestamps": torch.from_numpy(np.asarray(self.timestamps, dtype=np.float64)),
-                },
-                partial,
-                metadata={"format": FORMAT, "info": json.dumps(info)},
-            )
+            save_file(tensors, partial, metadata=metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "TokenizedVideo":
@@ -115,25 +127,97 @@ class TokenizedVideo:
             raise IsADirectoryError(f"{path} is a folder; expected a tokens file (.safetensors)")
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such file")
+        if not path.is_file():
+            raise ValueError(f"{path}: not a tokens file but a device or pipe")
         try:
             with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != FORMAT:
-                    raise ValueError(f"{path}: not a tokens file (its format is not {FORMAT!r})")
-                info = json.loads(metadata["info"])
-                per_block = info.pop("latents_per_block")
-                info["source_size"] = tuple(info["source_size"])
-                kept_codes = file.get_tensor("codes").long()
-                token_counts = file.get_tensor("token_counts").long()
-                timestamps = file.get_tensor("timestamps").numpy()
-                codes = torch.zeros(*token_counts.shape, per_block, dtype=torch.long)
-                tokens = cls(codes=codes, token_counts=token_counts, timestamps=timestamps, **info)
-        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+                return cls._read(file)
+        # what damaged JSON and headers raise, beside our own ValueError
+        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise ValueError(f"{path}: not a tokens file, or damaged ({error})") from error
-        kept = torch.arange(per_block) < token_counts[..., None]
-        if int(kept.sum()) != len(kept_codes) or len(timestamps) != tokens.num_frames:
-            raise ValueError(f"{path}: damaged, its counts do not match its codes")
-        if ((kept_codes < 0) | (kept_codes >= tokens.codebook_size)).any():
-            raise ValueError(f"{path}: damaged, it has codes outside 0..{tokens.codebook_size - 1}")
-        codes[kept] = kept_codes
+
+    @classmethod
+    def _read(cls, file) -> "TokenizedVideo":
+        """Read an open safetensors file; sizes are checked before memory is taken."""
+        metadata = file.metadata() or {}
+        if metadata.get("format") != FORMAT:
+            raise ValueError(f"its format is not {FORMAT!r}")
+        if set(metadata) not in _METADATA or metadata.get("version", VERSION) != VERSION:
+            raise ValueError(f"version {metadata.get('version')!r} with {sorted(metadata)}, expected {VERSION!r}")
+        if set(file.keys()) != set(_TENSORS):
+            raise ValueError(f"it holds {sorted(file.keys())}, expected {sorted(_TENSORS)}")
+        for name, expected in _TENSORS.items():
+            part = file.get_slice(name)
+            if (part.get_dtype(), len(part.get_shape())) != expected or 0 in part.get_shape():
+                raise ValueError(f"{name} is {part.get_dtype()} of shape {part.get_shape()}")
+        tensors = {name: file.get_tensor(name) for name in _TENSORS}
+        if "checksum" in metadata and metadata["checksum"] != _checksum(tensors, metadata["info"]):
+            raise ValueError(f"its content does not match its checksum {metadata['checksum']!r}")
+        info = json.loads(metadata["info"], parse_constant=_refuse_constant)
+        per_block = info.pop("latents_per_block")
+        _check_whole("latents_per_block", per_block, _MOST_LATENTS_PER_BLOCK)
+        info["source_size"] = tuple(info["source_size"])
+        counts = tensors["token_counts"].long()
+        if not 0 <= int(counts.min()) <= int(counts.max()) <= per_block:
+            raise ValueError(f"token_counts from {int(counts.min())} to {int(counts.max())}, expected 0..{per_block}")
+        if int(counts.sum()) != len(tensors["codes"]):
+            raise ValueError(f"its counts add up to {int(counts.sum())}, but it has {len(tensors['codes'])} codes")
+        codes = torch.zeros(*counts.shape, per_block, dtype=torch.long)
+        codes[torch.arange(per_block) < counts[..., None]] = tensors["codes"].long()
+        tokens = cls(codes=codes, token_counts=counts, timestamps=tensors["timestamps"].numpy(), **info)
+        tokens.check()
         return tokens
+
+    def check(self) -> None:
+        """Raise `ValueError` for a field of a wrong type, range or size, by name."""
+        _check_whole("num_frames", self.num_frames)
+        _check_whole("codebook_size", self.codebook_size, 2**31)
+        if type(self.fps) not in (int, float) or not 0 < self.fps <= 1e9:
+            raise ValueError(f"fps={self.fps!r}, expected a number above 0, at most 1e9")
+        times = np.asarray(self.timestamps)
+        if times.shape != (self.num_frames,) or times.dtype.kind not in "fiu":
+            raise ValueError(f"{times.dtype} timestamps of shape {times.shape} for num_frames={self.num_frames}")
+        if not (np.abs(times) <= 1e10).all() or (np.diff(times) <= 0).any():
+            raise ValueError("timestamps that are not rising, or not finite and within 1e10 seconds")
+        _check_whole("latents_per_block", self.codes.shape[-1], _MOST_LATENTS_PER_BLOCK)
+        if self.codes.ndim != 3 or self.token_counts.shape != self.codes.shape[:2] or 0 in self.codes.shape:
+            raise ValueError(f"token_counts of shape {tuple(self.token_counts.shape)}, codes {tuple(self.codes.shape)}")
+        low, high = int(self.token_counts.min()), int(self.token_counts.max())
+        if low < 0 or high > self.codes.shape[2] or int(self.token_counts[:, 0].min()) < 1:
+            raise ValueError(
+                f"token_counts from {low} to {high}, expected 0..{self.codes.shape[2]}, at least 1 in first blocks"
+            )
+        low, high = int(self.codes.min()), int(self.codes.max())
+        if low < 0 or high >= self.codebook_size:
+            raise ValueError(f"codes from {low} to {high}, expected 0..{self.codebook_size - 1}")
+        if not isinstance(self.source_size, tuple) or len(self.source_size) != 2:
+            raise ValueError(f"source_size={self.source_size!r}, expected height and width")
+        for side in self.source_size:
+            _check_whole("source_size", side)
+        if self.source_size[0] * self.source_size[1] > _MOST_PIXELS:
+            raise ValueError(f"source_size={self.source_size}, expected at most {_MOST_PIXELS} pixels")
+        if self.resize_mode not in ("crop", "squash"):
+            raise ValueError(f"resize_mode={self.resize_mode!r}, expected 'crop' or 'squash'")
+        if not isinstance(self.model_hash, str):
+            raise ValueError(f"model_hash={self.model_hash!r}, expected text")
+        if not isinstance(self.allocation, dict) or not all(
+            isinstance(v, str | int | float) for v in self.allocation.values()
+        ):
+            raise ValueError(f"allocation={self.allocation!r}, expected names with texts and numbers")
+
+
+def _check_whole(name: str, value: object, most: int = 2**40) -> None:
+    if type(value) is not int or not 1 <= value <= most:
+        raise ValueError(f"{name}={value!r}, expected a whole number from 1 to {most}")
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number of JSON")
+
+
+def _checksum(tensors: dict[str, torch.Tensor], info: str) -> str:
+    """Return the SHA-256 of everything that a tokens file holds."""
+    digest = hashlib.sha256(info.encode())
+    for name in _TENSORS:
+        digest.update(str(tuple(tensors[name].shape)).encode() + tensors[name].numpy().tobytes())
+    return digest.hexdigest()

@@ -124,7 +124,8 @@ class AdapTokVideoProcessor(VideoProcessorMixin, ImageProcessingMixin):
             ValueError: see `load`.
         """
         loaded = [self.load(video, max_frames=self.num_frames) for video in (videos if is_video_list(videos) else [videos])]
-        clips = torch.cat([self.clips(video, resize_mode=resize_mode).pixel_values_videos for video in loaded])
+        clips = [self.clips(video, resize_mode=resize_mode).pixel_values_videos for video in loaded]
+        clips = torch.cat([torch.empty(0, self.num_frames, 3, self.image_size, self.image_size), *clips])
         return BatchFeature({"pixel_values_videos": clips}, tensor_type=return_tensors)
 
     def load(self, video: Any, fps: float | None = None, max_frames: int | None = None) -> Video:
@@ -132,7 +133,8 @@ class AdapTokVideoProcessor(VideoProcessorMixin, ImageProcessingMixin):
 
         Args:
             video: a path (or the bytes of a file, or a binary file object), a list of PIL images or of `(H, W, 3)`
-                arrays, a numpy array or torch tensor `(T, H, W, 3)` or `(T, 3, H, W)` of uint8 or of floats in [0, 1],
+                arrays, a numpy array or torch tensor `(T, H, W, 3)` or `(T, 3, H, W)`
+                of integers 0..255 or of floats in [0, 1],
                 a torchcodec `VideoDecoder`, an open PyAV container (read from its start), or a `Video`.
             fps: only for images, arrays and tensors, which have no frame rate; 24 by default.
             max_frames: only the first frames.
@@ -189,16 +191,23 @@ class AdapTokVideoProcessor(VideoProcessorMixin, ImageProcessingMixin):
                 return self._square(frame, resize_mode)
 
             video = read_video(video, transform=shrink)
+            squares = np.require(video.frames, requirements=["C", "O", "W"])
+            frames = squares.reshape(len(squares), 3, self.image_size, self.image_size)  # the same memory: no second copy
+            for start in range(0, len(video), _CHUNK):
+                frames[start : start + _CHUNK] = squares[start : start + _CHUNK].transpose(0, 3, 1, 2).copy()
         else:
             video = self.load(video, fps)
             source_size = video.frames.shape[1:3]
-        total = len(video)
+            frames = np.empty((len(video), 3, self.image_size, self.image_size), dtype=np.uint8)
+            for start in range(0, len(video), _CHUNK):
+                chunk = self._square(video.frames[start : start + _CHUNK], resize_mode)
+                frames[start : start + len(chunk)] = chunk.transpose(0, 3, 1, 2)
+        total = len(frames)
         num_clips = -(-total // self.num_frames)
-        frames = np.empty((num_clips * self.num_frames, 3, self.image_size, self.image_size), dtype=np.uint8)
-        for start in range(0, total, _CHUNK):
-            chunk = self._square(video.frames[start : start + _CHUNK], resize_mode)
-            frames[start : start + len(chunk)] = chunk.transpose(0, 3, 1, 2)
-        frames[total:] = frames[total - 1]
+        if total < num_clips * self.num_frames:
+            frames = frames if frames.base is None else frames.base
+            frames.resize((num_clips * self.num_frames, 3, self.image_size, self.image_size), refcheck=False)  # in place
+            frames[total:] = frames[total - 1]
         first_frames = torch.arange(0, len(frames), self.tubelet_size)
         return ClipBatch(
             frames=torch.from_numpy(frames).unflatten(0, (num_clips, self.num_frames)),
@@ -324,8 +333,11 @@ def _frames_from_array(video: np.ndarray | torch.Tensor, max_frames: int | None 
         video = video.transpose(0, 2, 3, 1)
     if video.dtype == np.uint8:
         return video
+    if video.dtype.kind in "iu" and 0 <= video.min() and video.max() <= 255:
+        return video.astype(np.uint8)
     if video.dtype.kind != "f":
-        raise ValueError(f"got values of dtype {video.dtype}; expected uint8, or floats in [0, 1]")
+        values = f" from {video.min()} to {video.max()}" if video.dtype.kind in "iu" else ""
+        raise ValueError(f"got values of dtype {video.dtype}{values}; expected integers 0..255, or floats in [0, 1]")
     frames = np.empty(video.shape, dtype=np.uint8)
     for index, frame in enumerate(video):
         # a hair outside is rounding (half precision, resizing)

@@ -1,12 +1,14 @@
 """Sequences that `generate` writes: always valid, independent of the rest of the batch, and only as long as needed."""
 
+import math
+
 import pytest
 import torch
 from builders.generators import tiny, tiny_fp
 from torch.nn import functional
 from transformers import LogitsProcessor, StoppingCriteria, TextStreamer
 
-from adaptok_hf.models.generation_adaptok import BlockTokensLogitsProcessor, sample_tokens, uniform_noise
+from adaptok_hf.models.generation_adaptok import BlockTokensLogitsProcessor, gumbel_noise, noise_bits, sample_tokens
 
 INF = torch.inf
 
@@ -200,11 +202,14 @@ def test_noise_is_splitmix64():
     golden = 0x9E3779B97F4A7C15
     assert mix((1234567 + golden) % 2**64) == 6457827717110365317  # the known first number of seed 1234567
     seeds = [0, 1, 2**63 - 1]
-    noise = uniform_noise(torch.tensor(seeds), position=5, size=4)
+    drawn = noise_bits(torch.tensor(seeds), position=5, size=4)
+    noise = gumbel_noise(torch.tensor(seeds), position=5, size=4)
     for row, seed in enumerate(seeds):
         stream = mix((mix(seed) + 6 * golden) % 2**64)
         bits = [mix((stream + (i + 1) * golden) % 2**64) >> 12 for i in range(4)]
-        assert noise[row].tolist() == [(b + 0.5) / 2**52 for b in bits]
+        assert drawn[row].tolist() == bits
+        expected = [-math.log(-math.log((b + 0.5) / 2**52)) for b in bits]
+        assert noise[row].tolist() == pytest.approx(expected, abs=2e-6)
     assert (0.5 * 2.0**-52, (2**52 - 0.5) * 2.0**-52) == (2.0**-53, 1 - 2.0**-53)  # never 0, never 1
 
 
@@ -219,9 +224,10 @@ def test_samples_follow_the_softmax():
         assert counts[5] == 0
         expected = 20000 * probabilities.double()
         assert (((counts - expected) ** 2 / expected)[kept].sum()) < 22.5  # 6 degrees of freedom: 0.1%
-    one_row = torch.cat([uniform_noise(torch.tensor([7]), position, 8) for position in range(1500)])
-    rows = uniform_noise(torch.arange(20000), 0, 8)
-    for noise in (one_row, rows):
+    one_row = torch.cat([noise_bits(torch.tensor([7]), position, 8) for position in range(1500)])
+    rows = noise_bits(torch.arange(20000), 0, 8)
+    for bits in (one_row, rows):
+        noise = (bits.double() + 0.5) / 2**52
         expected = len(noise) * probabilities.double()
         gumbel = scores - torch.log(-torch.log(noise))
         counts = torch.bincount(gumbel.argmax(1), minlength=8).double()

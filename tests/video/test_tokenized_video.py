@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import os
@@ -119,9 +120,9 @@ def test_truncated_files_are_refused(tmp_path, fraction):
 
 
 def rewrite(path, tensors: dict | None = None, info: dict | None = None, without: str = "") -> None:
-    """Changes parts of a tokens file and leaves the rest."""
+    """Change parts of a tokens file, which becomes one of version 1: without a checksum."""
     with safe_open(path, "pt") as file:
-        metadata = file.metadata()
+        metadata = {name: file.metadata()[name] for name in ("format", "info")}
         content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     content |= tensors or {}
     content.pop(without, None)
@@ -138,6 +139,28 @@ def rewrite(path, tensors: dict | None = None, info: dict | None = None, without
         {"tensors": {"codes": torch.full((121,), -1, dtype=torch.int32)}},
         {"tensors": {"token_counts": torch.tensor([[70, 2, 16], [1, 32, 0]], dtype=torch.int32)}},
         {"tensors": {"timestamps": torch.zeros(3, dtype=torch.float64)}},
+        {"tensors": {"codes": torch.zeros(121)}},
+        {"tensors": {"codes": torch.tensor(3, dtype=torch.int32)}},
+        {"tensors": {"token_counts": torch.tensor([64, 57], dtype=torch.int32)}},
+        {"tensors": {"token_counts": torch.tensor([[64, 9, 16], [0, 32, 0]], dtype=torch.int32)}},
+        {"tensors": {"token_counts": torch.tensor([[64, 9, 16], [1, 32, -1]], dtype=torch.int32)}},
+        {"tensors": {"timestamps": torch.full((14,), torch.nan, dtype=torch.float64)}},
+        {"tensors": {"timestamps": torch.arange(14, dtype=torch.float64) * 1e300}},
+        {"tensors": {"timestamps": torch.arange(14, 0, -1, dtype=torch.float64)}},
+        {"tensors": {"timestamps": torch.arange(14, dtype=torch.float32)}},
+        {"tensors": {"surprise": torch.zeros(3)}},
+        *({"info": {"fps": fps}} for fps in (0, -1.0, "25", None, True, math.nan, math.inf, 10**400, [25])),
+        *({"info": {"latents_per_block": size}} for size in (0, -1, 2**40, 64.0, "64", None, True)),
+        *({"info": {"codebook_size": size}} for size in (0, -1, 2**70, 4096.0, "4096", None)),
+        *(
+            {"info": {"source_size": size}}
+            for size in ([0, 0], [48], [48, 36, 3], [100000, 100000], [48.5, 36], "48", ["a", 1])
+        ),
+        *({"info": {"source_size": size}} for size in ([-48, -36], {"a": 1, "b": 2}, 48)),
+        *({"info": {"resize_mode": mode}} for mode in ("stretch", None, 3, ["crop"])),
+        *({"info": {"model_hash": value}} for value in (None, 3, ["a"])),
+        *({"info": {"allocation": value}} for value in (None, [], "joint", {"strategy": None}, {"bound": [1]})),
+        *({"info": {"num_frames": value}} for value in (0, -14, 14.0, "14", None, 2**70)),
         {"info": {"num_frames": 13}},
         {"info": {"latents_per_block": 16}},
         {"info": {"surprise": 1}},
@@ -147,7 +170,6 @@ def rewrite(path, tensors: dict | None = None, info: dict | None = None, without
         {"without": "num_frames"},
         {"without": "latents_per_block"},
     ],
-    ids=lambda changes: "-".join([*changes, *(str(v) if isinstance(v, str) else "-".join(v) for v in changes.values())]),
 )
 def test_inconsistent_files_are_refused(tmp_path, changes):
     path = tmp_path / "tokens.safetensors"
@@ -157,3 +179,50 @@ def test_inconsistent_files_are_refused(tmp_path, changes):
     rewrite(path, **changes)
     with pytest.raises(ValueError, match="damaged"):
         TokenizedVideo.load(path)
+
+
+def test_every_flipped_bit_is_found(tmp_path):
+    path = tmp_path / "tokens.safetensors"
+    make_tokens().save(path)
+    content = path.read_bytes()
+    for place in range(0, 8 * len(content), 7):  # every byte, and every bit of some
+        damaged = bytearray(content)
+        damaged[place // 8] ^= 1 << place % 8
+        if json_is_equal(content, damaged):
+            continue
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="tokens.safetensors"):
+            TokenizedVideo.load(path)
+
+
+def json_is_equal(content: bytes, damaged: bytes) -> bool:
+    """Return whether only white space around the header changed, which means nothing."""
+    size = int.from_bytes(content[:8], "little")
+    try:
+        same = json.loads(content[8 : 8 + size]) == json.loads(damaged[8 : 8 + size])
+    except ValueError:
+        return False
+    return same and content[:8] == damaged[:8] and content[8 + size :] == damaged[8 + size :]
+
+
+@pytest.mark.parametrize(
+    "change", [{"version": "3"}, {"checksum": "0" * 64}, {"version": None}, {"checksum": None}, {"x": ""}]
+)
+def test_versions_and_checksums(tmp_path, change):
+    path = tmp_path / "tokens.safetensors"
+    make_tokens().save(path)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+        content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    assert metadata["version"] == "2"
+    metadata = {name: value for name, value in (metadata | change).items() if value is not None}
+    save_file(content, path, metadata=metadata)
+    with pytest.raises(ValueError, match="tokens.safetensors.*damaged"):
+        TokenizedVideo.load(path)
+
+
+@pytest.mark.parametrize("change", [{"fps": math.nan}, {"num_frames": 3}, {"allocation": {"bound": math.inf}}])
+def test_what_could_not_be_read_is_not_written(tmp_path, change):
+    with pytest.raises(ValueError):
+        dataclasses.replace(make_tokens(), **change).save(tmp_path / "tokens.safetensors")
+    assert os.listdir(tmp_path) == []
