@@ -214,7 +214,7 @@ def test_commands(folder, tmp_path, capsys, monkeypatch):
     assert report["condition_frames"] == 4 and report["frames"] == 20
     assert len(read_video(tmp_path / "clip-predicted" / report["videos"][0]["file"]).frames) == 20
 
-    assert main(["predict", "clip.mp4", "--condition-frames", "10", "--model", str(folder)]) == 2
+    assert main(["predict", "clip.mp4", "--condition-frames", "10", "--overwrite", "--model", str(folder)]) == 2
     assert main(["generate", "--class", "surfin", "--model", str(folder)]) == 2
     errors = capsys.readouterr().err.splitlines()
     for error, values in zip(errors, (["9 frames", "10"], ["'surfing'"]), strict=True):

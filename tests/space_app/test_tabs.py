@@ -133,8 +133,8 @@ def test_looks_are_prefixes_of_the_final_tokens(complete_pipeline):
         ({"label": "fourth"}, "unknown class 'fourth'"),
         ({"label": 0, "seed": -1}, "seed must be"),
         ({"label": 0, "seed": None}, "seed must be"),
-        ({"label": 0, "guidance": 0.5}, "guidance_scale must be at least 1"),
-        ({"label": 0, "temperature": -1}, "temperature must be at least 0"),
+        ({"label": 0, "guidance": 0.5}, "guidance_scale.* 0.5"),
+        ({"label": 0, "temperature": -1}, "temperature.* -1"),
         ({"label": 0, "max_tokens": 0}, "must lie in"),
     ],
 )
@@ -190,7 +190,7 @@ def test_predict(complete_pipeline, clip_file):
     ("arguments", "message"),
     [
         ({"seed": 0.5}, "whole"),
-        ({"num_condition_frames": 12}, "1..11"),
+        ({"num_condition_frames": 12}, "from 1 to 11"),
     ],
 )
 def test_bad_settings_of_predict(complete_pipeline, clip_file, arguments, message):
