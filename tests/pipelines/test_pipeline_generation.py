@@ -215,7 +215,7 @@ def test_commands(folder, tmp_path, capsys, monkeypatch):
     assert len(read_video(tmp_path / "clip-predicted" / report["videos"][0]["file"]).frames) == 20
 
     assert main(["predict", "clip.mp4", "--condition-frames", "10", "--overwrite", "--model", str(folder)]) == 2
-    assert main(["generate", "--class", "surfin", "--model", str(folder)]) == 2
+    assert main(["generate", "--class", "surfin", "--overwrite", "--model", str(folder)]) == 2
     errors = capsys.readouterr().err.splitlines()
     for error, values in zip(errors, (["9 frames", "10"], ["'surfing'"]), strict=True):
         assert all(value in error for value in values), error
