@@ -8,7 +8,7 @@ from torch import nn
 
 from adaptok_hf import AdapTokConfig, AdapTokModel
 from adaptok_hf.training.tokenizer.pyramid_start import cells, start_as_pyramid
-from adaptok_hf.training.tokenizer.training_coordinates import ComponentHead, fold
+from adaptok_hf.training.tokenizer.training_coordinates import ComponentHead, fold, unfold
 
 SIZES = {"image_size": 64, "patch_size": 16, "hidden_size": 96, "num_attention_heads": 2, "codebook_size": 64}
 KINDS = ("encoder_patch_positions", "encoder_latent_queries", "decoder_latent_positions", "decoder_patch_queries")
@@ -71,6 +71,16 @@ def test_folded_weights_compute_the_same(started, video):
         latents = torch.randn(2, 4, 21, 96)
         torch.testing.assert_close(folded.decoder(latents), started.decoder(latents), rtol=1e-4, atol=1e-5)
     assert fold(folded) is folded
+
+
+def test_unfolded_weights_compute_the_same(started, video):
+    folded = fold(started)
+    unfolded = copy.deepcopy(folded)
+    unfold(unfolded, video.roll(3, 1), 40)  # another sample has other components of the same span
+    assert isinstance(unfolded.decoder.head.projection, ComponentHead)
+    again = fold(unfolded)
+    for name, weight in folded.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], weight, rtol=1e-3, atol=1e-4)
 
 
 def test_a_few_steps_bring_down_the_error(started, video):

@@ -252,3 +252,60 @@ def test_fine_tuning_the_decoder(tokenizer_run, tmp_path):
     before, after = (load_file(path / "model" / "model.safetensors") for path in (tokenizer_run.run, tmp_path / "run"))
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved == {name for name in before if name.startswith("decoder.")}
+
+
+def test_a_run_in_seconds_from_the_pyramid(tokenizer_run, tmp_path):
+    """Augmented clips and photos, a start without quantizer, then codes that follow the latents; folded when saved."""
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(make_frames(1, 60, 80)[0]).save(tmp_path / "photos" / "a.jpg")
+    fixed = {"learned_encoder_latent_queries": True, "stochastic_quantizer": False, "hidden_size": 64}
+    recipe = {
+        "train_folders": ["train"],
+        "train_weights": [1.0],
+        "augment": True,
+        "photo_folders": [str(tmp_path / "photos")],
+        "photo_weight": 0.3,
+        "val_folder": "val",
+        "model": TOKENIZER_RECIPE["model"] | fixed,
+        "patch_components": 24,
+        "stages": [
+            {"seconds": 0.5, "num_blocks": 4, "batch_size": 4, "quantize": False, "noise": 0.2, "single_blocks": 0.5},
+            {"seconds": 0.5, "num_blocks": 4, "batch_size": 4, "fit_codebook": True, "loss_weights": {"l1": 1.0}},
+        ],
+        "decay": "linear",
+        "warmup_steps": 1,
+        "l1_weight": 0.0,
+        "log_mse_weight": 1.0,
+        "codebook_weight": 0.0,
+        "codebook_decay": 0.9,
+        "reseed_every": 0,
+        "count_groups": 2,
+        "logging_steps": 1,
+    }
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    arguments = [
+        "train_tokenizer.py",
+        tmp_path / "recipe.json",
+        *tokenizer_run.options,
+        "--output_dir",
+        str(tmp_path / "run"),
+    ]
+    printed = run_script(*arguments, "--max_train_steps", "1")
+    assert "stage 1 begins" in printed and "stage 2" not in printed
+    printed = run_script(*arguments, "--resume_from_checkpoint", "latest")
+    assert "resumed at step 1" in printed and "stage 2 begins" in printed and "stage 1" not in printed
+    log = [record for record in metrics(tmp_path / "run").values() if "loss" in record]
+    assert log[0]["loss"] == log[0]["log_mse"] and log[0]["codes_used"] == 0 and "l1" not in log[0]
+    assert log[-1]["codes_used"] > 0 and log[-1]["l1"] > 0 and "codebook" not in log[-1]
+    rates = [record["learning_rate"] for record in log]
+    assert rates[-1] < 0.9 * rates[1] and rates[1:] == sorted(rates[1:], reverse=True)
+    # what is saved is an ordinary model, and can be trained on
+    assert isinstance(AutoModel.from_pretrained(tmp_path / "run" / "model"), AdapTokModel)
+    recipe |= {"init_from": str(tmp_path / "run" / "model"), "stages": recipe["stages"][1:]}
+    (tmp_path / "recipe.json").write_text(json.dumps({name: value for name, value in recipe.items() if name != "model"}))
+    again = [*arguments[:-1], str(tmp_path / "again"), "--max_train_steps", "1", "--learning_rate", "1e-9"]
+    run_script(*again)
+    saved = [load_file(tmp_path / run / "model" / "model.safetensors") for run in ("run", "again")]
+    for name, weights in saved[0].items():
+        if "codebook" not in name:
+            torch.testing.assert_close(saved[1][name], weights, rtol=1e-2, atol=1e-3)
