@@ -106,6 +106,15 @@ def test_dropping_is_masking(tiny_tokenizer, tiny_video):
     assert_close(tiny_tokenizer.decode(quantized=quantized, token_counts=counts).pixel_values_videos, expected)
 
 
+def test_repeated_counts_are_decoded_as_each_clip_alone(tiny_tokenizer):
+    """As in training, where groups of clips keep the same numbers of tokens and form one sequence per repetition."""
+    codes, groups = torch.randint(tiny_tokenizer.config.codebook_size, (16, 3, 6)), torch.tensor([[6, 1, 3], [2, 5, 0]])
+    together = tiny_tokenizer.decode(codes, groups.repeat(8, 1)).pixel_values_videos
+    for clip in (0, 1, 7, 12):
+        alone = tiny_tokenizer.decode(codes[clip : clip + 1], groups[clip % 2 :][:1]).pixel_values_videos
+        assert_close(together[clip : clip + 1], alone, rtol=1e-4, atol=1e-5)
+
+
 def test_a_clip_does_not_depend_on_its_neighbours(tiny_tokenizer, tiny_video):
     codes = tiny_tokenizer.encode(tiny_video).codes
     counts = torch.tensor([[1, 0, 1], [6, 6, 6]])
