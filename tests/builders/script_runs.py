@@ -73,7 +73,7 @@ def kill_script(script: str, *options, once_there: Path) -> None:
         while not once_there.exists() and process.is_alive() and time.time() < deadline:
             time.sleep(0.002)
         if process.is_alive():
-            os.killpg(process.pid, signal.SIGKILL)
+            _kill_group(process)
         process.join()
         assert process.exitcode == -signal.SIGKILL, Path(folder, "stderr").read_text()[-3000:]
 
@@ -84,11 +84,18 @@ def kill_script_after(script: str, *options, seconds: float) -> bool:
         process = _start(script, options, folder)
         process.join(seconds)
         if killed := process.is_alive():
-            os.killpg(process.pid, signal.SIGKILL)
+            _kill_group(process)
         process.join()
         # 1 and 2 are exit codes of errors
         assert killed or process.exitcode == 0, Path(folder, "stderr").read_text()[-3000:]
         return killed
+
+
+def _kill_group(process: multiprocessing.Process) -> None:
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:  # it has no group of its own yet
+        process.kill()
 
 
 def _start(script: str, options: tuple, folder: str) -> multiprocessing.Process:
