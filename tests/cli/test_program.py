@@ -1,3 +1,5 @@
+import contextlib
+
 """How a program ends: exit codes, lines on standard error, signals and pipes."""
 
 import os
@@ -87,6 +89,16 @@ def test_a_library_may_turn_an_interrupt_into_an_error(capsys):
             raise ImportError("numpy is broken") from None
 
     assert run_program("p", run) == 143 and "SIGTERM" in capsys.readouterr().err
+
+
+def test_a_second_signal_stops_a_library_that_swallowed_the_first():
+    def run():
+        with contextlib.suppress(BaseException):
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        pytest.fail("the second signal did not stop it")
+
+    assert run_program("name", run) == 128 + signal.SIGTERM
 
 
 def test_what_is_ignored_stays_ignored():
