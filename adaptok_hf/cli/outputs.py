@@ -105,7 +105,7 @@ def _check_place(parent: Path, output: Path) -> None:
 
 
 def _check_files(outputs: Iterable[Path], inputs: Iterable[str | os.PathLike], overwrite: bool) -> None:
-    """Raise `OSError` if an output exists and may not be replaced, `ValueError` if it is an input or in an input's folder."""
+    """Raise `OSError` if an output may not be replaced, `ValueError` if it is an input or in an input's folder."""
     outputs, inputs = [path for path in outputs if os.path.lexists(path)], [Path(path) for path in inputs]
     if folders := [path for path in outputs if path.is_dir()]:
         raise IsADirectoryError(f"{folders[0]} is a folder in the place of an output file")
