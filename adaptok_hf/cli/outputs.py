@@ -105,8 +105,10 @@ def _check_place(parent: Path, output: Path) -> None:
 
 
 def _check_files(outputs: Iterable[Path], inputs: Iterable[str | os.PathLike], overwrite: bool) -> None:
-    """Raise `ValueError` if an output is an input or a file in an input's folder, `FileExistsError` if it exists."""
+    """Raise `OSError` if an output may not be replaced, `ValueError` if it is an input or in an input's folder."""
     outputs, inputs = [path for path in outputs if os.path.lexists(path)], [Path(path) for path in inputs]
+    if folders := [path for path in outputs if path.is_dir()]:
+        raise IsADirectoryError(f"{folders[0]} is a folder in the place of an output file")
     for path in inputs:
         for output in outputs:
             inside = path.is_dir() and output.resolve().is_relative_to(path.resolve())

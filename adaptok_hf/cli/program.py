@@ -81,9 +81,16 @@ def _describe(error: BaseException, received: list[int]) -> tuple[int, str]:
     return 1, f"error: {type(error).__name__}: {one_line(error)} (this is a bug, run with --debug)"
 
 
+class _Stopped(KeyboardInterrupt):
+    """Python 3.11 exits by SIGINT after a plain `KeyboardInterrupt` in code that `exec` runs, even if it was caught."""
+
+
 @contextlib.contextmanager
 def _signals_interrupt(received: list[int]) -> Iterator[None]:
-    """Raise `KeyboardInterrupt` for the first signal that asks to stop, so that all cleans up; ignore those after it."""
+    """Raise `KeyboardInterrupt` for a signal that asks to stop, so that all cleans up; ignore others meanwhile.
+
+    A library may swallow the interrupt (`except:` around an import, a destructor): then the next signal raises it again.
+    """
     process = os.getpid()
 
     def stop(number: int, _: object) -> None:
@@ -91,10 +98,13 @@ def _signals_interrupt(received: list[int]) -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
-        for each in before:
-            signal.signal(each, signal.SIG_IGN)
+        error = sys.exc_info()[1]
+        while error is not None:
+            if isinstance(error, _Stopped):  # cleaning up
+                return
+            error = error.__context__
         received.append(number)
-        raise KeyboardInterrupt
+        raise _Stopped
 
     before = {}
     if threading.current_thread() is threading.main_thread():

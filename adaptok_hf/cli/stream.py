@@ -38,7 +38,8 @@ def _stream(arguments: argparse.Namespace) -> None:
     if len(amounts) > 1:
         raise ValueError(f"give only one of --price, --threshold, --budget and --bitrate, got {', '.join(amounts)}")
     name = "stdin" if arguments.video == "-" else Path(arguments.video).stem
-    output, inputs = arguments.output or f"{name}-stream.mp4", [arguments.video, arguments.model]
+    video = "/dev/stdin" if arguments.video == "-" else arguments.video  # the file that the shell opened, if it is one
+    output, inputs = arguments.output or f"{name}-stream.mp4", [video, arguments.model]
     with output_file(output, *inputs, suffix=".mp4", overwrite=arguments.overwrite) as output, _source(arguments) as source:
         _write_stream(arguments, output, source)
 

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from .video_item import NO_LABEL, VideoItem, is_video_file
+from .video_item import NO_LABEL, VideoItem, as_utf8, is_video_file
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def video_folder(folder: str | Path, class_names: Sequence[str] | None = None) -
     if not keys:
         found = f"; left out: {_examples(left_out)}" if left_out else ""
         raise ValueError(f"{folder}: no video below this folder{found}")
-    classes = {key: key.split("/")[0] if "/" in key else "" for key in keys}
+    classes = {key: as_utf8(key).split("/")[0] if "/" in key else "" for key in keys}
     names = _check_class_names(set(classes.values()) - {""}, class_names, str(folder))
     labels = {name: index for index, name in enumerate(names)}
     items = [VideoItem(key, str(Path(folder) / key), labels.get(classes[key], NO_LABEL)) for key in keys]

@@ -15,7 +15,8 @@ NO_LABEL = -1
 VIDEO_SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".f4v", ".webm", ".mkv", ".avi", ".divx", ".flv", ".wmv", ".asf"),
     *(".ogv", ".mpg", ".mpeg", ".mpe", ".m2v", ".vob", ".ts", ".mts", ".m2ts", ".mxf", ".nut", ".ivf", ".y4m", ".rm"),
-    *(".rmvb", ".dv", ".h264", ".264", ".h265", ".hevc", ".gif", ".webp", ".apng"),
+    *(".rmvb", ".dv", ".h264", ".264", ".avc", ".h265", ".265", ".hevc", ".m1v", ".mpv", ".m2t", ".tp", ".trp"),
+    *(".gif", ".webp", ".apng"),
 )
 # Downloads that are not finished begin like a video too.
 _UNFINISHED = (".part", ".tmp", ".crdownload", ".ytdl", ".temp")
@@ -57,7 +58,7 @@ class VideoItem:
     """One video, not yet read.
 
     Args:
-        key: names the video within its source.
+        key: names the video within its source; bytes of a name that are not UTF-8 become escapes.
         video: a path, the bytes of a file, or a `TarMember`.
         label: index of the class, -1 where there is none.
     """
@@ -65,6 +66,14 @@ class VideoItem:
     key: str
     video: str | bytes | TarMember
     label: int = NO_LABEL
+
+    def __post_init__(self):
+        object.__setattr__(self, "key", as_utf8(self.key))
+
+
+def as_utf8(name: str) -> str:
+    """Return a name as the text of csv, JSON and Parquet files: bytes that are not UTF-8 become escapes."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 class VideoSource(Protocol):

@@ -92,9 +92,11 @@ def _iter_live(address: str) -> Iterator[Frame]:
     """Yield the frames of a camera or an address as they arrive."""
     import av
 
+    options = {"protocol_blacklist": "file,fd,pipe"}  # a local file is given as a path, which is checked as one
     try:
-        container = av.open(address, format="v4l2" if address.startswith("/dev/video") else None)
+        container = av.open(address, format="v4l2" if address.startswith("/dev/video") else None, options=options)
     except (av.error.FFmpegError, OSError) as error:
-        raise OSError(f"cannot open {address}: {error}") from error
+        hint = " (a file is given by its path alone)" if "file:" in address else ""
+        raise OSError(f"cannot open {address}: {error}{hint}") from error
     with container:
         yield from iter_container(container, address)

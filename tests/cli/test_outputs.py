@@ -82,6 +82,22 @@ def test_an_input_is_never_replaced(model, here, capfd, link, overwrite):
     refused(["evaluate", "reconstruction", "x/results.csv", "-o", "x", "--model", model, *overwrite], "results.csv", capfd)
 
 
+def test_an_input_by_another_way_is_never_replaced(model, here, capfd):
+    video = write_mp4(here / "a.mp4")
+    for address in (video.as_uri(), f"cache:{video.as_uri()}"):
+        refused(["stream", address, "-o", "a.mp4", "--model", model, "--overwrite"], "file:", capfd)
+    with open(video) as opened:
+        kept = os.dup(0)
+        os.dup2(opened.fileno(), 0)
+        try:
+            refused(["stream", "-", "-o", "a.mp4", "--model", model, "--overwrite"], "a.mp4", capfd)
+        finally:
+            os.dup2(kept, 0)
+            os.close(kept)
+    (here / "x" / "report.json").mkdir(parents=True)
+    refused(["reconstruct", "a.mp4", "-o", "x", "--model", model, "--overwrite"], "report.json", capfd)
+
+
 def test_two_inputs_of_one_name(model, here, capfd):
     for folder, write in (("a", write_mp4), ("b", write_mp4), ("c", write_webm)):
         (here / folder).mkdir()

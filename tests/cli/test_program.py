@@ -1,5 +1,6 @@
 """How a program ends: exit codes, lines on standard error, signals and pipes."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -87,6 +88,20 @@ def test_a_library_may_turn_an_interrupt_into_an_error(capsys):
             raise ImportError("numpy is broken") from None
 
     assert run_program("p", run) == 143 and "SIGTERM" in capsys.readouterr().err
+
+
+def test_a_second_signal_stops_a_library_that_swallowed_the_first():
+    reached = []
+
+    def run():
+        with contextlib.suppress(BaseException):
+            signal.raise_signal(signal.SIGTERM)
+        reached.append("first")
+        signal.raise_signal(signal.SIGTERM)
+        reached.append("second")
+
+    assert run_program("name", run) == 128 + signal.SIGTERM
+    assert reached == ["first"]
 
 
 def test_what_is_ignored_stays_ignored():

@@ -1,5 +1,6 @@
 import logging
 import os
+import sys
 
 import pytest
 from builders.video_files import write_mp4
@@ -111,7 +112,7 @@ def test_kinetics(tmp_path, caplog):
         kinetics(path, videos)
 
 
-@pytest.mark.parametrize("suffix", "mp4 M4V mpg mpeg wmv flv MTS m2ts 3gp ogv ts mxf y4m vob gif".split())
+@pytest.mark.parametrize("suffix", "mp4 M4V mpg mpeg wmv flv MTS m2ts 3gp ogv ts m2t mxf y4m vob 265 gif".split())
 def test_suffixes_of_videos(tmp_path, suffix):
     touch(tmp_path / f"a.{suffix}")
     assert [item.key for item in video_folder(tmp_path).items] == [f"a.{suffix}"]
@@ -124,6 +125,15 @@ def test_unknown_suffixes_are_known_by_their_first_bytes(tmp_path, caplog):
     (tmp_path / "song.m4a").write_bytes(video[:8] + b"M4A " + video[12:])
     assert [item.key for item in video_folder(tmp_path).items] == ["a.mp4", "b.video", "v_001"]
     assert "2 no video (half.mp4.part, song.m4a)" in caplog.text
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_names_that_are_not_utf8_become_escapes(tmp_path):
+    folder = tmp_path / os.fsdecode(b"yoga\xff")
+    touch(folder / os.fsdecode(b"a\xfe.mp4"))
+    files = video_folder(tmp_path)
+    assert labelled(files) == {r"yoga\udcff/a\udcfe.mp4": r"yoga\udcff"}
+    assert os.path.exists(files.items[0].video)
 
 
 def test_what_is_left_out_is_named(tmp_path, caplog):
