@@ -118,7 +118,13 @@ class AdapTokVideoProcessor(VideoProcessorMixin, ImageProcessingMixin):
         """
         try:
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:  # what damaged entries lead to
+        except (
+            ValueError,
+            TypeError,
+            LookupError,
+            AttributeError,
+            RecursionError,
+        ) as error:  # what damaged entries lead to
             raise ValueError(f"the video processor of {pretrained_model_name_or_path}: {error}") from error
 
     def preprocess(self, videos: Any, return_tensors: str = "pt", resize_mode: str | None = None) -> BatchFeature:
