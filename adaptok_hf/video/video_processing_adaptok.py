@@ -124,7 +124,7 @@ class AdapTokVideoProcessor(VideoProcessorMixin, ImageProcessingMixin):
             LookupError,
             AttributeError,
             RecursionError,
-        ) as error:  # what damaged entries lead to
+        ) as error:
             raise ValueError(f"the video processor of {pretrained_model_name_or_path}: {error}") from error
 
     def preprocess(self, videos: Any, return_tensors: str = "pt", resize_mode: str | None = None) -> BatchFeature:
