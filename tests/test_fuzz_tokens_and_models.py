@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from adaptok_hf import AdapTokModel
+from adaptok_hf import AdapTokModel, AdapTokPipeline
 from adaptok_hf.video.tokenized_video import TokenizedVideo
 
 VALUES = (
@@ -91,11 +91,31 @@ def test_damaged_tokens_files(tiny_pipeline, tiny_video, tmp_path):
 
 
 @pytest.mark.slow
-def test_damaged_models(tiny_tokenizer, tmp_path):
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+def test_damaged_models(tiny_tokenizer, tmp_path, file):
     tiny_tokenizer.save_pretrained(tmp_path)
 
     def load():
         AdapTokModel.from_pretrained(tmp_path)
 
-    run("config.json", tmp_path / "config.json", load, [damage, damage_entries], 2000)
-    run("model.safetensors", tmp_path / "model.safetensors", load, [damage], 500)
+    run(file, tmp_path / file, load, [damage, damage_entries] if file.endswith(".json") else [damage], 2000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "file",
+    [
+        "model_index.json",
+        "video_processor/video_preprocessor_config.json",
+        "scorer/config.json",
+        "fp_model/config.json",
+        "ar_model/generation_config.json",
+    ],
+)
+def test_damaged_pipelines(complete_pipeline, tmp_path, file):
+    complete_pipeline.save_pretrained(tmp_path)
+
+    def load():
+        AdapTokPipeline.from_pretrained(tmp_path)
+
+    run(file, tmp_path / file, load, [damage, damage_entries], 500)

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import torch
+from transformers import GenerationConfig
 
 _SMALL = 2**20  # values; fixed tables of this size need no weights to justify them
 
@@ -39,14 +40,19 @@ def check_folder(model_class: type, folder: Path, config=None, variant: str | No
     files = _weights(folder, variant)
     shapes = _read_shapes(files)
     num_values = sum(map(math.prod, shapes.values()))
-    entries = _read_entries(path)
+    entries = read_entries(path)
     for name, value in entries.items():
         most = len(shapes) if name.endswith("_layers") else max(num_values, _SMALL)
         if isinstance(value, int | float) and not abs(value) <= most:
             raise ValueError(f"{path}: {name}={value}, but the weights hold {num_values} values in {len(shapes)} tensors")
+    model_type = model_class.config_class.model_type
+    if entries.get("model_type", model_type) != model_type:
+        raise ValueError(f"{path}: model_type={entries['model_type']!r}, expected {model_type!r}")
     for name in entries.keys() & {"dtype", "torch_dtype"}:
         if entries[name] is not None and not isinstance(getattr(torch, str(entries[name]), None), torch.dtype):
             raise ValueError(f"{path}: {name}={entries[name]!r} is not a type of numbers, such as 'float32'")
+    if model_class.can_generate():
+        _check_generation(folder)
     if "quantization_config" in entries:
         return  # has other tensors
     try:
@@ -65,6 +71,18 @@ def check_folder(model_class: type, folder: Path, config=None, variant: str | No
     for name in sorted(expected.keys() & shapes.keys()):
         if shapes[name] != expected[name]:
             raise ValueError(f"{folder}: {name} is {shapes[name]}, but config.json asks for {expected[name]}")
+
+
+def _check_generation(folder: Path) -> None:
+    """Raise an error unless the defaults of `generate` can be read; transformers ignores a damaged file."""
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        path = folder / "config.json"
+    read_entries(path)
+    try:
+        GenerationConfig.from_pretrained(folder, path.name)
+    except Exception as error:  # as above
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _weights(folder: Path, variant: str | None) -> list[Path]:
@@ -91,7 +109,7 @@ def _read_shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _read_entries(path: Path) -> dict:
+def read_entries(path: Path) -> dict:
     """Return the entries of a configuration file, before any code makes something of them."""
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))

@@ -1,12 +1,15 @@
 """Loading the pipeline: checkpoints by name, and repositories of the Hub without running their code."""
 
 import os
+from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
 
 from ..checkpoints import find_checkpoint
+from ..models.checked_loading import read_entries
 from ..models.modeling_adaptok import AdapTokModel
 from ..models.modeling_adaptok_ar import AdapTokARForCausalLM
 from ..models.modeling_adaptok_scorer import AdapTokScorerModel
@@ -30,9 +33,19 @@ class LoadingMixin:
             pretrained_model_name_or_path: `"small"` or `"detailed"`, the checkpoints in this package (see
                 `adaptok_hf.checkpoints`); a folder; a Hub id. A local folder comes first.
             kwargs: as there. `dtype` is float32 by default.
+
+        Raises:
+            OSError: for a folder of which a file is missing.
+            ValueError: for files that are damaged, or do not fit together.
         """
         kwargs.setdefault("dtype", torch.float32)
-        return super().from_pretrained(find_checkpoint(pretrained_model_name_or_path), **kwargs)
+        source = find_checkpoint(pretrained_model_name_or_path)
+        try:
+            return super().from_pretrained(source, **kwargs)
+        except (ValueError, TypeError, LookupError, AttributeError) as error:  # what damaged entries lead to in diffusers
+            if str(source) in str(error):
+                raise
+            raise ValueError(f"{source}: {error}") from error
 
     @classmethod
     def download(cls, pretrained_model_name: str | os.PathLike, **kwargs) -> str:
@@ -43,10 +56,18 @@ class LoadingMixin:
     @classmethod
     def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
         """Return `model_index.json` with the modules of our classes, whatever modules the file names."""
-        index = super()._dict_from_json_file(json_file)
+        index, components = read_entries(Path(json_file)), cls._get_signature_keys(cls)[0]
         for name, value in index.items():
-            if name == "_class_name" and isinstance(value, list):
-                index[name] = value[-1]
-            elif isinstance(value, list) and len(value) == 2 and value[1] in _CLASSES:
+            if name.startswith("_"):
+                continue
+            if name not in components:
+                raise ValueError(f"{json_file}: unknown component {name!r}, expected {sorted(components)}")
+            if not isinstance(value, list) or len(value) != 2 or {type(each) for each in value} not in ({str}, {NoneType}):
+                raise ValueError(f"{json_file}: {name}={value!r}, expected a module and a class")
+            if value[1] in _CLASSES:
                 index[name] = [_CLASSES[value[1]].__module__, value[1]]
+        class_name = index.get("_class_name")
+        index["_class_name"] = class_name[-1] if isinstance(class_name, list) and class_name else class_name
+        if not isinstance(index["_class_name"], str):
+            raise ValueError(f"{json_file}: _class_name={class_name!r}, expected {cls.__name__!r}")
         return index

@@ -21,6 +21,7 @@ _TENSORS = {"codes": ("I32", 1), "token_counts": ("I32", 2), "timestamps": ("F64
 # Far above every model and video there is: a damaged number must not ask for all memory.
 _MOST_LATENTS_PER_BLOCK = 16384
 _MOST_PIXELS = 2**25  # of a frame, 8K
+_MOST_HEADER = 2**24  # bytes
 
 
 @dataclass(eq=False)
@@ -120,7 +121,7 @@ class TokenizedVideo:
             FileNotFoundError, IsADirectoryError: if there is no such file.
             ValueError: if it is not a tokens file, or damaged.
         """
-        from safetensors import SafetensorError, safe_open
+        from safetensors import SafetensorError
 
         path = Path(path)
         if path.is_dir():
@@ -130,7 +131,7 @@ class TokenizedVideo:
         if not path.is_file():
             raise ValueError(f"{path}: not a tokens file but a device or pipe")
         try:
-            with safe_open(path, framework="pt") as file:
+            with path.open("rb") as file:
                 return cls._read(file)
         # what damaged JSON and headers raise, beside our own ValueError
         except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
@@ -138,19 +139,27 @@ class TokenizedVideo:
 
     @classmethod
     def _read(cls, file) -> "TokenizedVideo":
-        """Read an open safetensors file; sizes are checked before memory is taken."""
-        metadata = file.metadata() or {}
+        """Read an open safetensors file; sizes are checked before memory is taken.
+
+        It is read here, not by safetensors' `safe_open`, which refuses names that are not UTF-8.
+        """
+        from safetensors.torch import load
+
+        start = file.read(8)
+        start += file.read(min(int.from_bytes(start, "little"), _MOST_HEADER))
+        header = json.loads(start[8:])
+        metadata = header.pop("__metadata__", {})
         if metadata.get("format") != FORMAT:
             raise ValueError(f"its format is not {FORMAT!r}")
         if set(metadata) not in _METADATA or metadata.get("version", VERSION) != VERSION:
             raise ValueError(f"version {metadata.get('version')!r} with {sorted(metadata)}, expected {VERSION!r}")
-        if set(file.keys()) != set(_TENSORS):
-            raise ValueError(f"it holds {sorted(file.keys())}, expected {sorted(_TENSORS)}")
+        if set(header) != set(_TENSORS):
+            raise ValueError(f"it holds {sorted(header)}, expected {sorted(_TENSORS)}")
         for name, expected in _TENSORS.items():
-            part = file.get_slice(name)
-            if (part.get_dtype(), len(part.get_shape())) != expected or 0 in part.get_shape():
-                raise ValueError(f"{name} is {part.get_dtype()} of shape {part.get_shape()}")
-        tensors = {name: file.get_tensor(name) for name in _TENSORS}
+            dtype, shape = header[name]["dtype"], header[name]["shape"]
+            if (dtype, len(shape)) != expected or 0 in shape:
+                raise ValueError(f"{name} is {dtype} of shape {shape}")
+        tensors = load(start + file.read())
         if "checksum" in metadata and metadata["checksum"] != _checksum(tensors, metadata["info"]):
             raise ValueError(f"its content does not match its checksum {metadata['checksum']!r}")
         info = json.loads(metadata["info"], parse_constant=_refuse_constant)

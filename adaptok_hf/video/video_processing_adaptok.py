@@ -108,6 +108,25 @@ class AdapTokVideoProcessor(VideoProcessorMixin, ImageProcessingMixin):
         self.tubelet_size = tubelet_size
         self.resize_mode = resize_mode
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args, **kwargs):
+        """Load a processor as transformers does.
+
+        Raises:
+            OSError: if there is no such file.
+            ValueError: if it is damaged, or a value is out of range.
+        """
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except (
+            ValueError,
+            TypeError,
+            LookupError,
+            AttributeError,
+            RecursionError,
+        ) as error:
+            raise ValueError(f"the video processor of {pretrained_model_name_or_path}: {error}") from error
+
     def preprocess(self, videos: Any, return_tensors: str = "pt", resize_mode: str | None = None) -> BatchFeature:
         """Return the first clip of each video; a shorter video is filled up with copies of its last frame.
 

@@ -47,6 +47,14 @@ def test_round_trip_is_exact(tmp_path):
     assert os.listdir(tmp_path) == ["tokens.safetensors"]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="names are text there")
+@pytest.mark.parametrize("name", [b"a:b.safetensors", b"caf\xe9.safetensors", b"-x \n.safetensors"])
+def test_any_file_name_works(tmp_path, name):
+    path = tmp_path / os.fsdecode(name)
+    make_tokens().save(path)
+    assert TokenizedVideo.load(path).model_hash == make_tokens().model_hash
+
+
 def test_only_kept_codes_are_stored(tmp_path):
     sizes = []
     for count in (64, 32, 1):
