@@ -163,6 +163,8 @@ class TokenizedVideo:
         if "checksum" in metadata and metadata["checksum"] != _checksum(tensors, metadata["info"]):
             raise ValueError(f"its content does not match its checksum {metadata['checksum']!r}")
         info = json.loads(metadata["info"], parse_constant=_refuse_constant)
+        if not isinstance(info, dict):
+            raise ValueError(f"info={info!r}, expected entries by name")
         per_block = info.pop("latents_per_block")
         _check_whole("latents_per_block", per_block, _MOST_LATENTS_PER_BLOCK)
         info["source_size"] = tuple(info["source_size"])

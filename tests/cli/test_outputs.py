@@ -181,12 +181,12 @@ def test_arguments_are_checked_before_a_model_is_loaded(here, capfd, monkeypatch
 
 NAMES = [
     "10:30.mp4",
-    "http:x.mp4",
+    pytest.param("http:x.mp4", marks=pytest.mark.slow),
     os.fsdecode(b"caf\xe9.mp4"),
     "-dash.mp4",
-    "50%d.mp4",
+    pytest.param("50%d.mp4", marks=pytest.mark.slow),
     "a b'\"\n.mp4",
-    "é" * 100 + ".mp4",
+    pytest.param("é" * 100 + ".mp4", marks=pytest.mark.slow),
 ]
 
 

@@ -63,6 +63,7 @@ def test_tokenizer(folder):
     assert metrics(folder / "run")[1]["psnr_full"] == pytest.approx(printed["psnr_full"], abs=0.05)
 
 
+@pytest.mark.slow
 def test_scorer(folder):
     make_tokenizer().save_pretrained(folder / "random")
     options = ["--tokenizer", folder / "random"]

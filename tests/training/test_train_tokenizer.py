@@ -299,13 +299,5 @@ def test_a_run_in_seconds_from_the_pyramid(tokenizer_run, tmp_path):
     assert log[-1]["codes_used"] > 0 and log[-1]["l1"] > 0 and "codebook" not in log[-1]
     rates = [record["learning_rate"] for record in log]
     assert rates[-1] < 0.9 * rates[1] and rates[1:] == sorted(rates[1:], reverse=True)
-    # what is saved is an ordinary model, and can be trained on
+    # what is saved is an ordinary model
     assert isinstance(AutoModel.from_pretrained(tmp_path / "run" / "model"), AdapTokModel)
-    recipe |= {"init_from": str(tmp_path / "run" / "model"), "stages": recipe["stages"][1:]}
-    (tmp_path / "recipe.json").write_text(json.dumps({name: value for name, value in recipe.items() if name != "model"}))
-    again = [*arguments[:-1], str(tmp_path / "again"), "--max_train_steps", "1", "--learning_rate", "1e-9"]
-    run_script(*again)
-    saved = [load_file(tmp_path / run / "model" / "model.safetensors") for run in ("run", "again")]
-    for name, weights in saved[0].items():
-        if "codebook" not in name:
-            torch.testing.assert_close(saved[1][name], weights, rtol=1e-2, atol=1e-3)
