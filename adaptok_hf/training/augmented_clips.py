@@ -3,16 +3,15 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from PIL import Image
 from torch import nn
 
 from ..data import VideoFolderClips
 from ..models.configuration_adaptok import AdapTokConfig
+from .folder_batches import FolderBatches
 
 SPEED_SHARES = (0.6, 0.25, 0.15)  # every frame, every second, every third
 REVERSED_SHARE = 0.5
@@ -24,7 +23,7 @@ SMALLEST_PHOTO_WINDOW = 0.35
 LARGEST_DRIFT = 0.4  # of a photo's window over a clip, in the photo's side
 
 
-class AugmentedBatches:
+class AugmentedBatches(FolderBatches):
     """Random clips, mirrored, reversed, zoomed, faster, brighter or darker, of videos that are kept on the device.
 
     A photo becomes a clip in which a window moves and zooms.
@@ -58,11 +57,6 @@ class AugmentedBatches:
         self.num_videos: int | None = len(videos)
         self.num_frames, self.size, self.device = config.num_frames, config.image_size, device
 
-    def next_batch(self, batch_size: int) -> torch.Tensor:
-        """Return this process' share of a batch, uint8 (clips, frames, 3, size, size). Call it in `shared_sampling`."""
-        state = PartialState()
-        return self.sample(batch_size)[state.process_index :: state.num_processes]
-
     def sample(self, count: int) -> torch.Tensor:
         """Return random clips, by the global generator: the same on every process if its state is."""
         from_photos = 0 if self.photos is None else int((torch.rand(count) < self.photo_share).sum())
@@ -70,12 +64,6 @@ class AugmentedBatches:
         clips += [self._sample_photos(from_photos)] if from_photos else []
         order = torch.randperm(count).to(self.device)
         return self._change_colors(torch.cat(clips))[order].round().byte()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}  # samples depend on seed and step only
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
 
     def _sample_videos(self, count: int) -> torch.Tensor:
         index = torch.multinomial(self.weights, count, replacement=True)

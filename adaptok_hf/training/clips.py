@@ -33,6 +33,7 @@ from ..data import (
 from ..models.configuration_adaptok import AdapTokConfig
 from .arguments import ClipArguments, DatasetArguments, require
 from .augmented_clips import AugmentedBatches
+from .folder_batches import FolderBatches
 
 
 @contextmanager
@@ -42,31 +43,6 @@ def shared_sampling(seed: int, step: int):
         seed_of_step = np.random.SeedSequence([seed, step]).generate_state(1)[0]
         torch.default_generator.manual_seed(int(seed_of_step))  # `torch.manual_seed` would reach the accelerators too
         yield
-
-
-class FolderBatches:
-    """Random clips of videos that are kept in memory, on every process."""
-
-    def __init__(self, folders: Sequence[Path], folder_weights: Sequence[float], config: AdapTokConfig):
-        self.videos = VideoFolderClips(folders, config.num_frames, config.image_size)
-        self.weights = self.videos.sampling_weights(folder_weights)
-        self.num_videos: int | None = len(self.videos)
-
-    def next_batch(self, batch_size: int) -> torch.Tensor:
-        """Return this process' share of a batch, uint8 (clips, frames, 3, size, size). Call it in `shared_sampling`."""
-        state = PartialState()
-        return self.sample(batch_size)[state.process_index :: state.num_processes]
-
-    def sample(self, count: int) -> torch.Tensor:
-        """Return random clips, by the global generator: the same on every process if its state is."""
-        indices = torch.multinomial(self.weights, count, replacement=True)
-        return torch.stack([self.videos[int(index)]["pixel_values_videos"] for index in indices])
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}  # samples depend on seed and step only
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
 
 
 class StreamBatches:
@@ -135,9 +111,7 @@ class JoinedSources:
         return self.sources[index].read_shard(shard - (self._ends[index - 1] if index else 0))
 
 
-def open_clips(
-    args: ClipArguments, config: AdapTokConfig
-) -> tuple[FolderBatches | StreamBatches | AugmentedBatches, VideoFolderClips | None]:
+def open_clips(args: ClipArguments, config: AdapTokConfig) -> tuple[FolderBatches | StreamBatches, VideoFolderClips | None]:
     """Return the training clips and, with a `val_folder`, the validation clips; relative paths start at `data_root`.
 
     Raises:

@@ -11,7 +11,8 @@ from torch import nn
 from ...models.configuration_adaptok_scorer import AdapTokScorerConfig
 from ...models.modeling_adaptok import AdapTokModel
 from ...models.modeling_adaptok_scorer import AdapTokScorerModel
-from ..clips import FolderBatches, StreamBatches
+from ..clips import StreamBatches
+from ..folder_batches import FolderBatches
 from ..scorer.examples import measure_example, sample_settings
 from ..scorer.targets import BlockLoss
 from .arguments import ScorerInitialization

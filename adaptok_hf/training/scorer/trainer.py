@@ -6,7 +6,8 @@ from accelerate.utils import set_seed
 from ...data import VideoFolderClips
 from ...models.modeling_adaptok import AdapTokModel
 from ..arguments import epochs_to_steps, share_of_batch
-from ..clips import FolderBatches, StreamBatches, shared_sampling
+from ..clips import StreamBatches, shared_sampling
+from ..folder_batches import FolderBatches
 from ..run_folder import Progress, RunFolder
 from ..trainer import Trainer
 from .arguments import Arguments

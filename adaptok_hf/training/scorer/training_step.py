@@ -11,7 +11,8 @@ from ...models.configuration_adaptok import AdapTokConfig
 from ...models.configuration_adaptok_scorer import AdapTokScorerConfig
 from ...models.modeling_adaptok import AdapTokModel
 from ...models.modeling_adaptok_scorer import AdapTokScorerModel
-from ..clips import FolderBatches, StreamBatches
+from ..clips import StreamBatches
+from ..folder_batches import FolderBatches
 from .arguments import Arguments, ExampleArguments
 from .examples import measure_example, sample_settings
 from .targets import BlockLoss

@@ -10,9 +10,9 @@ from ...losses import TokenizerLoss, scheduled_sampling_ratio
 from ...metrics.lpips_network import LPIPSNetwork
 from ...models.attention_masks import kept_tokens
 from ...models.modeling_adaptok import AdapTokModel
-from ..augmented_clips import AugmentedBatches
 from ..block_mask_sampler import sample_grouped_token_counts, sample_token_counts
-from ..clips import FolderBatches, StreamBatches, shared_sampling
+from ..clips import StreamBatches, shared_sampling
+from ..folder_batches import FolderBatches
 from ..run_folder import Progress, RunFolder
 from ..sharding import ShardedAverage, save_shards_with_checkpoints, shard, whole_copy
 from ..trainer import Trainer
@@ -57,7 +57,7 @@ class TokenizerTrainer(Trainer):
         args: Arguments,
         run: RunFolder,
         model: AdapTokModel,
-        clips: FolderBatches | StreamBatches | AugmentedBatches,
+        clips: FolderBatches | StreamBatches,
         val_clips: VideoFolderClips | None,
     ):
         config, accelerator = model.config, run.accelerator
