@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from adaptok_hf.cli.program import run_program, run_script, take_debug
+from adaptok_hf.cli.program import STOP_SIGNALS, run_program, run_script, take_debug
 
 
 def raising(error: BaseException):
@@ -59,6 +59,17 @@ def test_a_script_exits(monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         run_script(raising(KeyError("a")))
     assert stop.value.code == 1 and "train.py: error: KeyError" in capsys.readouterr().err and "--debug" not in sys.argv
+
+
+@pytest.fixture(autouse=True)
+def signals():
+    """As a terminal starts a program; in the background, or under nohup, some are ignored."""
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.skipif(not hasattr(signal, "raise_signal"), reason="no signals")
