@@ -32,6 +32,16 @@ class BlockCache(DynamicCache):
         tensors = [t for layer in self.layers if layer.is_initialized for t in (layer.keys, layer.values)]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
+    def repeat(self, times: int) -> "BlockCache":
+        """Return a copy in which each row stands `times` times in a row; this one stays as it is."""
+        repeated = BlockCache()
+        repeated.num_blocks, repeated.spans = self.num_blocks, list(self.spans)
+        repeated.kept = None if self.kept is None else self.kept.repeat_interleave(times, dim=0)
+        for index, layer in enumerate(self.layers):
+            if layer.is_initialized:
+                repeated.update(layer.keys.repeat_interleave(times, 0), layer.values.repeat_interleave(times, 0), index)
+        return repeated
+
     def check_next(self, attention_type: str, batch: int, num_blocks: int, clip_blocks: int) -> None:
         """Raise `ValueError` unless `num_blocks` blocks of `batch` rows can follow what is in the cache."""
         if attention_type == "full":
