@@ -5,29 +5,38 @@ Every strategy reads `scores`, the predicted or measured loss of each block at e
 position; counts have the same shape without the last axis. `STRATEGIES` says what each strategy needs.
 """
 
+from .beam_search import AssignmentTree, SearchAllocation, search
 from .bisection import BisectionAllocation, bidelta, bithr
 from .budgets import published_budgets
 from .integer_program import ProgramSolution, solve_program
 from .rate_control import RateController
+from .reward import assignments, proxy_reward, reward_percentile, reward_price
 from .strategies import JointAllocation, fixed, ipal, joint, quality, threshold
 from .strategy_table import STRATEGIES, AllocationRequest, Strategy, allocate
 
 __all__ = [
     "STRATEGIES",
     "AllocationRequest",
+    "AssignmentTree",
     "BisectionAllocation",
     "JointAllocation",
     "ProgramSolution",
     "RateController",
+    "SearchAllocation",
     "Strategy",
     "allocate",
+    "assignments",
     "bidelta",
     "bithr",
     "fixed",
     "ipal",
     "joint",
     "published_budgets",
+    "proxy_reward",
     "quality",
+    "reward_percentile",
+    "reward_price",
+    "search",
     "solve_program",
     "threshold",
 ]

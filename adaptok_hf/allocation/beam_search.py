@@ -9,10 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from .budgets import Rounding, is_finite_number, level_total
-from .exact_solvers import solve_dynamic
 
 Assignment = tuple[int, ...]
 
@@ -22,68 +21,72 @@ BEAM_WIDTH = 10
 _MAX_PRICES = 16
 
 
+def search_levels(latents_per_block: int, step: int) -> list[int]:
+    """Return token counts that a beam tries: 1, 2, 3, 4, 6, 8, 12, 16, ... times `step`, and all latents of a block."""
+    multiples = sorted({factor * 2**power for factor in (2, 3) for power in range(latents_per_block.bit_length())} | {1})
+    return [step * multiple for multiple in multiples if step * multiple < latents_per_block] + [latents_per_block]
+
+
 @dataclass(eq=False)
 class AssignmentTree:
     """The losses of one clip's assignments, measured when they are first needed.
 
     Args:
-        measure: token counts of the first q blocks -> (levels,) losses of block q, one per level. Lower is better.
-        levels: the candidate token counts of a block, rising.
+        measure: counts of the first q blocks, and candidate counts of block q -> (candidates,) losses of block q. Lower is
+            better.
+        levels: the counts that a beam tries for a block, rising.
         num_blocks: blocks of the clip that count.
 
     Attributes:
-        losses: what was measured, by the counts of the blocks before.
+        losses: what was measured: counts of the first blocks -> the loss of the last of them.
     """
 
-    measure: Callable[[Assignment], NDArray[np.float64]]
+    measure: Callable[[Assignment, Sequence[int]], ArrayLike]
     levels: Sequence[int]
     num_blocks: int
-    losses: dict[Assignment, NDArray[np.float64]] = field(default_factory=dict)
+    losses: dict[Assignment, float] = field(default_factory=dict)
 
-    def children(self, counts: Assignment) -> NDArray[np.float64]:
-        """Return the losses of the next block after these counts, (levels,)."""
-        if counts not in self.losses:
-            losses = np.asarray(self.measure(counts), dtype=np.float64)
-            if losses.shape != (len(self.levels),) or not np.isfinite(losses).all():
-                raise ValueError(f"expected {len(self.levels)} finite losses after the counts {counts}, got {losses}")
-            self.losses[counts] = losses
-        return self.losses[counts]
-
-    @property
-    def num_decoded(self) -> int:
-        """Blocks that were decoded for it, at one level each."""
-        return len(self.losses) * len(self.levels)
+    def next_losses(self, counts: Assignment, levels: Sequence[int] | None = None) -> list[float]:
+        """Return the loss of the next block at each of these levels (by default, all) after these counts."""
+        levels = self.levels if levels is None else levels
+        if missing := [level for level in levels if (*counts, level) not in self.losses]:
+            losses = np.asarray(self.measure(counts, missing), dtype=np.float64)
+            if losses.shape != (len(missing),) or not np.isfinite(losses).all():
+                raise ValueError(f"expected {len(missing)} finite losses after the counts {counts}, got {losses}")
+            self.losses |= {(*counts, level): loss for level, loss in zip(missing, losses.tolist(), strict=True)}
+        return [self.losses[*counts, level] for level in levels]
 
     def loss(self, counts: Assignment) -> float:
-        """Return the summed loss of the blocks at these counts."""
-        chosen = [self.children(counts[:block])[self.levels.index(count)] for block, count in enumerate(counts)]
-        return math.fsum(chosen)
+        """Return the summed loss of the blocks at these counts, which need not be levels."""
+        return math.fsum(self.next_losses(counts[:block], counts[block : block + 1])[0] for block in range(len(counts)))
 
-    def best(self, price: float, width: int = BEAM_WIDTH) -> Assignment:
-        """Return the assignment with the lowest loss + price * tokens that a beam of this width finds.
+    def run_beam(self, price: float, width: int = BEAM_WIDTH) -> None:
+        """Measure the assignments with a low loss + price * tokens, keeping the `width` lowest after each block.
 
-        It is the best of all if `width` is at least `len(levels) ** (num_blocks - 1)`. Ties go to fewer tokens.
+        The lowest of all is among them if `width` is at least `len(levels) ** (num_blocks - 1)`.
         """
         beam: list[tuple[float, int, Assignment]] = [(0.0, 0, ())]
         for _ in range(self.num_blocks):
             longer = [
                 (cost + loss + price * level, tokens + level, (*counts, level))
                 for cost, tokens, counts in beam
-                for level, loss in zip(self.levels, self.children(counts).tolist(), strict=True)
+                for level, loss in zip(self.levels, self.next_losses(counts), strict=True)
             ]
             beam = sorted(longer)[:width]
-        return beam[0][2]
 
     def best_by_tokens(self) -> dict[int, tuple[float, Assignment]]:
         """Return for each total of tokens the best assignment among those measured so far, with its summed loss."""
         best: dict[int, tuple[float, Assignment]] = {}
-        for counts, losses in self.losses.items():
-            if len(counts) == self.num_blocks - 1:
-                before, tokens = self.loss(counts), sum(counts)
-                for level, loss in zip(self.levels, losses.tolist(), strict=True):
-                    found = before + loss, (*counts, level)
-                    best[tokens + level] = min(best.get(tokens + level, found), found)
-        return best
+        for counts in self.losses:
+            if len(counts) == self.num_blocks:
+                found, tokens = (self.loss(counts), counts), sum(counts)
+                best[tokens] = min(best.get(tokens, found), found)
+        return best or {0: (0.0, ())}
+
+    def best(self, price: float) -> Assignment:
+        """Return the assignment with the lowest loss + price * tokens among those measured; ties go to fewer tokens."""
+        known = self.best_by_tokens()
+        return known[min(known, key=lambda tokens: (known[tokens][0] + price * tokens, tokens))][1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,43 +96,45 @@ class SearchAllocation:
     Attributes:
         token_counts: (clips, K) int64; 0 for blocks that are not valid.
         objective: summed loss of the valid blocks at these counts, as measured.
-        num_decoded: blocks that were decoded for it, at one level each.
+        decoded_blocks: how many were decoded for it, counting each level.
     """
 
     token_counts: NDArray[np.int64]
     objective: float
-    num_decoded: int
+    decoded_blocks: int
 
     @property
     def certificate(self) -> dict[str, float]:
         """Objective and block decodes."""
-        return {"objective": self.objective, "decoded_blocks": self.num_decoded}
+        return {"objective": self.objective, "decoded_blocks": self.decoded_blocks}
 
 
 def search(
     trees: Sequence[AssignmentTree],
     *,
+    step: int,
     num_positions: int,
     budget: float | None = None,
     price: float | None = None,
     rounding: Rounding | None = None,
     width: int = BEAM_WIDTH,
-    candidates: Sequence[NDArray[np.int64]] = (),
+    candidates: Sequence[ArrayLike] = (),
 ) -> SearchAllocation:
     """Choose the token counts of whole clips by measured losses.
 
-    At a price every clip is decided alone. With a budget, the price is bisected until the clips spend about the budget;
-    then an exact program over everything measured on the way spends it to the last level.
+    At a price every clip is decided alone. With a budget, the price is bisected until the clips spend about the budget; then an
+    exact program over everything measured on the way spends it, and the best block takes what may be left over.
 
     Args:
-        trees: one per clip, all with the same levels: the multiples of the first of them.
+        trees: one per clip. Their levels are multiples of `step`, the last of them all latents of a block.
+        step: the budget is spent in steps of so many tokens.
         num_positions: K, the width of the result.
         budget: average tokens per block over all clips.
         price: loss per token that a token must save to be kept, at least 0.
         rounding: as for [`joint`].
-        width: assignments that the beam keeps after each block.
-        candidates: (clips, K) token counts, such as other strategies choose: each clip may also take its counts of these, so
-            with a budget that they meet the result is never worse than any of them.
+        width: assignments that a beam keeps after each block.
+        candidates: (clips, K) token counts, such as other strategies choose. Each clip may also take its counts of these: if
+            they meet the budget, the result is never worse than any of them.
 
     Raises:
         ValueError: not exactly one of budget and price, or a budget that cannot be met.
@@ -139,68 +144,83 @@ def search(
     for counts in candidates:
         for tree, row in zip(trees, np.asarray(counts).tolist(), strict=True):
             tree.loss(tuple(row[: tree.num_blocks]))
-    if price is not None:
-        if not is_finite_number(price) or price < 0:
-            raise ValueError(f"`price` must be a finite number of at least 0 (loss per token), got {price!r}.")
-        chosen = [_best_known(tree, price, width) for tree in trees]
+    if budget is not None:
+        chosen = _meet_budget(trees, budget, step, rounding, width)
+    elif not is_finite_number(price) or price < 0:
+        raise ValueError(f"`price` must be a finite number of at least 0 (loss per token), got {price!r}.")
     else:
-        chosen = _meet_budget(trees, budget, rounding, width)
+        for tree in trees:
+            tree.run_beam(price, width)
+        chosen = [tree.best(price) for tree in trees]
     token_counts = np.zeros((len(trees), num_positions), dtype=np.int64)
     for row, counts in zip(token_counts, chosen, strict=True):
         row[: len(counts)] = counts
     objective = math.fsum(tree.loss(counts) for tree, counts in zip(trees, chosen, strict=True))
-    return SearchAllocation(token_counts, objective, sum(tree.num_decoded for tree in trees))
-
-
-def _best_known(tree: AssignmentTree, price: float, width: int) -> Assignment:
-    """Return the best assignment at a price among all that are measured after a beam has run."""
-    if not tree.num_blocks:
-        return ()
-    tree.best(price, width)
-    by_tokens = tree.best_by_tokens()
-    tokens = min(by_tokens, key=lambda tokens: (by_tokens[tokens][0] + price * tokens, tokens))
-    return by_tokens[tokens][1]
+    return SearchAllocation(token_counts, objective, sum(len(tree.losses) for tree in trees))
 
 
 def _meet_budget(
-    trees: Sequence[AssignmentTree], budget: float, rounding: Rounding | None, width: int
+    trees: Sequence[AssignmentTree], budget: float, step: int, rounding: Rounding | None, width: int
 ) -> list[Assignment]:
     num_blocks = sum(tree.num_blocks for tree in trees)
     if not num_blocks:
         return [() for _ in trees]
-    levels = trees[0].levels
-    step = levels[0]
-    extra = level_total(budget, num_blocks=num_blocks, num_levels=len(levels), step=step, rounding=rounding)
-    total = (extra + num_blocks) * step
-    # an assignment that meets the budget is always among those measured: the counts as equal as they can be
-    remaining, blocks = total // step, num_blocks
-    for tree in trees:
-        counts = []
-        for _ in range(tree.num_blocks):
-            counts.append(step * round(remaining / blocks))
-            remaining, blocks = remaining - counts[-1] // step, blocks - 1
-        tree.loss(tuple(counts))
-    low, high = 0.0, None  # prices: at `low` at least the budget is spent, at `high` less
-    price = _first_price(trees)
+    num_levels = trees[0].levels[-1] // step
+    steps = num_blocks + level_total(budget, num_blocks=num_blocks, num_levels=num_levels, step=step, rounding=rounding)
+    total, low, high, price = steps * step, 0.0, math.inf, _average_gain(trees)
     for _ in range(_MAX_PRICES):
-        spent = sum(sum(_best_known(tree, price, width)) for tree in trees)
+        for tree in trees:
+            tree.run_beam(price, width)
+        spent = sum(sum(tree.best(price)) for tree in trees)
         if abs(spent - total) <= step * len(trees):
             break
         low, high = (price, high) if spent > total else (low, price)
-        price = 4 * price if high is None else math.sqrt(low * high) if low else high / 4
-    tables = [tree.best_by_tokens() for tree in trees]
-    costs = np.full((len(trees), max(map(max, (table or [0] for table in tables))) // step + 1), math.inf)
-    for row, table in zip(costs, tables, strict=True):
-        if not table:
-            row[0] = 0.0
-        for tokens, (loss, _) in table.items():
-            row[tokens // step] = loss
-    spent = solve_dynamic(costs, total // step) * step
-    return [table[tokens][1] if table else () for table, tokens in zip(tables, spent.tolist(), strict=True)]
+        price = 4 * price if high == math.inf else math.sqrt(low * high) if low else high / 4
+    for tree in trees:  # the fewest tokens, so that no budget is out of reach
+        tree.loss((step,) * tree.num_blocks)
+    chosen = _spend([tree.best_by_tokens() for tree in trees], total)
+    return _add_rest(trees, chosen, total - sum(map(sum, chosen)))
 
 
-def _first_price(trees: Sequence[AssignmentTree]) -> float:
+def _spend(tables: Sequence[dict[int, tuple[float, Assignment]]], total: int) -> list[Assignment]:
+    """Return one assignment of each table with the lowest summed loss of those that spend the most up to `total`."""
+    # as many tokens as any choice of the first tables spends -> its loss, and the choice of the last of them
+    history: list[dict[int, tuple[float, int]]] = [{0: (0.0, 0)}]
+    for table in tables:
+        sums: dict[int, tuple[float, int]] = {}
+        for spent, (before, _) in history[-1].items():
+            for tokens, (loss, _) in table.items():
+                found = before + loss, tokens
+                if spent + tokens <= total:
+                    sums[spent + tokens] = min(sums.get(spent + tokens, found), found)
+        history.append(sums)
+    spent, chosen = max(history[-1]), []
+    for table, sums in zip(reversed(tables), reversed(history), strict=False):
+        tokens = sums[spent][1]
+        chosen.append(table[tokens][1])
+        spent -= tokens
+    return chosen[::-1]
+
+
+def _add_rest(trees: Sequence[AssignmentTree], chosen: list[Assignment], rest: int) -> list[Assignment]:
+    """Give tokens that are left over to the block that gains most from them, and on if it is then full."""
+    while rest:
+        best = None
+        for clip, (tree, counts) in enumerate(zip(trees, chosen, strict=True)):
+            for block, count in enumerate(counts):
+                more = min(rest, tree.levels[-1] - count)
+                if more:
+                    longer = (*counts[:block], count + more, *counts[block + 1 :])
+                    found = (tree.loss(longer) - tree.loss(counts)) / more, clip, longer, more
+                    best = found if best is None else min(best, found)
+        _, clip, longer, more = best
+        chosen = [longer if index == clip else counts for index, counts in enumerate(chosen)]
+        rest -= more
+    return chosen
+
+
+def _average_gain(trees: Sequence[AssignmentTree]) -> float:
     """Return what a token gains on average from the fewest to the most, where nothing else is known."""
-    gains = [tree.children(())[0] - tree.children(())[-1] for tree in trees if tree.num_blocks]
-    width = trees[0].levels[-1] - trees[0].levels[0]
-    return max(float(np.mean(gains)) / max(width, 1), 1e-9)
+    ends = trees[0].levels[0], trees[0].levels[-1]
+    gains = [-np.diff(tree.next_losses((), ends)).item() for tree in trees if tree.num_blocks]
+    return max(float(np.mean(gains)) / max(ends[1] - ends[0], 1), 1e-9)

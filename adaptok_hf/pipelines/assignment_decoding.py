@@ -34,7 +34,7 @@ LOSSES: dict[str, Loss] = {"mse": mse, "rmse": rmse, "psnr": psnr}
 
 
 class BlockDecoder:
-    """Decodes the next block of a clip at every level, after any counts of the blocks before.
+    """Decodes the next block of a clip at some counts, after any counts of the blocks before.
 
     The keys and values of counts that were asked for are kept, so each step decodes one block only.
 
@@ -42,25 +42,21 @@ class BlockDecoder:
         tokenizer: must be adaptive.
         frames: (frames, channels, image_size, image_size) floats in [0, 1], the original, on the tokenizer's device.
         codes: (blocks, latents_per_block) long, what the tokenizer made of it.
-        levels: token counts.
         loss: of blocks.
     """
 
-    def __init__(
-        self, tokenizer: AdapTokModel, frames: torch.Tensor, codes: torch.Tensor, levels: Sequence[int], loss: Loss
-    ):
-        self.tokenizer, self.codes, self.levels, self.loss = tokenizer, codes, list(levels), loss
+    def __init__(self, tokenizer: AdapTokModel, frames: torch.Tensor, codes: torch.Tensor, loss: Loss):
+        self.tokenizer, self.codes, self.loss = tokenizer, codes, loss
         self.blocks = frames.split(tokenizer.config.tubelet_size)
         self.is_causal = tokenizer.config.decoder_attention_type != "full"
         self.caches: dict[Assignment, BlockCache] = {(): BlockCache()}
 
     @torch.inference_mode()
-    def __call__(self, counts: Assignment) -> np.ndarray:
+    def __call__(self, counts: Assignment, levels: Sequence[int]) -> np.ndarray:
         """Return the losses (levels,) of the block after those with these counts."""
         block, losses = len(counts), []
-        for start in range(0, len(self.levels), _ROWS_AT_ONCE):
-            levels = torch.tensor(self.levels[start : start + _ROWS_AT_ONCE], device=self.codes.device)
-            decoded = self._decode(counts, levels)[:, -len(self.blocks[block]) :].float().clamp(0, 1)
+        for some in torch.tensor(levels, device=self.codes.device).split(_ROWS_AT_ONCE):
+            decoded = self._decode(counts, some)[:, -len(self.blocks[block]) :].float().clamp(0, 1)
             losses.append(self.loss(decoded, self.blocks[block].expand_as(decoded)))
         return torch.cat(losses).double().cpu().numpy()
 
@@ -98,7 +94,7 @@ def assignment_trees(
         frames: (clips, frames, channels, image_size, image_size) floats in [0, 1], on the tokenizer's device.
         codes: (clips, blocks, latents_per_block) long, there too.
         valid: (clips, blocks) bool; the blocks that are not valid come last.
-        levels: token counts.
+        levels: token counts that a beam tries.
         loss: `"mse"`, `"rmse"`, `"psnr"` or a callable: (rows, frames, channels, height, width) decoded and original in
             [0, 1] -> (rows,), lower is better.
 
@@ -110,6 +106,6 @@ def assignment_trees(
             raise ValueError(f"a loss is {', '.join(map(repr, LOSSES))} or a callable, got {loss!r}")
         loss = LOSSES[loss]
     return [
-        AssignmentTree(BlockDecoder(tokenizer, clip, clip_codes, levels, loss), levels, int(blocks))
+        AssignmentTree(BlockDecoder(tokenizer, clip, clip_codes, loss), levels, int(blocks))
         for clip, clip_codes, blocks in zip(frames, codes, valid.sum(1), strict=True)
     ]

@@ -1,0 +1,1 @@
+"""Labels for routers, and their training."""
