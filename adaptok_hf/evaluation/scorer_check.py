@@ -38,6 +38,6 @@ def score_curves(
             latents, quantized = encoded.latents[:, :end], encoded.quantized[:, :end]
             predicted.append(pipeline.scorer(latents, quantized, counts).scores[0, -1].float())
             frames = video[:, : end * config.tubelet_size]
-            measured.append(measure_levels(tokenizer, frames, quantized, counts, levels, block_loss)[0])
+            measured.append(measure_levels(tokenizer, frames, quantized, counts, end - 1, levels, block_loss)[0])
     shape = (len(videos), config.num_blocks, len(levels))
     return torch.stack(predicted).view(shape).cpu(), torch.stack(measured).view(shape).cpu(), levels

@@ -18,6 +18,8 @@ class AdapTokScorerConfig(PreTrainedConfig):
             standardised; the model's output is turned back with them.
         target (`str`, *optional*): which loss the scores predict, such as `"perceptual"` (LPIPS of a block's frames, the
             paper's); for the record, nothing is computed from it.
+        target_span (`str`, *optional*): `"block"`, a block's own loss (the paper's), or `"clip"`, with what the block costs
+            those that follow; for the record too.
         initializer_range (`float`): standard deviation of the initial position table.
 
     Raises `ValueError` where the numbers do not fit together.
@@ -39,6 +41,7 @@ class AdapTokScorerConfig(PreTrainedConfig):
     score_mean: float = 0.0
     score_std: float = 1.0
     target: str | None = None
+    target_span: str | None = None
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):

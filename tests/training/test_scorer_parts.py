@@ -88,7 +88,7 @@ def test_measured_levels_are_those_of_the_whole_clip():
     quantized = tokenizer.encode(video).quantized
     counts = torch.tensor([[3, 16, 1, 7], [9, 2, 5, 4]])
     losses = module.measure_levels(
-        tokenizer, video[:, :8], quantized[:, :2], counts[:, :2], (4, 16), module.BlockLoss("mse")
+        tokenizer, video[:, :8], quantized[:, :2], counts[:, :2], 1, (4, 16), module.BlockLoss("mse")
     )
     assert losses.shape == (2, 2) and counts[0, 1] == 16, "the caller's counts stay"
     for index, count in enumerate((4, 16)):
@@ -99,10 +99,31 @@ def test_measured_levels_are_those_of_the_whole_clip():
         torch.testing.assert_close(losses[:, index], expected, rtol=1e-4, atol=1e-6)
 
 
+def test_the_span_of_a_clip_adds_what_later_blocks_lose():
+    tokenizer, block_loss = make_tokenizer(), scorer_targets.BlockLoss("mse")
+    video = torch.rand(2, 16, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    quantized = tokenizer.encode(video).quantized
+    counts = torch.tensor([[3, 16, 1, 7], [9, 2, 5, 4]])
+    losses = scorer_targets.measure_levels(tokenizer, video, quantized, counts, 1, (4, 8), block_loss)
+
+    def blocks(count: int) -> torch.Tensor:
+        here = counts.clone()
+        here[:, 1] = count
+        with torch.no_grad():
+            decoded = tokenizer.decode(quantized=quantized, token_counts=here).pixel_values_videos.clamp(0, 1)
+        return (decoded - video).square().unflatten(1, (4, 4)).flatten(2).mean(2)
+
+    for index, count in enumerate((4, 8)):
+        few, full = blocks(count), blocks(16)
+        expected = few[:, 1] + (few[:, 2:] - full[:, 2:]).sum(1)
+        torch.testing.assert_close(losses[:, index], expected, rtol=1e-4, atol=1e-6)
+        assert not torch.allclose(losses[:, index], few[:, 1]), "later blocks count"
+
+
 def test_sampled_settings():
     module, config = scorer_examples, AdapTokScorerConfig(**SCORER_CONFIG)
     torch.manual_seed(0)
-    many = [module.sample_settings(config, 6, 2, True) for _ in range(50)]
+    many = [module.sample_settings(config, 6, 2, True, "block") for _ in range(50)]
     assert {settings.block for settings in many} == {0, 1, 2, 3}
     assert {tuple(settings.levels.tolist()) for settings in many} == {(a, b) for a in range(4) for b in range(a + 1, 4)}
     for settings in many:
@@ -112,8 +133,9 @@ def test_sampled_settings():
         for name in ("counts", "zoom"):
             together = torch.stack([getattr(share, name) for share in shares], dim=1).flatten(0, 1)
             assert torch.equal(together, getattr(settings, name))
-    assert module.sample_settings(config, 6, None, False).levels.tolist() == [0, 1, 2, 3]
-    assert module.sample_settings(config, 6, None, False).zoom is None
+    assert module.sample_settings(config, 6, None, False, "block").levels.tolist() == [0, 1, 2, 3]
+    assert module.sample_settings(config, 6, None, False, "block").zoom is None
+    assert module.sample_settings(config, 6, None, False, "clip").counts.shape == (6, 4)
 
 
 def test_zoom_and_contrast():

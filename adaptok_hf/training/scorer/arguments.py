@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import get_args
 
 from ..arguments import ClipArguments, LengthArguments, RunArguments, check_positive
-from .targets import Target
+from .targets import Span, Target
 
 
 @dataclass(kw_only=True)
@@ -13,6 +13,10 @@ class ExampleArguments:
 
     tokenizer: str = field(metadata={"help": "A trained AdapTokModel, folder or Hub id; it stays as it is."})
     target: Target = field(default="perceptual", metadata={"help": "Loss of a block, see `BlockLoss`."})
+    score_target_span: Span = field(
+        default="block",
+        metadata={"help": "'block': a block's own loss, as the paper; 'clip': with what it costs the blocks that follow."},
+    )
     perceptual_network: str | None = field(
         default=None, metadata={"help": "File with the weights of LPIPS; default: the cached or downloaded one."}
     )
@@ -27,6 +31,8 @@ class ExampleArguments:
     def __post_init__(self):
         if self.target not in get_args(Target):
             raise ValueError(f"target must be one of {', '.join(get_args(Target))}; got {self.target!r}")
+        if self.score_target_span not in get_args(Span):
+            raise ValueError(f"score_target_span must be 'block' or 'clip', got {self.score_target_span!r}")
         check_positive(self, "levels_per_step")
 
 

@@ -8,7 +8,7 @@ import torch
 from ...models.configuration_adaptok_scorer import AdapTokScorerConfig
 from ...models.modeling_adaptok import AdapTokModel
 from ..block_mask_sampler import sample_token_counts
-from .targets import BlockLoss, measure_levels
+from .targets import BlockLoss, Span, measure_levels
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class ExampleSettings:
 
     Args:
         block: the one that is measured; of all clips.
-        counts: (clips, block + 1) long; the last column is ignored.
+        counts: (clips, blocks) long, up to and with `block` or of whole clips; those of `block` are ignored.
         levels: (levels,) long, indices of the levels measured, rising.
         zoom: (clips, 4) in [0, 1), see `zoom_and_contrast`; `None` leaves clips as they are.
     """
@@ -39,7 +39,7 @@ class Example:
     Args:
         latents, quantized: (clips, blocks, latents_per_block, hidden_size) float32, up to and with the block measured.
         counts: (clips, blocks) long, the last block full.
-        losses: (clips, levels) float32, of the last block.
+        losses: (clips, levels) float32, of the last block's counts.
     """
 
     latents: torch.Tensor
@@ -48,11 +48,17 @@ class Example:
     losses: torch.Tensor
 
 
-def sample_settings(config: AdapTokScorerConfig, batch_size: int, levels: int | None, augment: bool) -> ExampleSettings:
-    """Sample a block, counts of the earlier ones (the tokenizer's block-mask sampler), and so many levels (`None`: all) by
-    torch's global generator."""
+def sample_settings(
+    config: AdapTokScorerConfig, batch_size: int, levels: int | None, augment: bool, span: Span
+) -> ExampleSettings:
+    """Sample a block, counts of the others (the tokenizer's block-mask sampler), and so many levels (`None`: all) by torch's
+    global generator.
+
+    Args:
+        span: `"block"`: only blocks up to the one that is measured are decoded; `"clip"`: those that follow count too.
+    """
     block = int(torch.randint(config.num_blocks, ()))
-    counts = sample_token_counts(batch_size, block + 1, config.latents_per_block)
+    counts = sample_token_counts(batch_size, block + 1 if span == "block" else config.num_blocks, config.latents_per_block)
     chosen = torch.randperm(config.num_levels)[:levels].sort().values
     return ExampleSettings(block, counts, chosen, torch.rand(batch_size, 4) if augment else None)
 
@@ -61,24 +67,25 @@ def sample_settings(config: AdapTokScorerConfig, batch_size: int, levels: int | 
 def measure_example(
     tokenizer: AdapTokModel, videos: torch.Tensor, settings: ExampleSettings, score_step: int, block_loss: BlockLoss
 ) -> Example:
-    """Encode clips, decode them at each level, and measure the loss of the last block.
+    """Encode clips, decode them with each level of a block, and measure what it loses.
 
     Args:
         videos: uint8 (clips, frames, 3, height, width).
         settings: for these clips.
         score_step: the scorer's tokens from level to level.
     """
-    device, config = tokenizer.device, tokenizer.config
-    video = videos[:, : (settings.block + 1) * config.tubelet_size].to(device).float() / 255
+    device, config, block = tokenizer.device, tokenizer.config, settings.block
+    counts = settings.counts.to(device)
+    video = videos[:, : counts.shape[1] * config.tubelet_size].to(device).float() / 255
     if settings.zoom is not None:
         video = zoom_and_contrast(video, settings.zoom)
-    counts = settings.counts.to(device)
     encoded = tokenizer.encode(video)
     levels = ((settings.levels + 1) * score_step).tolist()
-    losses = measure_levels(tokenizer, video, encoded.quantized, counts, levels, block_loss)
-    counts = counts.clone()
+    losses = measure_levels(tokenizer, video, encoded.quantized, counts, block, levels, block_loss)
+    shown = slice(block + 1)
+    counts = counts[:, shown].clone()
     counts[:, -1] = config.latents_per_block
-    return Example(encoded.latents.float(), encoded.quantized.float(), counts, losses)
+    return Example(encoded.latents[:, shown].float(), encoded.quantized[:, shown].float(), counts, losses)
 
 
 def zoom_and_contrast(video: torch.Tensor, amounts: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """What the scorer learns to predict: how far a block's reconstruction is from the original, at each token count."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -10,6 +10,7 @@ from ...metrics.lpips_network import LPIPSNetwork
 from ...models.modeling_adaptok import AdapTokModel
 
 Target = Literal["perceptual", "mse", "psnr", "ssim", "rmse", "l1"]
+Span = Literal["block", "clip"]
 FRAMES_AT_ONCE = 64  # of the perceptual network, which needs much memory
 
 
@@ -80,25 +81,38 @@ def measure_levels(
     video: torch.Tensor,
     quantized: torch.Tensor,
     counts: torch.Tensor,
-    levels: Iterable[int],
+    block: int,
+    levels: Sequence[int],
     block_loss: BlockLoss,
 ) -> torch.Tensor:
-    """Return the loss of the last block at each of `levels`.
+    """Return the loss of a block at each of `levels`, and with it what these take from the blocks that follow.
+
+    Blocks after `block` count by how much worse they are than if `block` had all its tokens. Decoders look at earlier blocks,
+    so the first blocks of a clip are worth more than their own frames show.
 
     Args:
-        video: (batch, frames, 3, height, width) in [0, 1], up to and with the block that is measured.
+        video: (batch, frames, 3, height, width) in [0, 1], up to and with `block`, or more.
         quantized: (batch, blocks, latents_per_block, hidden_size) of these blocks.
-        counts: (batch, blocks) long, the counts of the earlier blocks; the last column is ignored.
-        levels: token counts of the last block.
+        counts: (batch, blocks) long, the counts of the other blocks; those of `block` are ignored.
+        block: the one whose count varies.
+        levels: token counts.
 
     Returns:
         (batch, levels) float32.
     """
-    frames = tokenizer.config.tubelet_size
-    losses = []
-    for count in levels:
-        counts = counts.clone()
-        counts[:, -1] = count
-        decoded = tokenizer.decode(quantized=quantized, token_counts=counts).pixel_values_videos
-        losses.append(block_loss(decoded[:, -frames:], video[:, -frames:]))
-    return torch.stack(losses, dim=1)
+    frames, full = tokenizer.config.tubelet_size, tokenizer.config.latents_per_block
+    follow = quantized.shape[1] > block + 1
+
+    def measure(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        here = counts.clone()
+        here[:, block] = count
+        decoded = tokenizer.decode(quantized=quantized, token_counts=here).pixel_values_videos
+        losses = [
+            block_loss(*(each[:, q * frames : (q + 1) * frames] for each in (decoded, video)))
+            for q in range(block, quantized.shape[1])
+        ]
+        return losses[0], sum(losses[1:], torch.zeros_like(losses[0]))
+
+    measured = {count: measure(count) for count in sorted({*levels, full} if follow else levels)}
+    rest = measured[full][1] if follow else 0.0
+    return torch.stack([measured[count][0] + measured[count][1] - rest for count in levels], dim=1)

@@ -38,7 +38,9 @@ class ScorerTrainer(Trainer):
         if args.difference_weight and config.num_levels < 2:
             raise ValueError(f"difference_weight needs two levels, score_step {config.score_step} gives one")
         if val_clips is not None:
-            self.val_losses = measure_scores(tokenizer, val_clips, config.score_step, block_loss, accelerator)
+            self.val_losses = measure_scores(
+                tokenizer, val_clips, config.score_step, block_loss, accelerator, args.score_target_span
+            )
         set_seed(args.seed)
         self.statistics = measure_statistics(args, config, tokenizer, clips, block_loss, accelerator)
         set_seed(args.seed)
@@ -55,7 +57,9 @@ class ScorerTrainer(Trainer):
         args, accelerator, config = self.args, self.accelerator, self.scorer.config
         with shared_sampling(args.seed, step):
             # before the clips: a stream uses the same generator, but only when it begins
-            settings = sample_settings(config, args.batch_size, args.levels_per_step, args.augment)
+            settings = sample_settings(
+                config, args.batch_size, args.levels_per_step, args.augment, args.score_target_span
+            )
             videos = self.clips.next_batch(args.batch_size)
         settings = settings.of(slice(accelerator.process_index, None, accelerator.num_processes))
         typical_difference = self.statistics.typical_difference[settings.levels[:-1], settings.levels[1:]]

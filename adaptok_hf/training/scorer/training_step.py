@@ -86,13 +86,15 @@ def build_config(
         "num_blocks": tokenizer.num_blocks,
         "latents_per_block": tokenizer.latents_per_block,
     }
-    config = AdapTokScorerConfig(**sizes | {"target": args.target} | entries)
+    config = AdapTokScorerConfig(**sizes | {"target": args.target, "target_span": args.score_target_span} | entries)
     for name, value in sizes.items():
         if getattr(config, name) != value:
             raise ValueError(f"the scorer's {name} is {getattr(config, name)}, the tokenizer's {value}")
     if config.target not in (None, args.target):
         raise ValueError(f"the scorer's target is {config.target!r}, that of this run {args.target!r}")
-    config.target = args.target
+    if config.target_span not in (None, args.score_target_span):
+        raise ValueError(f"the scorer's target_span is {config.target_span!r}, that of this run {args.score_target_span!r}")
+    config.target, config.target_span = args.target, args.score_target_span
     if (args.levels_per_step or 1) > config.num_levels:
         raise ValueError(f"levels_per_step must be 1..{config.num_levels}, got {args.levels_per_step}")
     return config
@@ -135,7 +137,7 @@ def measure_statistics(
     num_parts = args.gradient_accumulation_steps
     means, variances, losses = [], [], []
     for videos in clips.sample(args.statistics_batches * size).split(size):
-        settings = sample_settings(config, size, None, args.augment)
+        settings = sample_settings(config, size, None, args.augment, args.score_target_span)
         for part in range(num_parts):
             share = slice(rank + part * num_processes, None, num_processes * num_parts)
             with accelerator.autocast():
@@ -159,7 +161,7 @@ def build_scorer(args: Arguments, config: AdapTokScorerConfig, statistics: Stati
     """Return the scorer, of standardized inputs, in training mode, on the CPU."""
     if args.init_from:
         scorer = AdapTokScorerModel.from_pretrained(args.init_from, dtype=torch.float32)
-        scorer.config.target = config.target
+        scorer.config.target, scorer.config.target_span = config.target, config.target_span
         InputScale(statistics.scale.mean.cpu(), statistics.scale.std.cpu()).unfold(scorer)
         return scorer.train()
     measured = {"score_mean": statistics.mean, "score_std": statistics.std}

@@ -13,19 +13,24 @@ from torchmetrics.functional import spearman_corrcoef
 from ...data import VideoFolderClips
 from ...models.modeling_adaptok import AdapTokModel
 from ...models.modeling_adaptok_scorer import AdapTokScorerModel
-from .targets import BlockLoss, measure_levels
+from .targets import BlockLoss, Span, measure_levels
 
 BATCH_SIZE = 8
 PICTURE_CLIPS = 4
 
 
-ScoreBlock = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+ScoreBlock = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def measure_scores(
-    tokenizer: AdapTokModel, clips: VideoFolderClips, score_step: int, block_loss: BlockLoss, accelerator: Accelerator
+    tokenizer: AdapTokModel,
+    clips: VideoFolderClips,
+    score_step: int,
+    block_loss: BlockLoss,
+    accelerator: Accelerator,
+    span: Span = "block",
 ) -> torch.Tensor:
-    """Return the loss of every clip, block and level; earlier blocks keep half of their tokens.
+    """Return the loss of every clip, block and level; the other blocks keep half of their tokens.
 
     Every process must call this, and works on its share of the clips.
 
@@ -34,8 +39,10 @@ def measure_scores(
     """
     levels = range(score_step, tokenizer.config.latents_per_block + 1, score_step)
 
-    def measure(video, latents, quantized, counts):
-        return measure_levels(tokenizer, video, quantized, counts, levels, block_loss)
+    def measure(block, video, latents, quantized, counts):
+        seen = slice(None if span == "clip" else block + 1)
+        video = video[:, : quantized[:, seen].shape[1] * tokenizer.config.tubelet_size]
+        return measure_levels(tokenizer, video, quantized[:, seen], counts[:, seen], block, levels, block_loss)
 
     return _score_blocks(tokenizer, clips, accelerator, measure)
 
@@ -45,10 +52,10 @@ def predict_scores(
 ) -> torch.Tensor:
     """Return the scores that a scorer (of inputs as they are, see `InputScale.fold`) predicts for `measure_scores`."""
 
-    def predict(video, latents, quantized, counts):
-        counts = counts.clone()
+    def predict(block, video, latents, quantized, counts):
+        counts = counts[:, : block + 1].clone()
         counts[:, -1] = tokenizer.config.latents_per_block
-        return scorer(latents, quantized, counts).scores[:, -1]
+        return scorer(latents[:, : block + 1], quantized[:, : block + 1], counts).scores[:, -1]
 
     return _score_blocks(tokenizer, clips, accelerator, predict)
 
@@ -57,7 +64,7 @@ def predict_scores(
 def _score_blocks(
     tokenizer: AdapTokModel, clips: VideoFolderClips, accelerator: Accelerator, score: ScoreBlock
 ) -> torch.Tensor:
-    """`score`: video, latents, quantized and counts up to a block -> (batch, levels)."""
+    """`score`: a block, and video, latents, quantized and counts of clips -> (batch, levels)."""
     config = tokenizer.config
     share = range(accelerator.process_index, len(clips), accelerator.num_processes)
     results: dict[int, torch.Tensor] = {}  # by clip
@@ -68,9 +75,8 @@ def _score_blocks(
         blocks = []
         with accelerator.autocast():
             encoded = tokenizer.encode(video)
-            for end in range(1, config.num_blocks + 1):
-                frames = video[:, : end * config.tubelet_size]
-                blocks.append(score(frames, encoded.latents[:, :end], encoded.quantized[:, :end], counts[:, :end]))
+            for block in range(config.num_blocks):
+                blocks.append(score(block, video, encoded.latents, encoded.quantized, counts))
         results |= zip(indices, torch.stack(blocks, dim=1).float().cpu(), strict=True)
     everyone = {index: result for gathered in gather_object([results]) for index, result in gathered.items()}
     return torch.stack([everyone[index] for index in range(len(clips))])
