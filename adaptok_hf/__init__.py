@@ -14,11 +14,13 @@ __version__ = "0.1.0"
 # name -> module that defines it
 _HOMES = {
     "AdapTokConfig": "models.configuration_adaptok",
+    "AdapTokRouterConfig": "models.configuration_adaptok_router",
     "AdapTokScorerConfig": "models.configuration_adaptok_scorer",
     "AdapTokPriorConfig": "models.configuration_adaptok_prior",
     "AdapTokARConfig": "models.configuration_adaptok_ar",
     "AdapTokModel": "models.modeling_adaptok",
     "BlockCache": "models.block_cache",
+    "AdapTokRouterModel": "models.modeling_adaptok_router",
     "AdapTokScorerModel": "models.modeling_adaptok_scorer",
     "AdapTokPriorModel": "models.modeling_adaptok_prior",
     "AdapTokARForCausalLM": "models.modeling_adaptok_ar",
@@ -48,10 +50,12 @@ if TYPE_CHECKING:
     from .models.configuration_adaptok import AdapTokConfig
     from .models.configuration_adaptok_ar import AdapTokARConfig
     from .models.configuration_adaptok_prior import AdapTokPriorConfig
+    from .models.configuration_adaptok_router import AdapTokRouterConfig
     from .models.configuration_adaptok_scorer import AdapTokScorerConfig
     from .models.modeling_adaptok import AdapTokModel
     from .models.modeling_adaptok_ar import AdapTokARForCausalLM
     from .models.modeling_adaptok_prior import AdapTokPriorModel
+    from .models.modeling_adaptok_router import AdapTokRouterModel
     from .models.modeling_adaptok_scorer import AdapTokScorerModel
     from .pipelines.encoded_videos import EncodedVideos
     from .pipelines.pipeline_adaptok import AdapTokPipeline

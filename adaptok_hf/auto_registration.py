@@ -16,9 +16,10 @@ def _register_configs(auto) -> None:
     from .models.configuration_adaptok import AdapTokConfig
     from .models.configuration_adaptok_ar import AdapTokARConfig
     from .models.configuration_adaptok_prior import AdapTokPriorConfig
+    from .models.configuration_adaptok_router import AdapTokRouterConfig
     from .models.configuration_adaptok_scorer import AdapTokScorerConfig
 
-    for config in (AdapTokConfig, AdapTokScorerConfig, AdapTokARConfig, AdapTokPriorConfig):
+    for config in (AdapTokConfig, AdapTokScorerConfig, AdapTokRouterConfig, AdapTokARConfig, AdapTokPriorConfig):
         auto.AutoConfig.register(config.model_type, config)
 
 
@@ -26,9 +27,10 @@ def _register_models(auto) -> None:
     from .models.modeling_adaptok import AdapTokModel
     from .models.modeling_adaptok_ar import AdapTokARForCausalLM
     from .models.modeling_adaptok_prior import AdapTokPriorModel
+    from .models.modeling_adaptok_router import AdapTokRouterModel
     from .models.modeling_adaptok_scorer import AdapTokScorerModel
 
-    for model in (AdapTokModel, AdapTokScorerModel, AdapTokPriorModel):
+    for model in (AdapTokModel, AdapTokScorerModel, AdapTokRouterModel, AdapTokPriorModel):
         auto.AutoModel.register(model.config_class, model)
     auto.AutoModelForCausalLM.register(AdapTokARForCausalLM.config_class, AdapTokARForCausalLM)
 
