@@ -118,7 +118,11 @@ class AdapTokRouterModel(AdapTokRouterPreTrainedModel):
         most = config.num_blocks - (cache.num_blocks if cache is not None else 0)
         whole = config.head == "assignment"
         if num_blocks not in ((config.num_blocks,) if whole else range(1, most + 1)) or (whole and cache is not None):
-            expected = f"{config.num_frames}" if whole else f"a multiple of {config.tubelet_size} up to {most * config.tubelet_size}"
+            expected = (
+                f"{config.num_frames}"
+                if whole
+                else f"a multiple of {config.tubelet_size} up to {most * config.tubelet_size}"
+            )
             raise ValueError(f"{video.shape[1]} frames do not fit a router with head {config.head!r}: expected {expected}")
         if (price is not None) != config.price_conditioned:
             raise ValueError(f"price_conditioned={config.price_conditioned}, but the price is {price!r}")

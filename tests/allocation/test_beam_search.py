@@ -94,7 +94,9 @@ def test_where_blocks_are_alone_it_is_the_certified_program():
     scores = np.sort(np.random.default_rng(0).random((3, 4, 8)))[..., ::-1]
 
     def tree(row):
-        return AssignmentTree(lambda counts, levels: row[len(counts)][[level // 2 - 1 for level in levels]], range(2, 17, 2), 4)
+        return AssignmentTree(
+            lambda counts, levels: row[len(counts)][[level // 2 - 1 for level in levels]], range(2, 17, 2), 4
+        )
 
     found = search([tree(row) for row in scores], step=2, num_positions=4, budget=7, width=512, rounding="floor")
     program = joint(scores, step=2, budget=7, rounding="floor")

@@ -31,7 +31,9 @@ def test_the_highest_reward_has_the_lowest_loss_at_the_price(weight):
     price = reward_price(weight, losses.std(), tokens.std())
     by_reward = proxy_reward(losses, tokens, weight).argmax(1)
     assert (by_reward == (losses + price * tokens).argmin(1)).all()
-    assert reward_price(weight, 1.0, 349.137) == pytest.approx({0.8: 0.004296, 1.2: 0.001909, 1.6: 0.000716}[weight], abs=1e-6)
+    assert reward_price(weight, 1.0, 349.137) == pytest.approx(
+        {0.8: 0.004296, 1.2: 0.001909, 1.6: 0.000716}[weight], abs=1e-6
+    )
 
 
 def test_percentile_of_a_table_made_by_hand():

@@ -52,9 +52,7 @@ def measure_blocks(
     """Measure `num_batches` batches of random clips, by torch's global generator."""
     measured = []
     for videos in clips.sample(args.num_batches * args.batch_size).split(args.batch_size):
-        settings = sample_settings(
-            config, args.batch_size, args.levels_per_step, args.augment, args.score_target_span
-        )
+        settings = sample_settings(config, args.batch_size, args.levels_per_step, args.augment, args.score_target_span)
         with accelerator.autocast():
             example = measure_example(tokenizer, videos, settings, config.score_step, block_loss)
         measured.append(MeasuredBlocks(example.latents.cpu(), settings.levels, example.losses.cpu()))

@@ -12,7 +12,9 @@ class Arguments(RunArguments, LengthArguments):
     val_labels: str | None = field(default=None, metadata={"help": "Labels of other videos, to validate on."})
     prices: list[float] = field(
         default_factory=list,
-        metadata={"help": "Lowest and highest price sampled (a conditioned router), or the one price; default: the labels'."},
+        metadata={
+            "help": "Lowest and highest price sampled (a conditioned router), or the one price; default: the labels'."
+        },
     )
     temperature: float = field(
         default=0.0,

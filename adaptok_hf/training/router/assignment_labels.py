@@ -38,14 +38,22 @@ class Arguments:
     tokenizer: str = field(metadata={"help": "A trained AdapTokModel, folder or Hub id."})
     data_root: str = field(metadata={"help": "Folder that the folders of videos are relative to."})
     folders: list[str] = field(default_factory=list, metadata={"help": "Folders of videos, kept in memory."})
-    folder_weights: list[float] = field(default_factory=list, metadata={"help": "Share of the clips sampled from each folder."})
+    folder_weights: list[float] = field(
+        default_factory=list, metadata={"help": "Share of the clips sampled from each folder."}
+    )
     output_dir: str = field(metadata={"help": "Where the shards go."})
-    levels: list[int] = field(default_factory=list, metadata={"help": "Candidate token counts of a block: multiples of the first, rising."})
-    prices: list[float] = field(default_factory=list, metadata={"help": "Loss per token: the beam is run at each of these."})
+    levels: list[int] = field(
+        default_factory=list, metadata={"help": "Candidate token counts of a block: multiples of the first, rising."}
+    )
+    prices: list[float] = field(
+        default_factory=list, metadata={"help": "Loss per token: the beam is run at each of these."}
+    )
     loss: str = field(default="rmse", metadata={"help": "Of a block: mse, rmse, psnr or lpips."})
     beam_width: int = field(default=10)
     num_clips: int = field(default=1000)
-    strides: list[int] = field(default_factory=lambda: [1], metadata={"help": "Frames from one frame of a clip to the next."})
+    strides: list[int] = field(
+        default_factory=lambda: [1], metadata={"help": "Frames from one frame of a clip to the next."}
+    )
     mirror: bool = field(default=False, metadata={"help": "Mirror half of the clips."})
     reverse: bool = field(default=False, metadata={"help": "Reverse half of the clips in time."})
     clips_per_shard: int = field(default=32)
@@ -177,7 +185,9 @@ def read_labels(folder: str | Path) -> tuple[dict[str, Any], list[ClipChoice], l
     num_shards = -(-plan["num_clips"] // plan["clips_per_shard"])
     paths = [folder / f"labels-{index:05d}-of-{num_shards:05d}.parquet" for index in range(num_shards)]
     if missing := [path.name for path in paths if not path.exists()]:
-        raise ValueError(f"{folder} lacks {len(missing)} of {num_shards} shards, such as {missing[0]}: resume the labelling")
+        raise ValueError(
+            f"{folder} lacks {len(missing)} of {num_shards} shards, such as {missing[0]}: resume the labelling"
+        )
     choices, trees = [], []
     for row in (row for path in paths for row in pq.read_table(path).to_pylist()):
         counts, losses = row.pop("counts"), row.pop("losses")

@@ -73,7 +73,9 @@ class RouterTrainer(Trainer):
         share = slice(accelerator.process_index, None, accelerator.num_processes)
         chosen, prices = chosen[share].tolist(), prices[share]
         for part in self.parts(self.share, self.wrapped):
-            targets = torch.stack([self._target(labels, i, p) for i, p in zip(chosen[part], prices[part].tolist(), strict=True)])
+            targets = torch.stack(
+                [self._target(labels, i, p) for i, p in zip(chosen[part], prices[part].tolist(), strict=True)]
+            )
             frames = labels.videos.cut([labels.choices[index] for index in chosen[part]]).to(accelerator.device) / 255
             price = prices[part].to(accelerator.device) if self.router.config.price_conditioned else None
             with accelerator.autocast():

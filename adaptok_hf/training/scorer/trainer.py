@@ -57,9 +57,7 @@ class ScorerTrainer(Trainer):
         args, accelerator, config = self.args, self.accelerator, self.scorer.config
         with shared_sampling(args.seed, step):
             # before the clips: a stream uses the same generator, but only when it begins
-            settings = sample_settings(
-                config, args.batch_size, args.levels_per_step, args.augment, args.score_target_span
-            )
+            settings = sample_settings(config, args.batch_size, args.levels_per_step, args.augment, args.score_target_span)
             videos = self.clips.next_batch(args.batch_size)
         settings = settings.of(slice(accelerator.process_index, None, accelerator.num_processes))
         typical_difference = self.statistics.typical_difference[settings.levels[:-1], settings.levels[1:]]

@@ -1,0 +1,176 @@
+"""Labels for routers and their training: runs as users start them."""
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from accelerate import Accelerator
+from builders.scorer_recipe import make_tokenizer
+from builders.script_runs import metrics, run_script
+from builders.video_files import make_frames, write_mp4
+from safetensors.torch import load_file
+from transformers import AutoModel
+
+from adaptok_hf import AdapTokModel
+from adaptok_hf.training.router.arguments import Arguments as RouterArguments
+from adaptok_hf.training.router.assignment_labels import Arguments as LabelArguments
+from adaptok_hf.training.router.assignment_labels import LabelledVideos, read_labels, write_labels
+from adaptok_hf.training.router.targets import ClipCosts
+
+LABELS = {
+    "folders": ["train"],
+    "folder_weights": [1.0],
+    "levels": [2, 4, 16],
+    "prices": [0.0002, 0.005],
+    "beam_width": 9,
+    "num_clips": 10,
+    "clips_per_shard": 4,
+    "strides": [1, 2],
+    "mirror": True,
+    "reverse": True,
+}
+ROUTER = {
+    "model": {
+        "head": "blocks",
+        "price_conditioned": True,
+        "patch_size": 8,
+        "hidden_size": 16,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 1,
+    },
+    "steps": 6,
+    "batch_size": 4,
+    "warmup_steps": 1,
+    "temperature": 0.001,
+    "ema_decay": 0.5,
+    "validation_steps": 3,
+    "checkpointing_steps": 3,
+    "logging_steps": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Videos in `train/`, `tokenizer/`, and `labels/` of an uninterrupted run."""
+    folder = tmp_path_factory.mktemp("router")
+    (folder / "train").mkdir()
+    for i in range(3):
+        write_mp4(folder / "train" / f"{i}.mp4", frames=np.roll(make_frames(16 + 10 * i, 16, 24), 7 * i, axis=2))
+    make_tokenizer().save_pretrained(folder / "tokenizer")
+    label(folder, folder / "labels")
+    return folder
+
+
+def write_recipe(path: Path, recipe: dict) -> Path:
+    path.write_text(json.dumps(recipe))
+    return path
+
+
+def label(folder: Path, output: Path, fails: bool = False, **changes) -> str:
+    recipe = write_recipe(folder / "labels.json", LABELS | changes)
+    options = ["--data_root", folder, "--tokenizer", folder / "tokenizer", "--output_dir", output]
+    return run_script("label_assignments.py", recipe, *options, fails=fails)
+
+
+def train(folder: Path, output: Path, *options, fails: bool = False, **changes) -> str:
+    recipe = write_recipe(folder / "router.json", ROUTER | changes)
+    options = ["--data_root", folder, "--labels", folder / "labels", "--output_dir", output, *options]
+    return run_script("train_router.py", recipe, *options, fails=fails)
+
+
+def test_labels_are_the_losses_of_decoded_blocks(folder):
+    plan, choices, trees = read_labels(folder / "labels")
+    assert len(choices) == 10 and {choice.stride for choice in choices} == {1, 2}
+    assert len({choice.mirrored for choice in choices}) == len({choice.reversed for choice in choices}) == 2
+    videos, tokenizer = LabelledVideos(folder, ["train"], 16, 16), AdapTokModel.from_pretrained(folder / "tokenizer")
+    frames = videos.cut(choices[:2]) / 255
+    plain = videos.frames[choices[0].source][choices[0].start :: choices[0].stride][:16] / 255
+    plain = plain.flip(0) if choices[0].reversed else plain
+    assert torch.equal(frames[0], plain.flip(-1) if choices[0].mirrored else plain)
+    with torch.no_grad():
+        codes = tokenizer.encode(frames).codes
+        for clip, tree in enumerate(trees[:2]):
+            complete = [counts for counts in tree.losses if len(counts) == 4]
+            assert len(complete) >= 27, "a beam of 9 has 27 ends at each price"
+            for counts in complete[::9]:
+                decoded = tokenizer.decode(codes[clip, None], torch.tensor([counts])).pixel_values_videos.clamp(0, 1)
+                error = (decoded[0] - frames[clip]).square().unflatten(0, (4, 4)).flatten(1).mean(1).sqrt()
+                assert tree.loss(counts) == pytest.approx(float(error.sum()), rel=1e-4)
+
+
+def test_labels_of_a_resumed_run_and_of_two_processes_are_the_same(folder, tmp_path):
+    whole = {path.name: path for path in sorted((folder / "labels").glob("*.parquet"))}
+    assert len(whole) == 3
+    label(folder, tmp_path / "again")
+    for name in list(whole)[1:]:
+        (tmp_path / "again" / name).unlink()
+    kept = (tmp_path / "again" / min(whole)).stat().st_mtime_ns
+    label(folder, tmp_path / "again")
+    assert (tmp_path / "again" / min(whole)).stat().st_mtime_ns == kept
+    for name, path in whole.items():
+        assert pq.read_table(path).equals(pq.read_table(tmp_path / "again" / name))
+
+
+def test_targets_are_the_cheapest_choices(folder):
+    plan, _, trees = read_labels(folder / "labels")
+    costs = ClipCosts(trees[0])
+    for price in (0.0002, 0.005):
+        target = costs.assignment_targets(price, 0.0)
+        every = list(itertools.product(plan["levels"], repeat=4))
+        best = every[int(target.argmax())]
+        assert target.sum() == 1 and best == trees[0].best(price)
+        assert costs.reward_share(best, price) == 1.0
+        blocks = costs.block_targets(price, 0.0)
+        assert tuple(plan["levels"][level] for level in blocks.argmax(-1)) == best
+        soft = costs.block_targets(price, 0.01)
+        assert torch.equal(soft.argmax(-1), blocks.argmax(-1))
+        torch.testing.assert_close(soft.sum(-1), torch.ones(4))
+
+
+def test_a_run_and_its_resumption(folder, tmp_path):
+    train(folder, tmp_path / "whole", "--val_labels", folder / "labels")
+    records = metrics(tmp_path / "whole")
+    assert sorted(records) == list(range(1, 7)) and records[6]["loss"] > 0
+    assert 0 <= records[6]["val_reward_share"] <= 1 and 0 <= records[6]["val_top1"] <= records[6]["val_measured_share"] <= 1
+    train(folder, tmp_path / "parts", "--max_train_steps", 3)
+    train(folder, tmp_path / "parts", "--resume_from_checkpoint", "latest")
+    for name in ("model", "model_ema"):
+        whole, parts = (load_file(tmp_path / run / name / "model.safetensors") for run in ("whole", "parts"))
+        assert whole.keys() == parts.keys() and all(torch.equal(whole[key], parts[key]) for key in whole)
+    router = AutoModel.from_pretrained(tmp_path / "whole" / "model")
+    assert router.config.levels == [2, 4, 16] and router.config.price_conditioned
+    assert router.route(torch.rand(1, 16, 3, 16, 16), 0.001).shape == (1, 4)
+
+
+@pytest.mark.slow
+def test_it_learns_its_clips_by_heart(folder, tmp_path):
+    label(folder, tmp_path / "labels", num_clips=64)
+    model = {"head": "assignment", "patch_size": 8, "hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2}
+    options = {"steps": 400, "batch_size": 32, "learning_rate": 0.003, "validation_steps": 400, "prices": [0.002]}
+    train(folder, tmp_path / "run", "--labels", tmp_path / "labels", "--val_labels", tmp_path / "labels",
+          model=model, temperature=0.0, **options)  # fmt: skip
+    assert metrics(tmp_path / "run")[400]["val_top1"] > 0.97
+
+
+def test_what_does_not_fit_is_named(folder, tmp_path):
+    given = {"data_root": str(folder), "tokenizer": str(folder / "tokenizer"), "output_dir": str(tmp_path / "labels")}
+    with pytest.raises(ValueError, match="cosine"):
+        LabelArguments(**LABELS | given | {"loss": "cosine"})
+    with pytest.raises(ValueError, match="levels"):
+        LabelArguments(**LABELS | given | {"levels": []})
+    with pytest.raises(ValueError, match="99"):
+        write_labels(LabelArguments(**LABELS | given | {"levels": [2, 99]}), Accelerator())
+    with pytest.raises(ValueError, match="num_clips"):
+        write_labels(
+            LabelArguments(**LABELS | given | {"output_dir": str(folder / "labels"), "num_clips": 11}), Accelerator()
+        )
+    with pytest.raises(ValueError, match=tmp_path.name):
+        read_labels(tmp_path)
+    with pytest.raises(ValueError, match=r"-0\.1"):
+        RouterArguments(data_root="", labels="", output_dir="", steps=1, prices=[-0.1])
+    model = ROUTER["model"] | {"price_conditioned": False}
+    assert "price_conditioned" in train(folder, tmp_path / "run", fails=True, model=model)
