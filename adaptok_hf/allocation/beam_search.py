@@ -122,8 +122,8 @@ def search(
 ) -> SearchAllocation:
     """Choose the token counts of whole clips by measured losses.
 
-    At a price every clip is decided alone. With a budget, the price is bisected until the clips spend about the budget; then an
-    exact program over everything measured on the way spends it, and the best block takes what may be left over.
+    At a price every clip is decided alone. With a budget, the price is bisected until the clips spend about the budget; then
+    an exact program over everything measured on the way spends it, and the best block takes what may be left over.
 
     Args:
         trees: one per clip. Their levels are multiples of `step`, the last of them all latents of a block.
@@ -133,8 +133,8 @@ def search(
         price: loss per token that a token must save to be kept, at least 0.
         rounding: as for [`joint`].
         width: assignments that a beam keeps after each block.
-        candidates: (clips, K) token counts, such as other strategies choose. Each clip may also take its counts of these: if
-            they meet the budget, the result is never worse than any of them.
+        candidates: (clips, K) token counts, such as other strategies choose. Each clip may also take its counts of these:
+            if they meet the budget, the result is never worse than any of them.
 
     Raises:
         ValueError: not exactly one of budget and price, or a budget that cannot be met.

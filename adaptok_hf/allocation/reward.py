@@ -1,4 +1,4 @@
-"""EVATok's proxy reward (arXiv 2603.12267 section 3.2): what an assignment is worth, and how near a choice comes to the best.
+"""EVATok's proxy reward (arXiv 2603.12267 section 3.2): what an assignment is worth, and how near the best a choice is.
 
 A reward is a price per token in disguise: the assignment of the highest reward has the lowest loss + price * tokens at the
 price that `reward_price` returns.

@@ -1,6 +1,7 @@
 """Schedules: one token count per block position, the same for every clip. The baseline that adaptive allocation must beat.
 
-Over half of what adaptive allocation gains over equal counts comes from the position alone: all later blocks lean on the first.
+Over half of what adaptive allocation gains over equal counts comes from the position alone: later blocks lean on the
+first.
 """
 
 import math

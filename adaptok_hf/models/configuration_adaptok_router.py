@@ -11,8 +11,8 @@ class AdapTokRouterConfig(PreTrainedConfig):
     Args:
         image_size, num_frames, num_channels, tubelet_size, patch_size (`int`): the clips, as in the tokenizer.
         levels (`list[int]`): candidate token counts of a block, rising.
-        head (`str`): `"blocks"`, a choice for each block that depends on this and earlier blocks only; or `"assignment"`, one
-            choice among all assignments of levels to blocks (EVATok's).
+        head (`str`): `"blocks"`, a choice for each block that depends on this and earlier blocks only; or `"assignment"`,
+            one choice among all assignments of levels to blocks (EVATok's).
         price_conditioned (`bool`): whether the router is given a price per token, so that one serves all budgets.
         log_price_mean, log_price_std (`float`): by which the logarithm of the price is standardized.
         hidden_size, num_attention_heads, num_hidden_layers, mlp_ratio, layer_norm_eps: the transformer.
