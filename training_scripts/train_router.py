@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Trains a router: it learns to choose token counts from pixels, in one pass before encoding (EVATok).
 
-Its labels are what `label_assignments.py` measured: at each price the assignment with the lowest loss + price * tokens. With
-`"price_conditioned": true` one router learns all prices between two; with a temperature, near-best choices count too.
+Its labels are what `label_assignments.py` measured: at each price the assignment with the lowest loss + price * tokens.
+With `"price_conditioned": true` one router learns all prices between two; with a temperature, near-best choices count too.
 
     accelerate launch --cpu training_scripts/train_router.py training_scripts/recipes/router_tiny.json \
         --data_root DATA --labels runs/labels_tiny --output_dir runs/router_tiny

@@ -122,8 +122,8 @@ def search(
 ) -> SearchAllocation:
     """Choose the token counts of whole clips by measured losses.
 
-    At a price every clip is decided alone. With a budget, the price is bisected until the clips spend about the budget; then
-    an exact program over everything measured on the way spends it, and the best block takes what may be left over.
+    At a price every clip is decided alone. With a budget, the price is bisected until the clips spend about the budget. An
+    exact program over everything measured on the way then spends it, and the best block takes what may be left over.
 
     Args:
         trees: one per clip. Their levels are multiples of `step`, the last of them all latents of a block.

@@ -112,7 +112,8 @@ class AdapTokRouterModel(AdapTokRouterPreTrainedModel):
         size = (config.num_channels, config.image_size, config.image_size)
         if video.ndim != 5 or tuple(video.shape[2:]) != size or not video.is_floating_point():
             raise ValueError(
-                f"pixel_values_videos is {video.dtype} of shape {tuple(video.shape)}, expected floats (batch, frames, *{size})"
+                f"pixel_values_videos is {video.dtype} of shape {tuple(video.shape)}, expected floats (batch, frames, "
+                f"*{size})"
             )
         num_blocks = video.shape[1] / config.tubelet_size
         most = config.num_blocks - (cache.num_blocks if cache is not None else 0)

@@ -51,8 +51,8 @@ class Example:
 def sample_settings(
     config: AdapTokScorerConfig, batch_size: int, levels: int | None, augment: bool, span: Span
 ) -> ExampleSettings:
-    """Sample a block, counts of the others (the tokenizer's block-mask sampler), and so many levels (`None`: all) by torch's
-    global generator.
+    """Sample a block, counts of the others (the tokenizer's block-mask sampler), and so many levels (`None`: all) by
+    torch's global generator.
 
     Args:
         span: `"block"`: only blocks up to the one that is measured are decoded; `"clip"`: those that follow count too.

@@ -87,8 +87,8 @@ def measure_levels(
 ) -> torch.Tensor:
     """Return the loss of a block at each of `levels`, and with it what these take from the blocks that follow.
 
-    Blocks after `block` count by how much worse they are than if `block` had all its tokens. Decoders look at earlier blocks,
-    so the first blocks of a clip are worth more than their own frames show.
+    Blocks after `block` count by how much worse they are than if `block` had all its tokens. Decoders look at earlier
+    blocks, so the first blocks of a clip are worth more than their own frames show.
 
     Args:
         video: (batch, frames, 3, height, width) in [0, 1], up to and with `block`, or more.
