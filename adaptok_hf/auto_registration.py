@@ -24,11 +24,11 @@ def _register_configs(auto) -> None:
 
 def _register_models(auto) -> None:
     from .models.modeling_adaptok import AdapTokModel
-    from .models.modeling_adaptok_ar import AdapTokARForCausalLM
+    from .models.modeling_adaptok_ar import AdapTokARForCausalLM, AdapTokARModel
     from .models.modeling_adaptok_prior import AdapTokPriorModel
     from .models.modeling_adaptok_scorer import AdapTokScorerModel
 
-    for model in (AdapTokModel, AdapTokScorerModel, AdapTokPriorModel):
+    for model in (AdapTokModel, AdapTokScorerModel, AdapTokPriorModel, AdapTokARModel):
         auto.AutoModel.register(model.config_class, model)
     auto.AutoModelForCausalLM.register(AdapTokARForCausalLM.config_class, AdapTokARForCausalLM)
 

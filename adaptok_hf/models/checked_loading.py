@@ -65,6 +65,10 @@ def check_folder(model_class: type, folder: Path, config=None, variant: str | No
     if tables > max(num_values, _SMALL):
         raise ValueError(f"{path}: asks for tables of {tables} values, but the weights hold {num_values}")
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    prefix = f"{model_class.base_model_prefix}."
+    if not any(name.startswith(prefix) for name in expected):  # a base model, which may be that of a model with a head
+        headless = {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
+        shapes = headless or shapes
     _check_names(
         folder, expected.keys() - shapes.keys() - set(model.all_tied_weights_keys), shapes.keys() - expected.keys()
     )

@@ -73,10 +73,12 @@ def _init_ar_weights(module: nn.Module, std: float) -> bool:
     return False
 
 
-class AdapTokARModel(LlamaModel):
+class AdapTokARModel(CheckedLoading, LlamaModel):
     """Llama's stack, with dropout, and with an absolute position table if the configuration asks for it."""
 
     config_class = AdapTokARConfig
+    _auto_class = "AutoModel"  # saved folders carry the code, for trust_remote_code
+    _keys_to_ignore_on_load_unexpected = ["lm_head.weight"]
     _no_split_modules = ["AdapTokARDecoderLayer"]
     _can_record_outputs = {"hidden_states": AdapTokARDecoderLayer, "attentions": LlamaAttention}
 
@@ -206,6 +208,12 @@ class AdapTokARForCausalLM(CheckedLoading, LlamaForCausalLM):
             loss = self.loss_function(logits=output.logits[..., :size], labels=labels, vocab_size=size, **items)
             output = CausalLMOutputWithPast(loss=loss, **output)  # anew, since the loss is a tuple's first item
         return output
+
+    def save_pretrained(self, *args, **kwargs):
+        """Save as transformers does; the folder's code also has the model without its head, for `AutoModel`."""
+        base = f"{type(self.model).__module__.rpartition('.')[2]}.{type(self.model).__name__}"
+        self.config.auto_map = (getattr(self.config, "auto_map", None) or {}) | {"AutoModel": base}
+        super().save_pretrained(*args, **kwargs)
 
     def build_prompt(
         self,
