@@ -236,8 +236,7 @@ def recorded_outputs(config, options: dict) -> dict[str, bool]:
         TypeError: for another option.
     """
     names = ("output_hidden_states", "output_attentions")
-    # a `Trainer` may pass `num_items_in_batch`; our losses are means over a batch
-    if unknown := options.keys() - {*names, "num_items_in_batch"}:
+    if unknown := options.keys() - {*names}:
         raise TypeError(f"unexpected keyword argument {min(unknown)!r}; accepted are {', '.join(names)} and return_dict")
     return {name: bool(options.get(name, getattr(config, name))) for name in names}
 

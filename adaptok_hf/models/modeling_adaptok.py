@@ -227,6 +227,7 @@ class AdapTokPreTrainedModel(CheckedLoading, PreTrainedModel):
     input_modalities = ("video",)
     _auto_class = "AutoModel"  # saved folders carry the code, for trust_remote_code
     supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # the loss is a mean over the batch: `Trainer` divides it when it accumulates gradients
     _no_split_modules = ["AdapTokLayer"]
     _can_record_outputs = {"hidden_states": AdapTokLayer, "attentions": AdapTokAttention}
     _supports_sdpa = True

@@ -184,11 +184,15 @@ def test_model_tester_mixin(common_tests, name):
     unittest.defaultTestLoader.loadTestsFromTestCase(tests).run(result)
     assert result.testsRun > 150
     wrong = [*result.failures, *result.errors]
-    import os
-    if os.environ.get("MX_OUT"):
-        with open(os.environ["MX_OUT"], "w") as f:
-            for t, text in wrong:
-                f.write(f"=== {t.id()}\n{text[-1500:]}\n")
-            f.write("SKIPPED\n" + "\n".join(f"{t.id().split('.')[-1]}: {r}" for t, r in result.skipped))
-            f.write(f"\n{result.testsRun} run, {len(wrong)} wrong, {len(result.skipped)} skipped")
     assert [test.id().rpartition(".")[2] for test, _ in wrong] == [], wrong[0][1]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_config_tester(common_tests, name):
+    config = CASES[name]().get_config()
+    entries = {key: value for key, value in config.to_diff_dict().items() if key in type(config).__annotations__}
+    parent = unittest.TestCase()
+    parent.model_tester = None
+    has_words = hasattr(config, "vocab_size")
+    tester = common_tests("test_configuration_common").ConfigTester(parent, type(config), has_words, **entries)
+    tester.run_common_tests()
