@@ -49,7 +49,7 @@ class AdapTokPriorAttention(nn.Module):
     def forward(
         self, hidden_states: torch.Tensor, attention_mask=None, output_attentions: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(batch, tokens, width) -> the same shape, and the weights if the attention is eager, as `output_attentions` does."""
+        """(batch, tokens, width) -> the same shape, and the weights, which `output_attentions` makes sure of."""
         query, key, value = (
             projection(hidden_states).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for projection in (self.query, self.key, self.value)
@@ -73,9 +73,7 @@ class AdapTokPriorLayer(GradientCheckpointingLayer):
         self.fc2 = nn.Linear(config.mlp_ratio * config.hidden_size, config.hidden_size)
         self.dropout = nn.Dropout(config.residual_dropout)
 
-    def forward(
-        self, hidden_states: torch.Tensor, attention_mask=None, output_attentions: bool = False
-    ) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, attention_mask=None, output_attentions: bool = False) -> torch.Tensor:
         attended, _ = self.attention(self.norm1(hidden_states), attention_mask, output_attentions)
         hidden_states = hidden_states + self.dropout(attended)
         expanded = nn.functional.gelu(self.fc1(self.norm2(hidden_states)))
@@ -120,9 +118,7 @@ class AdapTokPriorModel(AdapTokPriorPreTrainedModel):
         self.post_init()
 
     @capture_outputs
-    def forward(
-        self, code_vectors: torch.Tensor, position_ids: torch.Tensor | None = None, **kwargs
-    ) -> AdapTokPriorOutput:
+    def forward(self, code_vectors: torch.Tensor, position_ids: torch.Tensor | None = None, **kwargs) -> AdapTokPriorOutput:
         """
         Args:
             code_vectors: (batch, tokens, codebook_dim), 2..`config.num_latent_tokens` tokens: the tokenizer's

@@ -74,7 +74,11 @@ def test_predictions_are_videos_and_scores(complete_pipeline, rows, tmp_path):
     trainer.compute_metrics = measure
     assert trainer.evaluate().keys() >= {"eval_loss", "eval_psnr"}
     assert trainer.predict(rows["tokenizer"]).predictions.shape == (4, 12, 3, 16, 16)
-    assert trainer_of(complete_pipeline.scorer, rows["scorer"], tmp_path).predict(rows["scorer"]).predictions.shape == (4, 3, 3)
+    assert trainer_of(complete_pipeline.scorer, rows["scorer"], tmp_path).predict(rows["scorer"]).predictions.shape == (
+        4,
+        3,
+        3,
+    )
 
 
 @pytest.mark.parametrize("name", ["tokenizer", "scorer", "ar_model"])
@@ -84,7 +88,13 @@ def test_predictions_are_videos_and_scores(complete_pipeline, rows, tmp_path):
         {"gradient_checkpointing": True},
         {"bf16": True},
         {"torch_compile": True, "torch_compile_backend": "eager"},
-        {"eval_strategy": "steps", "save_strategy": "steps", "save_steps": 1, "eval_steps": 1, "load_best_model_at_end": True},
+        {
+            "eval_strategy": "steps",
+            "save_strategy": "steps",
+            "save_steps": 1,
+            "eval_steps": 1,
+            "load_best_model_at_end": True,
+        },
     ],
     ids=lambda options: next(iter(options)),
 )
