@@ -18,6 +18,9 @@ def add_commands(verbs: Any) -> None:
     _add_model(verb)
     verb.add_argument("destination", help="folder to write; must not exist or be empty")
     verb.add_argument("--plain-llama", action="store_true", help="of a rope generator: a stock Llama, no code")
+    verb.add_argument(
+        "--onnx", action="store_true", help="also write onnx/: encoder, decoder and scorer for runtimes without torch"
+    )
     _add_card(verb)
     verb.add_argument("--push-to-hub", metavar="REPO", help="upload to this model repository, created if it does not exist")
     verb.add_argument("--private", action="store_true", help="create that repository as a private one")
@@ -68,6 +71,7 @@ def _export(arguments: argparse.Namespace) -> None:
         arguments.destination,
         part=arguments.part,
         plain_llama=arguments.plain_llama,
+        onnx=arguments.onnx,
         release=arguments.release,
         reports=[read_report(path) for path in arguments.results],
         weights_license=arguments.license,

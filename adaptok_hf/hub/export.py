@@ -25,6 +25,7 @@ from ..models.modeling_adaptok_scorer import AdapTokScorerModel
 from ..pipelines.pipeline_adaptok import AdapTokPipeline
 from ..video.video_processing_adaptok import AdapTokVideoProcessor
 from .card import TEXTS, read_configs, render_card
+from .onnx_graphs import write_onnx
 from .remote_code import COMPONENT_ENTRY, PIPELINE_ENTRY, collect_code, component_code, pipeline_code
 
 PARTS: dict[str, type[PreTrainedModel]] = {
@@ -128,6 +129,7 @@ def export_repository(
     *,
     part: str | None = None,
     plain_llama: bool = False,
+    onnx: bool = False,
     release: str | os.PathLike | None = None,
     reports: Sequence[dict[str, Any]] = (),
     weights_license: str | None = None,
@@ -144,6 +146,7 @@ def export_repository(
         model, part: see `find_model`.
         destination: a folder that does not exist or is empty.
         plain_llama: of a generator with `position_embedding="rope"`: the same weights as a stock Llama, without code.
+        onnx: also write `onnx/`: encoder, decoder and scorer as graphs for runtimes without torch, see `write_onnx`.
         release, reports, weights_license: for the card, see `read_release` and `render_card`.
         push_to_hub: id of the repository to upload to; it is created if it does not exist. The token is
             huggingface_hub's: `HF_TOKEN`, or what `hf auth login` has stored.
@@ -153,6 +156,7 @@ def export_repository(
     Raises:
         FileNotFoundError: if there is no such model.
         FileExistsError: if `destination` is in use.
+        ImportError: for `onnx` without the libraries that it needs.
         ValueError: for a model of another kind or an impossible id, and without a token.
         OSError: if the upload fails; the folder stays.
     """
@@ -167,6 +171,8 @@ def export_repository(
         raise ValueError("private is about the repository on the Hub; give push_to_hub, too")
     folder = find_model(model, part)
     kind, configs = read_configs(folder)
+    if onnx and kind in ("ar", "fp"):
+        raise ValueError(f"onnx is about a tokenizer or a scorer; {folder} holds a generator ({kind}), see plain_llama")
     if plain_llama:
         _check_llama(folder, kind, configs)
         kind = "llama"
@@ -181,6 +187,8 @@ def export_repository(
     with tempfile.TemporaryDirectory() if dry_run else atomic_folder(destination) as partial:
         partial = Path(partial)
         _write_repository(kind, folder, partial)
+        if onnx:
+            _write_onnx(kind, folder, partial / "onnx")
         card.save(partial / "README.md")
         paths = sorted(path for path in partial.rglob("*") if path.is_file())
         files = {path.relative_to(partial).as_posix(): path.stat().st_size for path in paths}
@@ -246,6 +254,13 @@ def _write_llama(folder: Path, destination: Path) -> None:
     llama = LlamaForCausalLM.from_pretrained(folder, config=LlamaConfig(**values), dtype="auto")
     llama.generation_config = generator.generation_config
     llama.save_pretrained(destination)
+
+
+def _write_onnx(kind: str, folder: Path, destination: Path) -> None:
+    for name in ("tokenizer", "scorer"):
+        place = folder / name if kind == "pipeline" else folder
+        if name == kind or (kind == "pipeline" and (place / "config.json").is_file()):
+            write_onnx(PARTS[name].from_pretrained(place, dtype="float32"), destination)
 
 
 def _processor_of(folder: Path) -> AdapTokVideoProcessor:

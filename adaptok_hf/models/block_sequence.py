@@ -130,7 +130,7 @@ def run_blocks(
             for t in sequence
         ]
         if kept is None:
-            kept = own[0].new_ones(len(own[0]), past)
+            kept = own[0].new_ones(own[0].shape[0], past)
         kept = torch.cat([kept, *own], dim=1)
     segments, answers = (mask_dropped(find_segments(attention_type, q, keys), kept, past) for q in (queries, answers))
     hidden_states = torch.cat([tokens.hidden_states for tokens in sequence], dim=1)

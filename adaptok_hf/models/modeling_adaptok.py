@@ -161,13 +161,13 @@ class AdapTokEncoder(nn.Module):
             (batch, blocks * latents_per_block, hidden_size).
         """
         config, cache = self.config, past_key_values
-        if not len(pixel_values_videos):
+        if not pixel_values_videos.shape[0]:
             num_latents = pixel_values_videos.shape[1] // config.tubelet_size * config.latents_per_block
             return pixel_values_videos.new_zeros(0, num_latents, config.hidden_size)
         patches = self.patch_embedding(pixel_values_videos).unflatten(1, (-1, config.patches_per_block))
         batch, num_blocks, num_patches = patches.shape[:3]
         # fixed position tables stay float32 when weights are loaded in half precision
-        dtype = self.patch_embedding.projection.weight.dtype
+        dtype = pixel_values_videos.dtype
         patches = patches + next_blocks(self.patch_positions(), self.patch_type, cache, (num_blocks, num_patches))
         latents = next_blocks(self.latent_queries(), self.latent_type, cache, (num_blocks, config.latents_per_block))
         sequence = lay_out(latents.to(dtype).expand(batch, -1, -1, -1), patches.to(dtype), None, cache)

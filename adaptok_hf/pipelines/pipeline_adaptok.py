@@ -333,9 +333,13 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
         config = self.tokenizer.config
         architecture = {key: getattr(config, key) for key in sorted(type(config).__annotations__)}
         digest = hashlib.sha256(json.dumps(architecture, sort_keys=True).encode())
-        for name, tensor in sorted(self.tokenizer.state_dict().items()):
+        for name, entry in sorted(self.tokenizer.state_dict().items()):
             digest.update(name.encode())
-            digest.update(tensor.detach().to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
+            for tensor in entry if isinstance(entry, tuple) else (entry,):  # int8 weights come with their bias
+                if not isinstance(tensor, torch.Tensor):
+                    continue
+                tensor = tensor.dequantize() if tensor.is_quantized else tensor
+                digest.update(tensor.detach().to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
         return digest.hexdigest()
 
     def _choose_strategy(self, request: AllocationRequest) -> Strategy | None:
