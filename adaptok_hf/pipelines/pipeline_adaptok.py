@@ -22,7 +22,14 @@ from .encoded_videos import EncodedVideos, allocate_by_block, decode_clips, join
 from .measured_losses import levels_to_measure, measure_losses
 from .pipeline_generation import GenerationMixin
 from .pipeline_loading import LoadingMixin
-from .pipeline_output import AdapTokGenerationOutput, AdapTokPipelineOutput, check_output_type, convert_frames
+from .pipeline_output import (
+    AdapTokGenerationOutput,
+    AdapTokPipelineOutput,
+    AdapTokPipelineOutputList,
+    Frames,
+    check_output_type,
+    convert_frames,
+)
 from .pipeline_streaming import StreamingMixin
 
 
@@ -276,16 +283,16 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
         fps: float | None = None,
         batch_size: int = 8,
         output_type: str = "np",
-    ) -> AdapTokPipelineOutput | list[AdapTokPipelineOutput]:
+    ) -> AdapTokPipelineOutput | AdapTokPipelineOutputList:
         """Tokenize videos on a budget and decode them again; each output has as many frames as its input.
 
         Args:
             videos, fps, resize_mode, batch_size: see `encode`.
             budget, price, threshold, rounding: see [`AllocationRequest`]; `allocation` is its `strategy`.
-            output_type: `"np"`, `"pt"` or `"pil"`.
+            output_type: `"np"`, `"pt"`, `"pil"` or `"uint8"`, see [`AdapTokPipelineOutput`].
 
         Returns:
-            The output; of a list of videos, a list.
+            The output; of a list of videos, an [`AdapTokPipelineOutputList`].
 
         Raises:
             ValueError: for something that is not a video, an unknown strategy, or a budget that cannot be met.
@@ -294,11 +301,12 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
         request = AllocationRequest(budget, price, threshold, allocation, rounding)
         encoded = self.encode(videos, request=request, fps=fps, resize_mode=resize_mode, batch_size=batch_size)
         tokens = self.allocate(encoded, request, batch_size=batch_size)
-        outputs, seconds = [], {"score": 0.0, "allocate": 0.0} | encoded.seconds
+        outputs, seconds = AdapTokPipelineOutputList(), {"score": 0.0, "allocate": 0.0} | encoded.seconds
         for video, clips in zip(tokens if encoded.is_list else [tokens], encoded.clips, strict=True):
             with stopwatch(seconds, "decode", self.device):
                 frames = self.detokenize(video, batch_size=batch_size, output_type=output_type)
-            original = clips.frames.flatten(0, 1)[: clips.num_frames].permute(0, 2, 3, 1).numpy()
+            original = clips.frames.flatten(0, 1)[None, : clips.num_frames].permute(0, 1, 3, 4, 2).numpy()
+            original = convert_frames(original, output_type)
             outputs.append(AdapTokPipelineOutput(frames=frames, tokens=video, original=original, seconds=seconds))
         return outputs if encoded.is_list else outputs[0]
 
@@ -320,12 +328,10 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
         encoded = self.encode(videos, request=request, fps=fps, resize_mode=resize_mode, batch_size=batch_size)
         return self.allocate(encoded, request, batch_size=batch_size)
 
-    def detokenize(
-        self, tokens: TokenizedVideo, *, batch_size: int = 8, output_type: str = "np"
-    ) -> np.ndarray | torch.Tensor | list:
-        """Turn tokens into frames: `decode` in any form of [`AdapTokPipelineOutput`]."""
+    def detokenize(self, tokens: TokenizedVideo, *, batch_size: int = 8, output_type: str = "np") -> Frames:
+        """Turn tokens into frames: `decode` in the forms of [`AdapTokPipelineOutput`], a batch of one video."""
         check_output_type(output_type)
-        return convert_frames(self.decode(tokens, batch_size=batch_size), output_type)
+        return convert_frames(self.decode(tokens, batch_size=batch_size)[None], output_type)
 
     @property
     def model_hash(self) -> str:

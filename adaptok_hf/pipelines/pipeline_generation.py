@@ -46,7 +46,7 @@ class GenerationMixin:
             generator: seeds each video; the videos do not depend on `batch_size`.
             fps: of the output; the model knows nothing of time.
             batch_size: videos that are generated together.
-            output_type: `"np"`, `"pt"` or `"pil"`.
+            output_type: `"np"`, `"pt"`, `"pil"` or `"uint8"`, see [`AdapTokPipelineOutput`].
             generate_kwargs: for transformers' `generate`, such as `cache_implementation="static"`.
 
         Raises:
