@@ -1,11 +1,14 @@
 """Loading the pipeline: checkpoints by name, and repositories of the Hub without running their code."""
 
+import json
 import os
 from pathlib import Path
 from types import NoneType
 from typing import Any
 
+import diffusers
 import torch
+from diffusers import DiffusionPipeline
 from huggingface_hub import snapshot_download
 
 from ..checkpoints import find_checkpoint
@@ -14,16 +17,22 @@ from ..models.modeling_adaptok import AdapTokModel
 from ..models.modeling_adaptok_ar import AdapTokARForCausalLM
 from ..models.modeling_adaptok_scorer import AdapTokScorerModel
 from ..video.video_processing_adaptok import AdapTokVideoProcessor
+from .remote_code import write_pipeline_index
 
 _CLASSES = {each.__name__: each for each in (AdapTokModel, AdapTokScorerModel, AdapTokARForCausalLM, AdapTokVideoProcessor)}
 _DOWNLOAD_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
 
 
 class LoadingMixin:
-    """`from_pretrained` of [`AdapTokPipeline`]: of an exported repository it takes weights and configurations only.
+    """`from_pretrained` and `save_pretrained` of [`AdapTokPipeline`].
 
-    diffusers would run the code files of such a repository, or raise an error without `trust_remote_code=True`.
+    What is saved holds its code and loads elsewhere by `DiffusionPipeline.from_pretrained(..., trust_remote_code=True)`.
+    Where this package is installed, weights and configurations are all that is taken from there.
     """
+
+    def to_json_file(self, json_file_path: str | os.PathLike) -> None:
+        """Write `model_index.json` and the code, the last step of `save_pretrained` before an upload."""
+        write_pipeline_index(Path(json_file_path), json.loads(self.to_json_string()))
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None = None, **kwargs):
@@ -71,3 +80,20 @@ class LoadingMixin:
         if not isinstance(index["_class_name"], str):
             raise ValueError(f"{json_file}: _class_name={class_name!r}, expected {cls.__name__!r}")
         return index
+
+
+def register_pipeline(pipeline_class: type[DiffusionPipeline]) -> None:
+    """Let `DiffusionPipeline.from_pretrained` find the class, as transformers' Auto classes find registered models.
+
+    A folder with code is read as one without: what is installed is loaded, and `trust_remote_code` is not needed.
+    """
+    setattr(diffusers, pipeline_class.__name__, pipeline_class)  # there diffusers looks up what a folder names
+    read = DiffusionPipeline._dict_from_json_file
+
+    def read_index(json_file: str | os.PathLike) -> dict[str, Any]:
+        index = read(json_file)
+        name = index.get("_class_name")
+        is_ours = isinstance(name, list) and name[-1:] == [pipeline_class.__name__]
+        return pipeline_class._dict_from_json_file(json_file) if is_ours else index
+
+    DiffusionPipeline._dict_from_json_file = staticmethod(read_index)
