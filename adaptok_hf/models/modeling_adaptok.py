@@ -23,6 +23,7 @@ from .layers import (
     latent_positions,
     patch_positions,
 )
+from .offloading import run_hooks
 from .quantization import VectorQuantizer
 
 
@@ -272,6 +273,7 @@ class AdapTokModel(AdapTokPreTrainedModel):
         """(batch, blocks * latents_per_block, ...) -> (batch, blocks, latents_per_block, ...)."""
         return tokens.unflatten(1, (-1, self.config.latents_per_block))
 
+    @run_hooks
     def encode(
         self,
         pixel_values_videos: torch.Tensor,
@@ -298,6 +300,7 @@ class AdapTokModel(AdapTokPreTrainedModel):
             quantized=self._blocks(quantizer_output.quantized),
         )
 
+    @run_hooks
     def decode(
         self,
         codes: torch.Tensor | None = None,

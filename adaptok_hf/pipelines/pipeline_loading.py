@@ -8,6 +8,7 @@ from typing import Any
 
 import diffusers
 import torch
+from accelerate.hooks import remove_hook_from_module
 from diffusers import DiffusionPipeline
 from huggingface_hub import snapshot_download
 
@@ -41,13 +42,16 @@ class LoadingMixin:
         Args:
             pretrained_model_name_or_path: `"small"` or `"detailed"`, the checkpoints in this package (see
                 `adaptok_hf.checkpoints`); a folder; a Hub id. A local folder comes first.
-            kwargs: as there. `dtype` is float32 by default.
+            kwargs: as there. `dtype` (or by its older name `torch_dtype`) is float32 by default: a type or its name, or one
+                for each component, `{"tokenizer": torch.bfloat16, "default": torch.float32}`.
 
         Raises:
             OSError: for a folder of which a file is missing.
             ValueError: for files that are damaged, or do not fit together.
         """
-        kwargs.setdefault("dtype", torch.float32)
+        if kwargs.get("dtype") is None:  # diffusers raises an error if both are given
+            kwargs["dtype"] = kwargs.pop("torch_dtype", None) or torch.float32
+        kwargs["dtype"] = _read_dtype(kwargs["dtype"], cls._get_signature_keys(cls)[0])
         source = find_checkpoint(pretrained_model_name_or_path)
         try:
             return super().from_pretrained(source, **kwargs)
@@ -55,6 +59,27 @@ class LoadingMixin:
             if str(source) in str(error):
                 raise
             raise ValueError(f"{source}: {error}") from error
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs):
+        """Return a pipeline with the components of another, which are shared, and those that are given instead.
+
+        The weights keep their type, unless `dtype` asks for another: diffusers would make them float32, in both pipelines.
+        """
+        if kwargs.get("dtype") is None and kwargs.get("torch_dtype") is None:
+            kwargs["dtype"] = pipeline.dtype
+        return super().from_pipe(pipeline, **kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
+        """Save as [`DiffusionPipeline.save_pretrained`] does, with the code that the folder needs to load elsewhere."""
+        super().save_pretrained(os.fspath(save_directory), *args, **kwargs)
+
+    def enable_sequential_cpu_offload(self, gpu_id: int | None = None, device: torch.device | str | None = None) -> None:
+        """Offload as [`DiffusionPipeline.enable_sequential_cpu_offload`] does, all but the small quantizer."""
+        super().enable_sequential_cpu_offload(gpu_id, device)
+        # it computes with the weights of its layers, which accelerate loads for their own `forward` only
+        remove_hook_from_module(self.tokenizer.quantizer, recurse=True)
+        self.tokenizer.quantizer.to(self._offload_device)
 
     @classmethod
     def download(cls, pretrained_model_name: str | os.PathLike, **kwargs) -> str:
@@ -80,6 +105,18 @@ class LoadingMixin:
         if not isinstance(index["_class_name"], str):
             raise ValueError(f"{json_file}: _class_name={class_name!r}, expected {cls.__name__!r}")
         return index
+
+
+def _read_dtype(dtype: Any, components: set[str]) -> torch.dtype | dict[str, torch.dtype]:
+    """Return what diffusers takes; it would replace anything else by float32."""
+    if isinstance(dtype, dict):
+        if unknown := sorted(dtype.keys() - components - {"default"}):
+            raise ValueError(f"dtype has {unknown}, expected {sorted(components)} or 'default'")
+        return {name: _read_dtype(value, components) for name, value in dtype.items()}
+    named = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if not isinstance(named, torch.dtype):
+        raise ValueError(f"dtype={dtype!r} is not a type such as torch.bfloat16 or 'bfloat16'")
+    return named
 
 
 def register_pipeline(pipeline_class: type[DiffusionPipeline]) -> None:

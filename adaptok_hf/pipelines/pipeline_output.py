@@ -56,11 +56,8 @@ class AdapTokPipelineOutputList(list):
 
     @property
     def frames(self) -> Frames:
-        """All videos: `frames[i]` is a video. One array or tensor where their shapes agree, else a list."""
-        videos = [output.frames[0] for output in self]
-        if not videos or isinstance(videos[0], list) or len({video.shape for video in videos}) > 1:
-            return videos
-        return np.stack(videos) if isinstance(videos[0], np.ndarray) else torch.stack(videos)
+        """All videos: `frames[i]` is a video. See `join_videos`."""
+        return join_videos([output.frames[0] for output in self])
 
 
 @dataclass
@@ -127,6 +124,22 @@ class StreamBlock:
     frames: Frames | None
     original: Frames | None
     latency: float
+
+
+def join_videos(videos: list[Frames]) -> Frames:
+    """Return videos as one array or tensor where their shapes agree, else (and images) as a list."""
+    if not videos or isinstance(videos[0], list) or len({video.shape for video in videos}) > 1:
+        return videos
+    if len(videos) == 1:  # without a copy
+        return videos[0][None]
+    return np.stack(videos) if isinstance(videos[0], np.ndarray) else torch.stack(videos)
+
+
+def as_tuple(output: AdapTokPipelineOutput | AdapTokPipelineOutputList | AdapTokGenerationOutput) -> tuple:
+    """Return the fields of an output, `frames` first, as `return_dict=False` gives them; of a list, lists of them."""
+    if isinstance(output, AdapTokPipelineOutputList):
+        return output.frames, *([getattr(each, name) for each in output] for name in ("tokens", "original", "seconds"))
+    return tuple(vars(output).values())
 
 
 def check_output_type(output_type: str) -> None:
