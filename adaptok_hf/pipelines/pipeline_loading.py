@@ -42,12 +42,13 @@ class LoadingMixin:
         Args:
             pretrained_model_name_or_path: `"small"` or `"detailed"`, the checkpoints in this package (see
                 `adaptok_hf.checkpoints`); a folder; a Hub id. A local folder comes first.
-            kwargs: as there. `dtype` (or by its older name `torch_dtype`) is float32 by default: a type or its name, or one
-                for each component, `{"tokenizer": torch.bfloat16, "default": torch.float32}`.
+            kwargs: as there. `dtype` (or by its older name `torch_dtype`) is float32 by default: a type, its name, `"auto"` for
+                that of the weights, or one for each component, `{"tokenizer": torch.bfloat16, "default": torch.float32}`.
 
         Raises:
             OSError: for a folder of which a file is missing.
             ValueError: for files that are damaged, or do not fit together.
+            TypeError: for arguments that it does not have.
         """
         if kwargs.get("dtype") is None:  # diffusers raises an error if both are given
             kwargs["dtype"] = kwargs.pop("torch_dtype", None) or torch.float32
@@ -56,9 +57,19 @@ class LoadingMixin:
         try:
             return super().from_pretrained(source, **kwargs)
         except (ValueError, TypeError, LookupError, AttributeError) as error:  # what damaged entries lead to in diffusers
-            if str(source) in str(error):
+            if str(source) in str(error) or "from_pretrained()" in str(error):
                 raise
             raise ValueError(f"{source}: {error}") from error
+
+    @classmethod
+    def extract_init_dict(
+        cls, config_dict: dict[str, Any], **kwargs
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """Split a configuration as [`DiffusionPipeline`] does, which would ignore what nobody knows."""
+        init, unused, hidden = super().extract_init_dict(config_dict, **kwargs)
+        if unknown := sorted(name for name in kwargs.keys() & unused.keys() if kwargs[name] is not None):
+            raise TypeError(f"from_pretrained() got unexpected keyword arguments: {', '.join(unknown)}")
+        return init, unused, hidden
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs):
@@ -80,6 +91,13 @@ class LoadingMixin:
         # it computes with the weights of its layers, which accelerate loads for their own `forward` only
         remove_hook_from_module(self.tokenizer.quantizer, recurse=True)
         self.tokenizer.quantizer.to(self._offload_device)
+
+    def enable_group_offload(self, *args, **kwargs) -> None:
+        """Raise `NotImplementedError`: diffusers moves groups in the hooks of `forward` only, and encode and decode compute."""
+        raise NotImplementedError(
+            "enable_group_offload moves weights for `forward` only; use enable_model_cpu_offload or "
+            "enable_sequential_cpu_offload"
+        )
 
     @classmethod
     def download(cls, pretrained_model_name: str | os.PathLike, **kwargs) -> str:
@@ -107,12 +125,14 @@ class LoadingMixin:
         return index
 
 
-def _read_dtype(dtype: Any, components: set[str]) -> torch.dtype | dict[str, torch.dtype]:
-    """Return what diffusers takes; it would replace anything else by float32."""
+def _read_dtype(dtype: Any, components: set[str]) -> torch.dtype | dict[str, torch.dtype | None] | None:
+    """Return what diffusers takes, `None` for the type of the weights; it would replace anything else by float32."""
     if isinstance(dtype, dict):
         if unknown := sorted(dtype.keys() - components - {"default"}):
             raise ValueError(f"dtype has {unknown}, expected {sorted(components)} or 'default'")
         return {name: _read_dtype(value, components) for name, value in dtype.items()}
+    if dtype is None or dtype == "auto":
+        return None
     named = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
     if not isinstance(named, torch.dtype):
         raise ValueError(f"dtype={dtype!r} is not a type such as torch.bfloat16 or 'bfloat16'")
