@@ -42,8 +42,8 @@ class LoadingMixin:
         Args:
             pretrained_model_name_or_path: `"small"` or `"detailed"`, the checkpoints in this package (see
                 `adaptok_hf.checkpoints`); a folder; a Hub id. A local folder comes first.
-            kwargs: as there. `dtype` (or by its older name `torch_dtype`) is float32 by default: a type, its name, `"auto"` for
-                that of the weights, or one for each component, `{"tokenizer": torch.bfloat16, "default": torch.float32}`.
+            kwargs: as there. `dtype` (or by its older name `torch_dtype`) is float32 by default: a type, its name, `"auto"`
+                for that of the weights, or one for each component, `{"scorer": torch.bfloat16, "default": torch.float32}`.
 
         Raises:
             OSError: for a folder of which a file is missing.
@@ -93,7 +93,7 @@ class LoadingMixin:
         self.tokenizer.quantizer.to(self._offload_device)
 
     def enable_group_offload(self, *args, **kwargs) -> None:
-        """Raise `NotImplementedError`: diffusers moves groups in the hooks of `forward` only, and encode and decode compute."""
+        """Raise `NotImplementedError`: diffusers moves groups in hooks of `forward`, and encode and decode compute, too."""
         raise NotImplementedError(
             "enable_group_offload moves weights for `forward` only; use enable_model_cpu_offload or "
             "enable_sequential_cpu_offload"

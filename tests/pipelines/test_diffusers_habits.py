@@ -194,24 +194,26 @@ def folder(complete_pipeline, tmp_path):
     return tmp_path / "saved"
 
 
-def test_torch_dtype(folder):
+def test_torch_dtype(tiny_pipeline, tmp_path):
     half, single = torch.bfloat16, torch.float32
+    tiny_pipeline.save_pretrained(tmp_path)
+
+    def load(kind=AdapTokPipeline, **options):
+        return kind.from_pretrained(tmp_path, **options)
+
     for kind in (AdapTokPipeline, DiffusionPipeline):
-        for options in ({"torch_dtype": half}, {"dtype": half}):
-            loaded = kind.from_pretrained(folder, **options)
-            assert loaded.dtype == loaded.tokenizer.dtype == loaded.ar_model.dtype == half
-    assert AdapTokPipeline.from_pretrained(folder, torch_dtype=None).dtype == single
-    for name in ("bfloat16", "torch.bfloat16"):
-        assert AdapTokPipeline.from_pretrained(folder, dtype=name).scorer.dtype == half
-    loaded = AdapTokPipeline.from_pretrained(folder, torch_dtype={"scorer": half, "default": single})
+        loaded = load(kind, torch_dtype=half)
+        assert loaded.dtype == loaded.tokenizer.dtype == loaded.scorer.dtype == half
+    assert load(torch_dtype=None).dtype == single and load(dtype="torch.bfloat16").dtype == half
+    loaded = load(torch_dtype={"scorer": half, "default": single})
     assert (loaded.scorer.dtype, loaded.tokenizer.dtype) == (half, single)
-    loaded.to(half).save_pretrained(folder)
-    assert AdapTokPipeline.from_pretrained(folder, dtype="auto").dtype == half
+    loaded.to(half).save_pretrained(tmp_path)
+    assert load(dtype="auto").dtype == half and load().dtype == single
     for bad, message in ((8, "8"), ("float33", "float33"), ({"unet": half}, "unet")):
         with pytest.raises(ValueError, match=message):
-            AdapTokPipeline.from_pretrained(folder, dtype=bad)
+            load(dtype=bad)
     with pytest.raises(ValueError, match="torch_dtype"):
-        AdapTokPipeline.from_pretrained(folder, dtype=half, torch_dtype=single)
+        load(dtype=half, torch_dtype=single)
 
 
 def test_other_arguments_of_from_pretrained(folder, complete_pipeline, tmp_path):
