@@ -41,12 +41,10 @@ def _register_video_processor(auto) -> None:
 
 
 def _register_pipeline(_) -> None:
-    import diffusers
-
     from .pipelines.pipeline_adaptok import AdapTokPipeline
+    from .pipelines.pipeline_loading import register_pipeline
 
-    # `DiffusionPipeline.from_pretrained` looks up the class that a folder names in diffusers' own namespace.
-    diffusers.AdapTokPipeline = AdapTokPipeline
+    register_pipeline(AdapTokPipeline)
 
 
 class _Registration(MetaPathFinder):

@@ -57,8 +57,8 @@ def reconstruct(
     fixed_tokens = pipeline.allocate(encoded, AllocationRequest(budget=level, strategy="fixed"))
 
     original = upload.video.frames
-    frames = pipeline.detokenize(tokens)
-    fixed_frames = frames if fixed_tokens.token_counts.equal(tokens.token_counts) else pipeline.detokenize(fixed_tokens)
+    frames = pipeline.decode(tokens)
+    fixed_frames = frames if fixed_tokens.token_counts.equal(tokens.token_counts) else pipeline.decode(fixed_tokens)
     report = {
         "video": upload.name,
         "frames": tokens.num_frames,
@@ -119,7 +119,7 @@ def _measure_curve(
             tokens = pipeline.allocate(encoded, AllocationRequest(budget=budget, strategy=strategy))
             key = tuple(counts_over_time(pipeline, tokens))
             if key not in known:
-                known[key] = psnr(pipeline.detokenize(tokens), original)
+                known[key] = psnr(pipeline.decode(tokens), original)
             curve[strategy].append(
                 {
                     "tokens_per_block": budget,

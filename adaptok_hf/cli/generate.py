@@ -63,7 +63,7 @@ def _generate(arguments: argparse.Namespace) -> None:
     request = {"model": arguments.model, "classes": arguments.class_labels, "seed": arguments.seed} | settings
 
     def run(pipeline: "AdapTokPipeline") -> "AdapTokGenerationOutput":
-        options = settings | {"fps": arguments.fps, "batch_size": arguments.batch_size}
+        options = settings | {"fps": arguments.fps, "batch_size": arguments.batch_size, "output_type": "uint8"}
         return pipeline.generate(arguments.class_labels, generator=_generator(arguments), **options)
 
     _write(arguments, arguments.output or "generated", run, request)
@@ -78,7 +78,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     request = {"model": arguments.model, "video": Path(arguments.video).name, "seed": arguments.seed} | settings
 
     def run(pipeline: "AdapTokPipeline") -> "AdapTokGenerationOutput":
-        options = settings | {"resize_mode": arguments.resize}
+        options = settings | {"resize_mode": arguments.resize, "output_type": "uint8"}
         return pipeline.predict(arguments.video, generator=_generator(arguments), **options)
 
     _write(arguments, arguments.output or f"{Path(arguments.video).stem}-predicted", run, request, arguments.video)

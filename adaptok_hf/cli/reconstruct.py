@@ -62,7 +62,9 @@ def _write_reconstruction(arguments: argparse.Namespace, folder: Path, request: 
     from .reports import write_report
 
     pipeline = load_pipeline(arguments.model, arguments.device, arguments.dtype)
-    output = pipeline.reconstruct(arguments.video, resize_mode=arguments.resize, batch_size=arguments.batch_size, **request)
+    output = pipeline.reconstruct(
+        arguments.video, resize_mode=arguments.resize, batch_size=arguments.batch_size, output_type="uint8", **request
+    )
     request = {"video": Path(arguments.video).name, "model": arguments.model} | request
     report = write_report(folder, output, pipeline, request)
     print(
@@ -102,6 +104,6 @@ def _detokenize(arguments: argparse.Namespace) -> None:
         check_input(arguments.tokens)
         tokens = TokenizedVideo.load(arguments.tokens)
         pipeline = load_pipeline(arguments.model, arguments.device, arguments.dtype)
-        frames = pipeline.detokenize(tokens, batch_size=arguments.batch_size)
+        frames = pipeline.decode(tokens, batch_size=arguments.batch_size)
         write_video(output, frames, tokens.fps, tokens.timestamps)
     print(f"wrote {output}: {len(frames)} frames at {tokens.fps:.2f} fps")

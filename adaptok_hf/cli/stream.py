@@ -86,6 +86,7 @@ def _write_stream(arguments: argparse.Namespace, output: Path, source: Any) -> N
         budget=arguments.budget,
         bits_per_second=arguments.bitrate,
         resize_mode=arguments.resize,
+        output_type="uint8",
     )
     if arguments.frames is not None:
         blocks = itertools.islice(blocks, -(-arguments.frames // pipeline.tokenizer.config.tubelet_size))

@@ -7,7 +7,6 @@ import tempfile
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,10 @@ from ..models.modeling_adaptok import AdapTokModel
 from ..models.modeling_adaptok_ar import AdapTokARForCausalLM
 from ..models.modeling_adaptok_scorer import AdapTokScorerModel
 from ..pipelines.pipeline_adaptok import AdapTokPipeline
+from ..pipelines.remote_code import COMPONENT_ENTRY, collect_code
 from ..video.video_processing_adaptok import AdapTokVideoProcessor
 from .card import TEXTS, read_configs, render_card
 from .onnx_graphs import write_onnx
-from .remote_code import COMPONENT_ENTRY, PIPELINE_ENTRY, collect_code, component_code, pipeline_code
 
 PARTS: dict[str, type[PreTrainedModel]] = {
     "tokenizer": AdapTokModel,
@@ -285,28 +284,12 @@ def _write_pipeline(folder: Path, destination: Path) -> None:
     source = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     names = [name for name in PARTS if (source.get(name) or [None])[0] is not None]
     parts = {name: PARTS[name].from_pretrained(folder / name, dtype="auto") for name in names}
-    processor = _processor_of(folder / "tokenizer")
-    AdapTokPipeline(processor, **parts)  # raises ValueError where the parts do not fit together
-    components = {"video_processor": processor, **parts}
-    code = component_code([type(component) for component in components.values()])
-    for name, component in components.items():
-        component.save_pretrained(destination / name)
+    # raises ValueError where the parts do not fit together
+    AdapTokPipeline(_processor_of(folder / "tokenizer"), **parts).save_pretrained(destination)
+    for name in names:
         for copy in (destination / name).glob("*.py"):  # the root has them
-            copy.unlink()
-        if name in parts and component.can_generate():
-            # diffusers does not download generation_config.json; without it, transformers reads its entries in config.json
-            files = (destination / name / "generation_config.json", destination / name / "config.json")
-            sampling, entries = (json.loads(file.read_text(encoding="utf-8")) for file in files)
-            write_json(files[1], sampling | entries)
-        _write_files(destination / name, code)
-    _write_files(destination, pipeline_code())
-    index: dict[str, Any] = {
-        "_class_name": [PIPELINE_ENTRY, AdapTokPipeline.__name__],
-        "_diffusers_version": version("diffusers"),
-        **dict.fromkeys(PARTS, [None, None]),
-        **{name: [COMPONENT_ENTRY, type(component).__name__] for name, component in components.items()},
-    }
-    write_json(destination / "model_index.json", index)
+            if copy.stem != COMPONENT_ENTRY:
+                copy.unlink()
 
 
 def _write_files(folder: Path, files: dict[str, str]) -> None:

@@ -8,11 +8,18 @@ from pathlib import Path
 import torch
 from transformers import GenerationConfig
 
+from .offloading import execution_device
+
 _SMALL = 2**20  # values; fixed tables of this size need no weights to justify them
 
 
 class CheckedLoading:
     """`from_pretrained` that raises an error where transformers would fill in random weights."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes. The weights of an offloaded model lie elsewhere."""
+        return execution_device(self) or super().device
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):

@@ -26,6 +26,7 @@ from .layers import (
     patch_positions,
     recorded_outputs,
 )
+from .offloading import run_hooks
 from .quantization import VectorQuantizer
 
 
@@ -308,6 +309,7 @@ class AdapTokModel(AdapTokPreTrainedModel):
         """(batch, blocks * latents_per_block, ...) -> (batch, blocks, latents_per_block, ...)."""
         return tokens.unflatten(1, (-1, self.config.latents_per_block))
 
+    @run_hooks
     @capture_outputs
     def encode(
         self,
@@ -339,6 +341,7 @@ class AdapTokModel(AdapTokPreTrainedModel):
             quantized=self._blocks(quantizer_output.quantized),
         )
 
+    @run_hooks
     @capture_outputs
     def decode(
         self,

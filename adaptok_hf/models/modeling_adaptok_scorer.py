@@ -14,6 +14,7 @@ from .block_sequence import BlockTokens, run_blocks
 from .checked_loading import CheckedLoading
 from .configuration_adaptok_scorer import AdapTokScorerConfig
 from .layers import AdapTokAttention, AdapTokLayer, LearnedPositions, init_layer_weights, recorded_outputs
+from .offloading import run_hooks
 
 
 @dataclass
@@ -144,6 +145,7 @@ class AdapTokScorerModel(AdapTokScorerPreTrainedModel):
         read, step = "latent" if read else None, config.score_step
         return run_blocks(self.layers, config.attention_type, sequence, read, step, past_key_values, **recorded)
 
+    @run_hooks
     def score_block(self, latents: torch.Tensor, quantized: torch.Tensor, past_key_values: BlockCache) -> torch.FloatTensor:
         """The scores of the block that follows those in the cache. It is in the cache afterwards, with all its tokens.
 
@@ -166,6 +168,7 @@ class AdapTokScorerModel(AdapTokScorerPreTrainedModel):
         cache.check_next(config.attention_type, len(latents), 1, config.num_blocks)
         return self.scores_of(self._run(latents[:, None], quantized[:, None], past_key_values=cache))
 
+    @run_hooks
     def keep_tokens(
         self, latents: torch.Tensor, quantized: torch.Tensor, token_counts: torch.Tensor, past_key_values: BlockCache
     ) -> None:
@@ -188,6 +191,7 @@ class AdapTokScorerModel(AdapTokScorerPreTrainedModel):
             past_key_values.crop_block()
             self.add_block(latents, quantized, token_counts, past_key_values)
 
+    @run_hooks
     def add_block(
         self, latents: torch.Tensor, quantized: torch.Tensor, token_counts: torch.Tensor, past_key_values: BlockCache
     ) -> None:

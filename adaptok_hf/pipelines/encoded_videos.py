@@ -140,7 +140,7 @@ def allocate_by_block(
             if cache is None:
                 table = _score_last_block(tokenizer, scorer, latents, codes, token_counts[:, : block + 1])
             else:
-                inputs = latents[0][:, block].to(scorer.device), _lookup(tokenizer, codes[0][:, block])
+                inputs = latents[0][:, block].to(scorer.device), lookup_codes(tokenizer, codes[0][:, block])
                 table = scorer.score_block(*inputs, cache).cpu()
         here = parameters
         if isinstance(parameters.get("budget"), tuple):
@@ -167,7 +167,7 @@ def _score_last_block(
     scores, num_blocks = [], token_counts.shape[1]
     counts = token_counts.split([len(batch) for batch in codes])
     for batch_latents, batch_codes, batch_counts in zip(latents, codes, counts, strict=True):
-        quantized = _lookup(tokenizer, batch_codes[:, :num_blocks])
+        quantized = lookup_codes(tokenizer, batch_codes[:, :num_blocks])
         batch_latents, batch_counts = batch_latents[:, :num_blocks].to(scorer.device), batch_counts.to(scorer.device)
         if scorer.config.attention_type == "full":
             scores.append(scorer(batch_latents, quantized, batch_counts).scores[:, -1].cpu())
@@ -179,5 +179,7 @@ def _score_last_block(
     return torch.cat(scores)
 
 
-def _lookup(tokenizer: AdapTokModel, codes: torch.Tensor) -> torch.Tensor:
-    return tokenizer.quantizer.lookup(codes.to(tokenizer.device))
+def lookup_codes(tokenizer: AdapTokModel, codes: torch.Tensor) -> torch.Tensor:
+    """Return what the decoder reads for codes, on the tokenizer's device; computed where an offloaded one is just now."""
+    vectors = tokenizer.quantizer.lookup(codes.to(tokenizer.quantizer.codebook.weight.device))
+    return vectors.to(tokenizer.device)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils.modeling import get_state_dict_offloaded_model
 from diffusers import DiffusionPipeline
 
 from ..allocation import AllocationRequest, Strategy
@@ -18,11 +19,29 @@ from ..models.modeling_adaptok_ar import AdapTokARForCausalLM
 from ..models.modeling_adaptok_scorer import AdapTokScorerModel
 from ..video.tokenized_video import TokenizedVideo
 from ..video.video_processing_adaptok import AdapTokVideoProcessor, is_video_list
-from .encoded_videos import EncodedVideos, allocate_by_block, decode_clips, join_valid_blocks, stopwatch, take_clips
+from .encoded_videos import (
+    EncodedVideos,
+    allocate_by_block,
+    decode_clips,
+    join_valid_blocks,
+    lookup_codes,
+    stopwatch,
+    take_clips,
+)
 from .measured_losses import levels_to_measure, measure_losses
+from .pipeline_arguments import check_arguments
 from .pipeline_generation import GenerationMixin
 from .pipeline_loading import LoadingMixin
-from .pipeline_output import AdapTokGenerationOutput, AdapTokPipelineOutput, check_output_type, convert_frames
+from .pipeline_output import (
+    AdapTokGenerationOutput,
+    AdapTokPipelineOutput,
+    AdapTokPipelineOutputList,
+    Frames,
+    as_tuple,
+    check_output_type,
+    convert_frames,
+    join_videos,
+)
 from .pipeline_streaming import StreamingMixin
 
 
@@ -42,6 +61,8 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
     """
 
     _optional_components = ["scorer", "ar_model", "fp_model"]
+    # A model leaves the accelerator when the one after it here begins: the large generator before the tokenizer decodes.
+    model_cpu_offload_seq = "scorer->ar_model->tokenizer->fp_model"
 
     def __init__(
         self,
@@ -59,26 +80,20 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
         )
 
     def __call__(
-        self, video: Any = None, *, class_labels: Any = None, return_dict: bool = True, **kwargs
-    ) -> AdapTokPipelineOutput | AdapTokGenerationOutput | list | tuple:
+        self, video: Any = None, *, class_labels: Any = None, **kwargs
+    ) -> AdapTokPipelineOutput | AdapTokPipelineOutputList | AdapTokGenerationOutput | tuple:
         """`generate` where `class_labels` are given, `predict` with a video and `num_condition_frames`, else `reconstruct`.
-
-        With `return_dict=False`, outputs are tuples of their fields.
 
         Raises:
             ValueError: if not exactly one of `video` and `class_labels` is given.
+            TypeError: for arguments of diffusers' pipelines that make no sense here.
         """
+        kwargs = check_arguments(kwargs, self.tokenizer.config)
         if (video is None) == (class_labels is None):
             raise ValueError("give either a video or class_labels")
         if class_labels is not None:
-            output = self.generate(class_labels, **kwargs)
-        elif "num_condition_frames" in kwargs:
-            output = self.predict(video, **kwargs)
-        else:
-            output = self.reconstruct(video, **kwargs)
-        if return_dict:
-            return output
-        return [tuple(vars(each).values()) for each in output] if isinstance(output, list) else tuple(vars(output).values())
+            return self.generate(class_labels, **kwargs)
+        return self.predict(video, **kwargs) if "num_condition_frames" in kwargs else self.reconstruct(video, **kwargs)
 
     @torch.no_grad()
     def encode(
@@ -125,7 +140,7 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
                     latents.append(encoded.latents.cpu())
             if scores_at_once:
                 with stopwatch(seconds, "score", self.device), torch.inference_mode():
-                    quantized = self.tokenizer.quantizer.lookup(encoded.codes)
+                    quantized = lookup_codes(self.tokenizer, encoded.codes)
                     scores.append(self.scorer(encoded.latents, quantized).scores.cpu())
         shape = (0, self.tokenizer.config.num_blocks, self.tokenizer.config.latents_per_block)
         codes = torch.cat([torch.empty(shape, dtype=torch.long), *codes])
@@ -167,7 +182,7 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
                     frames = encoded.frames(rows).to(self.device) / 255
                     losses.append(measure_losses(self.tokenizer, frames, codes, levels).cpu())
                 else:
-                    quantized = self.tokenizer.quantizer.lookup(codes)
+                    quantized = lookup_codes(self.tokenizer, codes).to(self.device)
                     losses.append(self.scorer(encoded.latents[rows].to(self.device), quantized).scores.cpu())
         encoded.tables[kind] = torch.cat(losses).double().numpy()
         return encoded.tables[kind]
@@ -276,16 +291,18 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
         fps: float | None = None,
         batch_size: int = 8,
         output_type: str = "np",
-    ) -> AdapTokPipelineOutput | list[AdapTokPipelineOutput]:
+        return_dict: bool = True,
+    ) -> AdapTokPipelineOutput | AdapTokPipelineOutputList | tuple:
         """Tokenize videos on a budget and decode them again; each output has as many frames as its input.
 
         Args:
             videos, fps, resize_mode, batch_size: see `encode`.
             budget, price, threshold, rounding: see [`AllocationRequest`]; `allocation` is its `strategy`.
-            output_type: `"np"`, `"pt"` or `"pil"`.
+            output_type: `"np"`, `"pt"`, `"pil"` or `"uint8"`, see [`AdapTokPipelineOutput`].
+            return_dict: `False` gives a tuple of the output's fields, `frames` first; of a list of videos, of their lists.
 
         Returns:
-            The output; of a list of videos, a list.
+            The output; of a list of videos, an [`AdapTokPipelineOutputList`].
 
         Raises:
             ValueError: for something that is not a video, an unknown strategy, or a budget that cannot be met.
@@ -294,13 +311,16 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
         request = AllocationRequest(budget, price, threshold, allocation, rounding)
         encoded = self.encode(videos, request=request, fps=fps, resize_mode=resize_mode, batch_size=batch_size)
         tokens = self.allocate(encoded, request, batch_size=batch_size)
-        outputs, seconds = [], {"score": 0.0, "allocate": 0.0} | encoded.seconds
+        outputs, seconds = AdapTokPipelineOutputList(), {"score": 0.0, "allocate": 0.0} | encoded.seconds
         for video, clips in zip(tokens if encoded.is_list else [tokens], encoded.clips, strict=True):
             with stopwatch(seconds, "decode", self.device):
-                frames = self.detokenize(video, batch_size=batch_size, output_type=output_type)
-            original = clips.frames.flatten(0, 1)[: clips.num_frames].permute(0, 2, 3, 1).numpy()
+                frames = convert_frames(self.decode(video, batch_size=batch_size)[None], output_type)
+            original = clips.frames.flatten(0, 1)[None, : clips.num_frames].permute(0, 1, 3, 4, 2).numpy()
+            original = convert_frames(original, output_type)
             outputs.append(AdapTokPipelineOutput(frames=frames, tokens=video, original=original, seconds=seconds))
-        return outputs if encoded.is_list else outputs[0]
+        self.maybe_free_model_hooks()
+        output = outputs if encoded.is_list else outputs[0]
+        return output if return_dict else as_tuple(output)
 
     def tokenize(
         self,
@@ -318,14 +338,22 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
         """Turn videos into tokens: `encode`, then `allocate`. Arguments, results and errors are those of `reconstruct`."""
         request = AllocationRequest(budget, price, threshold, allocation, rounding)
         encoded = self.encode(videos, request=request, fps=fps, resize_mode=resize_mode, batch_size=batch_size)
-        return self.allocate(encoded, request, batch_size=batch_size)
+        tokens = self.allocate(encoded, request, batch_size=batch_size)
+        self.maybe_free_model_hooks()
+        return tokens
 
     def detokenize(
-        self, tokens: TokenizedVideo, *, batch_size: int = 8, output_type: str = "np"
-    ) -> np.ndarray | torch.Tensor | list:
-        """Turn tokens into frames: `decode` in any form of [`AdapTokPipelineOutput`]."""
+        self, tokens: TokenizedVideo | Sequence[TokenizedVideo], *, batch_size: int = 8, output_type: str = "np"
+    ) -> Frames:
+        """Turn the tokens of a video or of several into frames: `decode` in the forms of [`AdapTokPipelineOutput`].
+
+        `frames[i]` is a video, also of a single one. Videos of different shapes make a list.
+        """
         check_output_type(output_type)
-        return convert_frames(self.decode(tokens, batch_size=batch_size), output_type)
+        videos = [tokens] if isinstance(tokens, TokenizedVideo) else tokens
+        frames = [convert_frames(self.decode(video, batch_size=batch_size)[None], output_type)[0] for video in videos]
+        self.maybe_free_model_hooks()
+        return join_videos(frames)
 
     @property
     def model_hash(self) -> str:
@@ -333,7 +361,10 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
         config = self.tokenizer.config
         architecture = {key: getattr(config, key) for key in sorted(type(config).__annotations__)}
         digest = hashlib.sha256(json.dumps(architecture, sort_keys=True).encode())
-        for name, entry in sorted(self.tokenizer.state_dict().items()):
+        weights = self.tokenizer.state_dict()
+        if any(tensor.is_meta for tensor in weights.values()):  # offloaded module by module
+            weights = get_state_dict_offloaded_model(self.tokenizer)
+        for name, entry in sorted(weights.items()):
             digest.update(name.encode())
             for tensor in entry if isinstance(entry, tuple) else (entry,):  # int8 weights come with their bias
                 if not isinstance(tensor, torch.Tensor):

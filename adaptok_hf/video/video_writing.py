@@ -28,7 +28,7 @@ def write_video(
 
     Args:
         path: ends in `.mp4`; its folder must exist.
-        frames: uint8 RGB `(frames, height, width, 3)`, or an iterable of `(height, width, 3)` frames of one size.
+        frames: RGB `(frames, height, width, 3)`, uint8 or floats in [0, 1], or an iterable of such frames of one size.
         fps: frames per second, 0.01 to 1000.
         timestamps: seconds, strictly increasing, one per frame; written relative to the first. Gives a
             video of variable frame rate, exact to 1/90000 s. By default frames are evenly spaced.
@@ -96,9 +96,12 @@ def _encode(path: Path, frames: Iterable[np.ndarray], fps: float, ticks: np.ndar
         for frame in frames:
             frame = np.asarray(frame)
             shape = shape or frame.shape
+            if np.issubdtype(frame.dtype, np.floating) and ((frame >= 0) & (frame <= 1)).all():
+                frame = np.rint(frame * 255).astype(np.uint8)
             if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape != shape or shape[2] != 3 or 0 in shape:
                 raise ValueError(
-                    f"frame {count} is {frame.dtype} {frame.shape}; expected uint8 (height, width, 3) of one size"
+                    f"frame {count} is {frame.dtype} {frame.shape}; expected uint8 (height, width, 3) of one "
+                    "size, or floats in [0, 1]"
                 )
             frame = np.pad(frame, ((0, shape[0] % 2), (0, shape[1] % 2), (0, 0)), mode="edge")
             if count == 0:

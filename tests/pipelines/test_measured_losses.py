@@ -195,7 +195,7 @@ def test_padding_blocks(varied_pipeline, num_frames):
     blocks = -(-num_frames // 4)
     valid = (torch.arange(-(-num_frames // 12) * 3) < blocks).view(-1, 3)
     output = varied_pipeline.reconstruct(video, budget=4, allocation="measured")
-    assert output.frames.shape == video.shape
+    assert output.frames[0].shape == video.shape
     table = losses_by_hand(varied_pipeline, clips_of(varied_pipeline, video), [2, 4, 6])
     assert torch.equal(output.token_counts > 0, valid) and output.tokens.num_tokens == 4 * blocks
     expected = joint(table, step=2, budget=4, valid=valid.numpy())
@@ -211,7 +211,7 @@ def test_batch_size_has_no_influence(varied_pipeline):
     for other in (one, three):
         assert torch.equal(other.token_counts, all_.token_counts)
         assert other.tokens.allocation["objective"] == pytest.approx(all_.tokens.allocation["objective"], abs=1e-5)
-        assert np.abs(other.frames.astype(int) - all_.frames).max() <= 1
+        assert np.abs(other.frames - all_.frames).max() <= 1.01 / 255
     assert len(all_.token_counts[all_.token_counts > 0].unique()) == 3
 
 
