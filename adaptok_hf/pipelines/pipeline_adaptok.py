@@ -190,7 +190,7 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
         """
         request = request or AllocationRequest()
         strategy, valid = self._choose_strategy(request), encoded.valid_blocks
-        certificate: dict[str, float] = {}
+        facts: dict[str, float] = {}
         if strategy is None:
             token_counts = valid.long() * self.tokenizer.config.latents_per_block
         else:
@@ -206,9 +206,12 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
                 else:
                     table = self.score(encoded, measured=measured, batch_size=batch_size)
                 with stopwatch(encoded.seconds, "allocate", self.device):
-                    counts, certificate = strategy.allocate(table, step=levels.step, valid=valid.numpy(), **parameters)
+                    counts, facts = strategy.allocate(table, step=levels.step, valid=valid.numpy(), **parameters)
                 token_counts = torch.from_numpy(counts)
-        chosen_by = {"strategy": strategy.name if strategy else "all tokens"} | certificate
+            if strategy.needs == "budget" and valid.any():
+                budgets = np.broadcast_to(parameters["budget"], valid.shape)[valid]
+                facts = {"budget": float(budgets.mean()), "reached": float(token_counts[valid].double().mean())} | facts
+        chosen_by = {"strategy": strategy.name if strategy else "all tokens"} | facts
         tokens, start = [], 0
         for clips in encoded.clips:
             rows = slice(start, start + len(clips))
