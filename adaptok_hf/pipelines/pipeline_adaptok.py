@@ -112,7 +112,7 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
             videos = videos if is_list else [videos]
             clips = [self.video_processor.clips(video, fps=fps, resize_mode=resize_mode) for video in videos]
         if strategy is not None:
-            self._check_request(request, strategy, join_valid_blocks(clips, self.tokenizer.config.num_blocks))
+            self.check_request(request, join_valid_blocks(clips, self.tokenizer.config.num_blocks))
         needs_scorer = self.scorer is not None if request is None else strategy is not None and strategy.needs_scorer
         scores_at_once = strategy is not None and needs_scorer and strategy.order == "clip"
         codes, latents, scores = [], [], []
@@ -194,7 +194,7 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
         if strategy is None:
             token_counts = valid.long() * self.tokenizer.config.latents_per_block
         else:
-            self._check_request(request, strategy, valid)
+            self.check_request(request, valid)
             parameters = request.parameters(self.tokenizer.config.latents_per_block)
             if strategy.order == "block":
                 token_counts = self._allocate_by_block(encoded, strategy, parameters, batch_size)
@@ -354,8 +354,16 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
         step = self.scorer.config.score_step if self.scorer is not None else 1
         return levels_to_measure(per_block, step) if measured else range(step, per_block + 1, step)
 
-    def _check_request(self, request: AllocationRequest, strategy: Strategy, valid: torch.Tensor) -> None:
-        """Raise `ValueError` if these blocks cannot meet the request, before anything is encoded or scored."""
+    def check_request(self, request: AllocationRequest, valid_blocks: torch.Tensor | None = None) -> None:
+        """Raise `ValueError` if blocks cannot meet a request, before anything is encoded or scored.
+
+        Args:
+            valid_blocks: (clips, blocks) bool, see `EncodedVideos.valid_blocks`; default: one whole clip.
+        """
+        strategy = self._choose_strategy(request)
+        if strategy is None:
+            return
+        valid = torch.ones(1, self.tokenizer.config.num_blocks, dtype=torch.bool) if valid_blocks is None else valid_blocks
         levels = self._levels(strategy.scores == "measured")
         parameters = request.parameters(self.tokenizer.config.latents_per_block)
         table = np.zeros((*valid.shape, len(levels)))
