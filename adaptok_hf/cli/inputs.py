@@ -18,8 +18,8 @@ def find_files(
 ) -> dict[str, str]:
     """Return the files of a command's arguments in order, each once, with a name for its output.
 
-    The name is the file's without its suffix, below a folder with the path in it. Files of one name get the path from the
-    folder that they have in common, or keep their suffix: `a/clip` and `b/clip`, `clip.mp4` and `clip.avi`.
+    The name is the file's without its suffix, below a folder with the path in it. Files that would share a name get the
+    path from the folder that all have in common, or keep their suffix: `a/clip` and `b/clip`, `clip.mp4` and `clip.avi`.
 
     Args:
         arguments: files, folders (searched with all below them) and patterns such as `"videos/*.mp4"`.
@@ -33,10 +33,11 @@ def find_files(
     for argument in arguments:
         for path, name in _expand(argument, list_folder, output):
             names.setdefault(os.path.normpath(path), os.path.splitext(name)[0])
-    for rename in (_from_common_folder, _with_suffix):
+    common = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in names])
+    full = {path: os.path.relpath(os.path.abspath(path), common) for path in names}
+    for longer in ({path: os.path.splitext(name)[0] for path, name in full.items()}, full):
         shared = Counter(names.values())
-        same = {path: name for path, name in names.items() if shared[name] > 1}
-        names |= rename(same)
+        names = {path: longer[path] if shared[name] > 1 else name for path, name in names.items()}
     if len(set(names.values())) < len(names):
         ((name, _),) = Counter(names.values()).most_common(1)
         raise ValueError(f"{' and '.join(path for path in names if names[path] == name)} would have one output, {name}")
@@ -87,13 +88,3 @@ def _expand(argument: str, list_folder: Callable[[str], list[str]], output: str 
     if outputs is not None and folder in outputs.parents:
         pairs = [(path, name) for path, name in pairs if not Path(path).resolve().is_relative_to(outputs)]
     return pairs
-
-
-def _from_common_folder(names: dict[str, str]) -> dict[str, str]:
-    folders = [os.path.dirname(os.path.abspath(path)) for path in names]
-    common = os.path.commonpath(folders) if folders else ""
-    return {path: os.path.splitext(os.path.relpath(os.path.abspath(path), common))[0] for path in names}
-
-
-def _with_suffix(names: dict[str, str]) -> dict[str, str]:
-    return {path: name + os.path.splitext(path)[1] for path, name in names.items()}

@@ -47,6 +47,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"adaptok_hf {__version__}")
     parser.add_argument("--debug", action="store_true", help="of every command: show where an error comes from")
+    parser.add_argument(
+        "--print-completion",
+        action=_PrintCompletion,
+        choices=["bash", "zsh", "tcsh"],
+        help="print a script that completes commands, options and files (needs shtab)",
+    )
     verbs = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for module in (reconstruct, generate, evaluate, stream, export):
         module.add_commands(verbs)
@@ -63,6 +69,25 @@ def build_parser() -> argparse.ArgumentParser:
     add_model_options(verb)
     verb.set_defaults(run=_info)
     return parser
+
+
+class _PrintCompletion(argparse.Action):
+    """`--print-completion SHELL`: completion of commands, options and file names, made by shtab."""
+
+    def __call__(self, parser, namespace, shell, option_string=None) -> None:
+        try:
+            import shtab
+        except ImportError as error:
+            raise ImportError(f"{option_string} needs shtab: pip install shtab") from error
+        parsers = [parser]
+        for each in parsers:
+            for action in each._actions:
+                if isinstance(action, argparse._SubParsersAction):
+                    parsers += dict.fromkeys(action.choices.values())
+                elif action.type is None and action.choices is None and action.nargs != 0:
+                    action.complete = shtab.FILE
+        print(shtab.complete(parser, shell))
+        parser.exit()
 
 
 def _info(arguments: argparse.Namespace) -> dict[str, Any]:

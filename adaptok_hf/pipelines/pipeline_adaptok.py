@@ -209,8 +209,10 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
                     counts, facts = strategy.allocate(table, step=levels.step, valid=valid.numpy(), **parameters)
                 token_counts = torch.from_numpy(counts)
             if strategy.needs == "budget" and valid.any():
-                budgets = np.broadcast_to(parameters["budget"], valid.shape)[valid]
-                facts = {"budget": float(budgets.mean()), "reached": float(token_counts[valid].double().mean())} | facts
+                budget, num_blocks = parameters["budget"], int(valid.sum())
+                if isinstance(budget, tuple):  # one number per block position
+                    budget = float((valid.numpy() * budget).sum()) / num_blocks
+                facts = {"budget": budget, "reached": int(token_counts.sum()) / num_blocks} | facts
         chosen_by = {"strategy": strategy.name if strategy else "all tokens"} | facts
         tokens, start = [], 0
         for clips in encoded.clips:

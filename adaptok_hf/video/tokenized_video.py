@@ -39,8 +39,8 @@ class TokenizedVideo:
         source_size: height and width of the video that was tokenized.
         resize_mode: see `AdapTokVideoProcessor`.
         model_hash: fingerprint of the tokenizer's configuration and weights.
-        allocation: how the counts were chosen: `strategy`; with a budget, the tokens per block that were asked for, `budget`,
-            and spent, `reached`, over all videos that share it; for `joint` and `measured` their certificate, `objective`
+        allocation: how the counts were chosen: `strategy`; with a budget, the tokens per block that were asked for
+            (`budget`) and spent (`reached`) by all that share it; for `joint` and `measured` their certificate, `objective`
             (the summed loss, predicted or measured) and `bound` (no allocation of this size has a lower one).
     """
 
