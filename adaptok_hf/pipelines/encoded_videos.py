@@ -1,7 +1,8 @@
 """Videos that are encoded and wait for their token counts, and the steps that work on tensors of clips."""
 
+import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,6 +55,11 @@ class EncodedVideos:
         tables = {name: table[rows] for name, table in self.tables.items()}
         return EncodedVideos(chosen, self.codes[rows], latents, self.resize_mode, self.model_hash, True, tables)
 
+    def without_frames(self) -> "EncodedVideos":
+        """Return the same without pixels, which need most of the memory. It can be allocated, but not measured any more."""
+        clips = [dataclasses.replace(clips, frames=clips.frames.new_empty(len(clips), 0)) for clips in self.clips]
+        return dataclasses.replace(self, clips=clips)
+
     @property
     def valid_blocks(self) -> torch.Tensor:
         """(clips of all videos, blocks) bool, whether a block holds a real frame."""
@@ -62,6 +68,20 @@ class EncodedVideos:
     def frames(self, rows: slice) -> torch.Tensor:
         """Return uint8 frames (clips, frames, 3, size, size) of some of all clips."""
         return take_clips(self.clips, rows)
+
+
+def join_videos(parts: Sequence[EncodedVideos]) -> EncodedVideos:
+    """Return videos that were encoded in several calls as those of one, so that they can share a budget."""
+    first = parts[0]
+    return EncodedVideos(
+        [clips for part in parts for clips in part.clips],
+        torch.cat([part.codes for part in parts]),
+        None if first.latents is None else torch.cat([part.latents for part in parts]),
+        first.resize_mode,
+        first.model_hash,
+        True,
+        {name: np.concatenate([part.tables[name] for part in parts]) for name in first.tables},
+    )
 
 
 def join_valid_blocks(clips: list[ClipBatch], num_blocks: int) -> torch.Tensor:

@@ -127,7 +127,7 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
             videos = videos if is_list else [videos]
             clips = [self.video_processor.clips(video, fps=fps, resize_mode=resize_mode) for video in videos]
         if strategy is not None:
-            self._check_request(request, strategy, join_valid_blocks(clips, self.tokenizer.config.num_blocks))
+            self.check_request(request, join_valid_blocks(clips, self.tokenizer.config.num_blocks))
         needs_scorer = self.scorer is not None if request is None else strategy is not None and strategy.needs_scorer
         scores_at_once = strategy is not None and needs_scorer and strategy.order == "clip"
         codes, latents, scores = [], [], []
@@ -205,11 +205,11 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
         """
         request = request or AllocationRequest()
         strategy, valid = self._choose_strategy(request), encoded.valid_blocks
-        certificate: dict[str, float] = {}
+        facts: dict[str, float] = {}
         if strategy is None:
             token_counts = valid.long() * self.tokenizer.config.latents_per_block
         else:
-            self._check_request(request, strategy, valid)
+            self.check_request(request, valid)
             parameters = request.parameters(self.tokenizer.config.latents_per_block)
             if strategy.order == "block":
                 token_counts = self._allocate_by_block(encoded, strategy, parameters, batch_size)
@@ -221,9 +221,14 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
                 else:
                     table = self.score(encoded, measured=measured, batch_size=batch_size)
                 with stopwatch(encoded.seconds, "allocate", self.device):
-                    counts, certificate = strategy.allocate(table, step=levels.step, valid=valid.numpy(), **parameters)
+                    counts, facts = strategy.allocate(table, step=levels.step, valid=valid.numpy(), **parameters)
                 token_counts = torch.from_numpy(counts)
-        chosen_by = {"strategy": strategy.name if strategy else "all tokens"} | certificate
+            if strategy.needs == "budget" and valid.any():
+                budget, num_blocks = parameters["budget"], int(valid.sum())
+                if isinstance(budget, tuple):  # one number per block position
+                    budget = float((valid.numpy() * budget).sum()) / num_blocks
+                facts = {"budget": budget, "reached": int(token_counts.sum()) / num_blocks} | facts
+        chosen_by = {"strategy": strategy.name if strategy else "all tokens"} | facts
         tokens, start = [], 0
         for clips in encoded.clips:
             rows = slice(start, start + len(clips))
@@ -386,8 +391,16 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
         step = self.scorer.config.score_step if self.scorer is not None else 1
         return levels_to_measure(per_block, step) if measured else range(step, per_block + 1, step)
 
-    def _check_request(self, request: AllocationRequest, strategy: Strategy, valid: torch.Tensor) -> None:
-        """Raise `ValueError` if these blocks cannot meet the request, before anything is encoded or scored."""
+    def check_request(self, request: AllocationRequest, valid_blocks: torch.Tensor | None = None) -> None:
+        """Raise `ValueError` if blocks cannot meet a request, before anything is encoded or scored.
+
+        Args:
+            valid_blocks: (clips, blocks) bool, see `EncodedVideos.valid_blocks`; default: one whole clip.
+        """
+        strategy = self._choose_strategy(request)
+        if strategy is None:
+            return
+        valid = torch.ones(1, self.tokenizer.config.num_blocks, dtype=torch.bool) if valid_blocks is None else valid_blocks
         levels = self._levels(strategy.scores == "measured")
         parameters = request.parameters(self.tokenizer.config.latents_per_block)
         table = np.zeros((*valid.shape, len(levels)))

@@ -39,8 +39,9 @@ class TokenizedVideo:
         source_size: height and width of the video that was tokenized.
         resize_mode: see `AdapTokVideoProcessor`.
         model_hash: fingerprint of the tokenizer's configuration and weights.
-        allocation: how the counts were chosen: `strategy`, and for `joint` and `measured` their certificate, `objective`
-            (the summed loss, predicted or measured) and `bound` (no allocation of this budget has a lower one).
+        allocation: how the counts were chosen: `strategy`; with a budget, the tokens per block that were asked for
+            (`budget`) and spent (`reached`) by all that share it; for `joint` and `measured` their certificate, `objective`
+            (the summed loss, predicted or measured) and `bound` (no allocation of this size has a lower one).
     """
 
     codes: torch.Tensor

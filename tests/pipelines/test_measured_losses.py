@@ -235,14 +235,14 @@ def test_half_precision(varied_pipeline, tmp_path):
 
 
 def test_rounding_down(varied_pipeline):
-    tokens = varied_pipeline.tokenize(uneven_video(12), budget=3, allocation="measured", rounding="floor")
+    tokens = varied_pipeline.tokenize(uneven_video(12), budget=3, allocation="measured")
     assert tokens.num_tokens == 8
 
 
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"budget": 3}, "3.0 .*2.666.* and 3.333"),
+        ({"budget": 3, "rounding": "exact"}, "3.0 .*2.666.* and 3.333"),
         ({"budget": 1}, " 2 "),
         ({"budget": 7}, " 6 "),
         ({"budget": 1, "rounding": "floor"}, " 2 "),

@@ -120,16 +120,29 @@ def test_joint_is_the_best_of_all_allocations(tiny_pipeline):
     assert tokens.allocation["bound"] <= objective + 1e-9
 
 
-def test_rounding_down(tiny_pipeline):
-    with pytest.raises(ValueError, match="nearest feasible"):
-        tiny_pipeline.tokenize(noisy_video(12), budget=3)
-    assert tiny_pipeline.tokenize(noisy_video(12), budget=3, rounding="floor").num_tokens == 8
+@pytest.mark.parametrize("budget", [3, "50%", np.float32(3)])
+def test_rounding_down(tiny_pipeline, budget):
+    tokens = tiny_pipeline.tokenize(noisy_video(12), budget=budget)
+    assert tokens.num_tokens == 8
+    assert (tokens.allocation["budget"], tokens.allocation["reached"]) == (3, pytest.approx(8 / 3))
+    with pytest.raises(ValueError, match="2.666.* and 3.333"):
+        tiny_pipeline.tokenize(noisy_video(12), budget=budget, rounding="exact")
+
+
+def test_what_was_reached_is_about_all_that_shares_the_budget(tiny_pipeline):
+    videos = tiny_pipeline.tokenize([noisy_video(12), noisy_video(5, seed=1)], budget=3.5)
+    assert {video.allocation["reached"] for video in videos} == {16 / 5}
+    assert sum(video.num_tokens for video in videos) == 16
+    tokens = tiny_pipeline.tokenize(noisy_video(16), budget=[2, 6, 5], allocation="ipal")
+    assert (tokens.allocation["budget"], tokens.allocation["reached"]) == ((2 * 2 + 6 + 5) / 4, (2 * 2 + 6 + 4) / 4)
 
 
 @pytest.mark.parametrize("allocation", ["bithr", "bidelta"])
 def test_threshold_searches_stay_near_the_budget(tiny_pipeline, allocation):
     tokens = tiny_pipeline.tokenize(noisy_video(60), budget=4, allocation=allocation)
-    assert set(tokens.token_counts.unique().tolist()) <= {2, 4, 6} and tokens.allocation == {"strategy": allocation}
+    assert set(tokens.token_counts.unique().tolist()) <= {2, 4, 6}
+    reached = tokens.num_tokens / tokens.num_blocks
+    assert tokens.allocation == {"strategy": allocation, "budget": 4, "reached": reached} and reached <= 4
     few, many = (
         tiny_pipeline.tokenize(noisy_video(60), budget=budget, allocation=allocation).num_tokens for budget in (2, 6)
     )
@@ -347,12 +360,15 @@ def test_tokens_of_another_model_are_refused(tiny_pipeline, tiny_config):
         ({"budget": 0}, " 2 "),
         ({"budget": 7}, " 6 "),
         ({"budget": -1}, " 2 "),
-        ({"budget": 3}, "2.666.* and 3.333"),
+        ({"budget": 3, "rounding": "exact"}, "2.666.* and 3.333"),
+        ({"budget": "30%"}, " 2 "),
         ({"budget": float("nan")}, "finite"),
         ({"budget": float("inf")}, "finite"),
         ({"budget": 0, "allocation": "ipal"}, " 2 "),
-        ({"budget": 3, "allocation": "ipal"}, "2 and 4"),
-        ({"budget": 3, "allocation": "fixed"}, "2 and 4"),
+        ({"budget": 3, "allocation": "ipal", "rounding": "exact"}, "2 and 4"),
+        ({"budget": 3.5, "allocation": "fixed", "rounding": "exact"}, "3 and 4"),
+        ({"budget": 1, "allocation": "fixed"}, " 2 "),
+        ({"budget": 4, "allocation": "bithr", "rounding": "exact"}, "'bithr'.*`rounding`"),
         ({"budget": "many"}, "'many'"),
         ({"budget": "200%"}, " 6 "),
         ({"budget": [4, 4, 4]}, "budget"),

@@ -231,7 +231,7 @@ def test_sliders_follow_the_model(complete_pipeline):
     demo = build_demo(complete_pipeline)
     sliders = {block.label: block for block in demo.blocks.values() if isinstance(block, gr.Slider)}
     budget = sliders["Budget: tokens per block, on average"]
-    assert (budget.minimum, budget.maximum, budget.step) == (2, 6, 2)
+    assert (budget.minimum, budget.maximum, budget.step) == (2, 6, 1)
     assert sliders["Token of the block"].maximum == 6 and sliders["Encoder layer"].maximum == 2
     assert sliders["Frames that are given"].maximum == 11
     assert all(block.label for block in demo.blocks.values() if isinstance(block, gr.Slider | gr.Dropdown | gr.Number))

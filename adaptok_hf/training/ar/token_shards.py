@@ -33,7 +33,9 @@ class Arguments(SourceArguments, SkipArguments):
     budget: str | None = field(default=None, metadata={"help": "Average tokens per block, or a share such as 25%%."})
     price: float | None = field(default=None, metadata={"help": "Loss that a token must save (strategy quality)."})
     threshold: float | None = field(default=None, metadata={"help": "Loss to undercut (strategy threshold)."})
-    rounding: Literal["floor"] | None = field(default=None, metadata={"help": "'floor': a budget may be off the grid."})
+    rounding: Literal["floor", "exact"] | None = field(
+        default=None, metadata={"help": "Of a budget off the grid: 'floor' (the default) rounds down, 'exact' raises."}
+    )
     num_condition_frames: int = field(default=0, metadata={"help": "Frames given in frame prediction; 0: none."})
     batch_size: int = field(default=32, metadata={"help": "Windows that share a budget."})
     videos_per_shard: int = field(default=32, metadata={"help": "Tar shards and files of the Hub stay what they are."})
@@ -122,7 +124,7 @@ def _check_request(args: Arguments, pipeline: AdapTokPipeline) -> None:
     try:
         tokenize_windows(pipeline, blank, args)
     except ValueError as error:
-        hint = "; a batch may be one window: rounding 'floor' takes any budget" if args.budget is not None else ""
+        hint = "; a batch may be one window: rounding 'floor' rounds down" if args.rounding == "exact" else ""
         raise ValueError(f"{error}{hint}") from error
 
 
