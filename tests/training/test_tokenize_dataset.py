@@ -41,8 +41,8 @@ def test_tokens_are_those_of_the_pipeline(made):
 
     pipeline = AdapTokPipeline.from_pretrained(made.pipeline)
     clips = pipeline.video_processor.clips(made.videos / rows[2]["source"]).frames.flatten(0, 1)[4:20]
-    assert rows[2]["start"] == 4 and rows[2]["codes"] == pipeline.tokenize(clips).codes.flatten().tolist()
-    assert rows[2]["condition_codes"] == pipeline.tokenize_condition(clips[None], 5).flatten().tolist()
+    assert rows[2]["start"] == 4 and rows[2]["codes"] == pipeline.tokenize(clips).codes[0].tolist()
+    assert rows[2]["condition_codes"] == pipeline.tokenize_condition(clips[None], 5)[0].tolist()
     description = json.loads((made.tokens / "dataset.json").read_text())
     assert description["class_names"] == ["a_jump", "b_run"] and description["model_hash"] == pipeline.model_hash
     assert {row["config_hash"] for row in rows} == {description["hash"]}
@@ -178,6 +178,7 @@ def test_windows_of_several_videos_are_mixed(tmp_path):
         ([], "none"),
         (["--ucf101_folder", "a"], "ucf101_splits"),
         (["--videos", "a", "--window_step", "0"], "window_step .* 0"),
+        (["--videos", "a", "--split", "val-1"], "val-1"),
     ],
 )
 def test_bad_arguments(monkeypatch, tmp_path, options, message):
