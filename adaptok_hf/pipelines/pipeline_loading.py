@@ -18,6 +18,7 @@ from ..models.modeling_adaptok import AdapTokModel
 from ..models.modeling_adaptok_ar import AdapTokARForCausalLM
 from ..models.modeling_adaptok_scorer import AdapTokScorerModel
 from ..video.video_processing_adaptok import AdapTokVideoProcessor
+from .original_loading import WEIGHT_SUFFIXES, is_original, load_original, load_original_part
 from .remote_code import write_pipeline_index
 
 _CLASSES = {each.__name__: each for each in (AdapTokModel, AdapTokScorerModel, AdapTokARForCausalLM, AdapTokVideoProcessor)}
@@ -41,21 +42,38 @@ class LoadingMixin:
 
         Args:
             pretrained_model_name_or_path: `"small"` or `"detailed"`, the checkpoints in this package (see
-                `adaptok_hf.checkpoints`); a folder; a Hub id. A local folder comes first.
+                `adaptok_hf.checkpoints`); a folder; a Hub id. A local folder comes first. A checkpoint of the original
+                code is converted in memory, see [`convert_checkpoint`]: a Hub id, a folder or a training checkpoint.
             kwargs: as there. `dtype` (or by its older name `torch_dtype`) is float32 by default: a type, its name, `"auto"`
                 for that of the weights, or one for each component, `{"scorer": torch.bfloat16, "default": torch.float32}`.
+                A component can be the name of an original: `ar_model="yeahhhh326/AdapTok-AR"`. Of an original training
+                checkpoint, `ema=0.999` takes that average.
 
         Raises:
             OSError: for a folder of which a file is missing.
+            TypeError: for arguments that it does not have, or that do not go with an original.
             ValueError: for files that are damaged, or do not fit together.
-            TypeError: for arguments that it does not have.
         """
         if kwargs.get("dtype") is None:  # diffusers raises an error if both are given
             kwargs["dtype"] = kwargs.pop("torch_dtype", None) or torch.float32
         kwargs["dtype"] = _read_dtype(kwargs["dtype"], cls._get_signature_keys(cls)[0])
         source = find_checkpoint(pretrained_model_name_or_path)
+        components = kwargs.keys() & cls._get_signature_keys(cls)[0]
+        for name in components:
+            if isinstance(value := kwargs[name], str | os.PathLike):
+                path = cls._find(find_checkpoint(value), {**kwargs, "revision": None})
+                kwargs[name] = load_original_part(name, value, path, kwargs["dtype"])
+        path = cls._find(source, kwargs)
+        if is_original(path):
+            given = {name: kwargs.pop(name) for name in components}
+            options = {name: value for name, value in kwargs.items() if name not in _DOWNLOAD_OPTIONS}
+            pipeline = cls(**load_original(source, path, given, **options))
+            pipeline.register_to_config(_name_or_path=source)
+            return pipeline
         try:
-            return super().from_pretrained(source, **kwargs)
+            pipeline = super().from_pretrained(str(path), **kwargs)
+            pipeline.register_to_config(_name_or_path=source)
+            return pipeline
         except (ValueError, TypeError, LookupError, AttributeError) as error:  # what damaged entries lead to in diffusers
             if str(source) in str(error) or "from_pretrained()" in str(error):
                 raise
@@ -98,6 +116,14 @@ class LoadingMixin:
             "enable_group_offload moves weights for `forward` only; use enable_model_cpu_offload or "
             "enable_sequential_cpu_offload"
         )
+
+    @classmethod
+    def _find(cls, source: str | os.PathLike, options: dict[str, Any]) -> Path:
+        """Return where a checkpoint is on this machine, downloaded if it is not a path; or a path that does not exist."""
+        path = Path(source).expanduser()
+        if path.suffix in WEIGHT_SUFFIXES and not path.exists():
+            raise FileNotFoundError(f"{source}: no such file")
+        return path if path.exists() or str(source).count("/") > 1 else Path(cls.download(source, **options))
 
     @classmethod
     def download(cls, pretrained_model_name: str | os.PathLike, **kwargs) -> str:

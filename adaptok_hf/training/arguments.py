@@ -18,6 +18,7 @@ class DatasetArguments:
         default=None, metadata={"help": "A data set on the Hub with a column of videos, streamed."}
     )
     hub_split: str = field(default="train", metadata={"help": "Of hub_dataset."})
+    hub_video_column: str | None = field(default=None, metadata={"help": "Of hub_dataset; default: the one of videos."})
 
     def __post_init__(self):
         for one, other in (("ucf101_folder", "ucf101_splits"), ("kinetics_folder", "kinetics_csv")):
