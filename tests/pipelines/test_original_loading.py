@@ -131,7 +131,7 @@ def test_larp(tmp_path, messages):
     assert "not adaptive" in messages[0].getMessage()
     config = pipeline.tokenizer.config
     assert (config.encoder_attention_type, config.decoder_attention_type, config.adaptive) == ("full", "full", False)
-    assert pipeline.reconstruct(torch.rand(16, 3, 32, 32)).frames.shape == (16, 32, 32, 3)
+    assert pipeline.reconstruct(torch.rand(16, 3, 32, 32)).frames.shape == (1, 16, 32, 32, 3)
 
 
 def test_what_is_no_pipeline(tmp_path):
