@@ -75,8 +75,9 @@ def write_onnx(model: AdapTokModel | AdapTokScorerModel, folder: str | os.PathLi
     )  # a batch of 1 would be a constant
     counts = torch.full((2, config.num_blocks), config.latents_per_block)
     if isinstance(model, AdapTokScorerModel):
-        states = torch.zeros(*codes.shape, config.latent_size)
-        graphs = {"scorer": (_Scorer(model), {"latents": states, "quantized": states, "token_counts": counts})}
+        # not the same tensor twice: that would become one input
+        states = {name: torch.zeros(*codes.shape, config.latent_size) for name in ("latents", "quantized")}
+        graphs = {"scorer": (_Scorer(model), {**states, "token_counts": counts})}
     else:
         video = torch.zeros(2, config.num_frames, config.num_channels, config.image_size, config.image_size)
         kept = {"token_counts": counts} if config.adaptive else {}

@@ -33,9 +33,17 @@ class CheckedLoading:
         """
         folder = None if pretrained_model_name_or_path is None else Path(pretrained_model_name_or_path)
         if folder is not None and folder.is_dir() and not isinstance(kwargs.get("state_dict"), dict):
-            check_folder(cls, folder / kwargs.get("subfolder", ""), kwargs.get("config"), kwargs.get("variant"))
+            folder = folder / kwargs.get("subfolder", "")
+            adapter = (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
+            if not adapter:  # of peft: transformers loads the model that it names, and then the adapter
+                check_folder(cls, folder, kwargs.get("config"), kwargs.get("variant"))
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
-        _check_names(pretrained_model_name_or_path, info["missing_keys"], info["unexpected_keys"])
+        # peft ties the trainable tokens of a tied head to those of the embeddings, which transformers does not know
+        missing, unexpected = (
+            [name for name in info[kind] if not name.startswith("lm_head.token_adapter.")]
+            for kind in ("missing_keys", "unexpected_keys")
+        )
+        _check_names(pretrained_model_name_or_path, missing, unexpected)
         return (model, info) if output_loading_info else model
 
 

@@ -39,6 +39,7 @@ from .generation_adaptok import (
 )
 from .generation_options_adaptok import check_decoding, merge_options
 from .layers import LearnedPositions, SinCosPositions, init_layer_weights, latent_positions
+from .replaceable_classes import ReplaceableClasses
 from .sequence_inputs import SequenceInputs
 from .token_layout import unpack
 
@@ -140,7 +141,7 @@ class AdapTokARModel(CheckedLoading, LlamaModel):
         )
 
 
-class AdapTokARForCausalLM(SequenceInputs, CheckedLoading, LlamaForCausalLM):
+class AdapTokARForCausalLM(SequenceInputs, CheckedLoading, ReplaceableClasses, LlamaForCausalLM):
     """Generator of block sequences (AdapTok, arXiv 2505.17011): class-conditional, or continuing given frames.
 
     A sequence is a prompt (a class, or the codes of the condition clip and a separator), then the kept codes of each block,
@@ -219,31 +220,6 @@ class AdapTokARForCausalLM(SequenceInputs, CheckedLoading, LlamaForCausalLM):
         base = f"{type(self.model).__module__.rpartition('.')[2]}.{type(self.model).__name__}"
         self.config.auto_map = (getattr(self.config, "auto_map", None) or {}) | {"AutoModel": base}
         super().save_pretrained(*args, **kwargs)
-
-    @torch.no_grad()
-    def replace_classes(self, names: Sequence[str]) -> None:
-        """Gives a class-conditional generator a new set of classes, to be fine-tuned to.
-
-        Codes and `<EOB>` keep what they learned; each new class starts as "no class". With peft, train the new rows beside
-        the adapter by `trainable_token_indices=model.config.conditioning_token_ids`.
-
-        Raises:
-            ValueError: without names, or for a frame-prediction generator.
-        """
-        config = self.config
-        if not config.is_class_conditional or not names:
-            raise ValueError("replace_classes needs a class-conditional generator and at least one name")
-        kept, null = config.eob_token_id + 1, config.null_class_token_id
-        for module in (self.model.embed_tokens, self.lm_head):
-            rows = torch.cat([module.weight[:kept], module.weight[null : null + 1].expand(len(names) + 1, -1)])
-            module.weight = nn.Parameter(rows.clone(), requires_grad=module.weight.requires_grad)
-        config.num_classes, config.vocab_size = len(names), kept + len(names) + 1
-        config.id2label = dict(enumerate(names))
-        config.label2id = {name: label for label, name in enumerate(names)}
-        self.model.embed_tokens.num_embeddings = self.lm_head.out_features = config.vocab_size
-        self.vocab_size = self.model.vocab_size = config.vocab_size
-        self.generation_config.suppress_tokens = config.conditioning_token_ids
-        self.tie_weights()
 
     def unpack_sequences(
         self, sequences: torch.Tensor, condition_codes: torch.Tensor | None = None
