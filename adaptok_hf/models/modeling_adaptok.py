@@ -405,7 +405,8 @@ class AdapTokModel(AdapTokPreTrainedModel):
         """Encode, drop the tail of each block, decode: the training pass.
 
         Args:
-            pixel_values_videos: as in `encode`; the values are not checked in training, which would wait for the device.
+            pixel_values_videos: as in `encode`; in training without `return_loss` their values are not checked, which would
+                wait for the device.
             token_counts: (batch, blocks) long, see `decode`; the quantiser's losses are averaged over kept tokens.
             sample_codes: default: in training, if the configuration's quantiser is stochastic.
             return_loss: whether to compute `loss`, which a plain `Trainer` minimizes. It has those of the paper's terms
@@ -418,7 +419,7 @@ class AdapTokModel(AdapTokPreTrainedModel):
         self._check_token_counts(token_counts, pixel_values_videos.shape[0], num_blocks)
         if sample_codes is None:
             sample_codes = self.training and self.config.stochastic_quantizer
-        pixels = self._to_pixels(pixel_values_videos, check=not self.training)
+        pixels = self._to_pixels(pixel_values_videos, check=return_loss or not self.training)
         latents = self.encoder(pixels, **recorded)
         kept = None
         if token_counts is not None:

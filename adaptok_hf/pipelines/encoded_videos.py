@@ -123,7 +123,7 @@ def decode_clips(tokenizer: AdapTokModel, codes: torch.Tensor, token_counts: tor
         (clips, frames, 3, size, size) float32 in [0, 1], on the tokenizer's device.
     """
     counts = token_counts.to(tokenizer.device) if tokenizer.config.adaptive else None
-    return tokenizer.decode(codes.to(tokenizer.device), counts).pixel_values_videos.float().clamp(0, 1)
+    return tokenizer.decode(codes.to(tokenizer.device), counts, return_dict=True).pixel_values_videos.float().clamp(0, 1)
 
 
 @torch.no_grad()
@@ -190,7 +190,7 @@ def _score_last_block(
         quantized = lookup_codes(tokenizer, batch_codes[:, :num_blocks])
         batch_latents, batch_counts = batch_latents[:, :num_blocks].to(scorer.device), batch_counts.to(scorer.device)
         if scorer.config.attention_type == "full":
-            scores.append(scorer(batch_latents, quantized, batch_counts).scores[:, -1].cpu())
+            scores.append(scorer(batch_latents, quantized, batch_counts, return_dict=True).scores[:, -1].cpu())
             continue
         cache = BlockCache()
         for block in range(num_blocks - 1):  # with the tokens that they keep

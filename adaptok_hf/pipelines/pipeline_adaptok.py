@@ -134,14 +134,14 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
         for start in self._batches(sum(map(len, clips)), batch_size, "encode"):
             with stopwatch(seconds, "encode", self.device), torch.inference_mode():
                 frames = take_clips(clips, slice(start, start + batch_size)).to(self.device)
-                encoded = self.tokenizer.encode((frames / 255).to(self.tokenizer.dtype))
+                encoded = self.tokenizer.encode((frames / 255).to(self.tokenizer.dtype), return_dict=True)
                 codes.append(encoded.codes.cpu())
                 if needs_scorer and not scores_at_once:
                     latents.append(encoded.latents.cpu())
             if scores_at_once:
                 with stopwatch(seconds, "score", self.device), torch.inference_mode():
                     quantized = lookup_codes(self.tokenizer, encoded.codes)
-                    scores.append(self.scorer(encoded.latents, quantized).scores.cpu())
+                    scores.append(self.scorer(encoded.latents, quantized, return_dict=True).scores.cpu())
         shape = (0, self.tokenizer.config.num_blocks, self.tokenizer.config.latents_per_block)
         codes = torch.cat([torch.empty(shape, dtype=torch.long), *codes])
         latents = torch.cat(latents) if latents else None
@@ -183,7 +183,8 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
                     losses.append(measure_losses(self.tokenizer, frames, codes, levels).cpu())
                 else:
                     quantized = lookup_codes(self.tokenizer, codes).to(self.device)
-                    losses.append(self.scorer(encoded.latents[rows].to(self.device), quantized).scores.cpu())
+                    latents = encoded.latents[rows].to(self.device)
+                    losses.append(self.scorer(latents, quantized, return_dict=True).scores.cpu())
         encoded.tables[kind] = torch.cat(losses).double().numpy()
         return encoded.tables[kind]
 

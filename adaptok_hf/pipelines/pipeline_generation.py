@@ -240,7 +240,7 @@ class GenerationMixin:
         """
         index = torch.arange(self.tokenizer.config.num_frames).clamp(max=num_condition_frames - 1)
         video = (windows[:, index].to(self.device) / 255).to(self.tokenizer.dtype)
-        return self.tokenizer.encode(video).codes
+        return self.tokenizer.encode(video, return_dict=True).codes
 
     def decode_clips(self, codes: torch.Tensor, token_counts: torch.Tensor) -> torch.Tensor:
         """Return the frames of whole clips, uint8 (clips, frames, 3, height, width)."""

@@ -145,7 +145,7 @@ class StreamingMixin:
             clip = self.video_processor.clips(np.stack([frame for frame, _, _ in group]), fps, resize_mode)
             video = clip.frames[:, : config.tubelet_size]
             encoded = self.tokenizer.encode(
-                (video.to(self.device) / 255).to(self.tokenizer.dtype), past_key_values=encoder_cache
+                (video.to(self.device) / 255).to(self.tokenizer.dtype), past_key_values=encoder_cache, return_dict=True
             )
             latents, codes = encoded.latents[:, 0], encoded.codes[:, 0]
             count, price = config.latents_per_block, None
@@ -182,7 +182,7 @@ class StreamingMixin:
     ) -> Frames:
         """The next block of a clip -> its real frames."""
         counts = torch.tensor([[count]], device=self.device) if self.tokenizer.config.adaptive else None
-        decoded = self.tokenizer.decode(codes[None, None].to(self.device), counts, past_key_values=cache)
+        decoded = self.tokenizer.decode(codes[None, None].to(self.device), counts, past_key_values=cache, return_dict=True)
         frames = self.video_processor.unclip(
             decoded.pixel_values_videos.float(),
             num_frames=block.num_frames,

@@ -56,6 +56,8 @@ def test_pixels_of_other_ranges_are_refused(tiny_tokenizer, tiny_video, change):
         with pytest.raises(ValueError, match=r"\[0, 1\]"):
             method(change(tiny_video))
     tiny_tokenizer.encode(tiny_video * 1.0005)  # rounding
+    with pytest.raises(ValueError, match=r"\[0, 1\]"):
+        tiny_tokenizer.train()(change(tiny_video))
 
 
 def test_empty_batches_give_empty_results(tiny_pipeline, tiny_video):

@@ -24,6 +24,18 @@ def test_the_steps_are_the_whole(tiny_pipeline):
     assert torch.equal(everything.token_counts, tiny_pipeline.tokenize(video).token_counts)
 
 
+def test_models_that_return_tuples_by_their_configuration(tiny_pipeline):
+    video, options = (
+        noisy_video(12),
+        ({"budget": 4}, {"budget": 4, "allocation": "ipal"}, {"budget": 4, "allocation": "measured"}),
+    )
+    expected = [tiny_pipeline.reconstruct(video, **each).frames for each in options]
+    tiny_pipeline.tokenizer.config.return_dict = tiny_pipeline.scorer.config.return_dict = False
+    for each, frames in zip(options, expected, strict=True):
+        assert np.array_equal(tiny_pipeline.reconstruct(video, **each).frames, frames)
+    assert len(list(tiny_pipeline.stream(video, price=0.001))) > 0
+
+
 @pytest.mark.parametrize("request_", [{"budget": 4}, {"budget": 4, "strategy": "ipal"}, {"price": 0.001}, {}], ids=str)
 def test_a_list_of_videos_shares_one_budget(tiny_pipeline, request_):
     """As one program over the clips of all; codes and frames are those of each video alone."""
