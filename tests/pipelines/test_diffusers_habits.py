@@ -195,25 +195,33 @@ def folder(complete_pipeline, tmp_path):
 
 
 def test_torch_dtype(tiny_pipeline, tmp_path):
-    half, single = torch.bfloat16, torch.float32
     tiny_pipeline.save_pretrained(tmp_path)
-
-    def load(kind=AdapTokPipeline, **options):
-        return kind.from_pretrained(tmp_path, **options)
-
-    for kind in (AdapTokPipeline, DiffusionPipeline):
-        loaded = load(kind, torch_dtype=half)
-        assert loaded.dtype == loaded.tokenizer.dtype == loaded.scorer.dtype == half
-    assert load(torch_dtype=None).dtype == single and load(dtype="torch.bfloat16").dtype == half
-    loaded = load(torch_dtype={"scorer": half, "default": single})
-    assert (loaded.scorer.dtype, loaded.tokenizer.dtype) == (half, single)
-    loaded.to(half).save_pretrained(tmp_path)
-    assert load(dtype="auto").dtype == half and load().dtype == single
-    for bad, message in ((8, "8"), ("float33", "float33"), ({"unet": half}, "unet")):
+    loaded = AdapTokPipeline.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
+    assert loaded.dtype == loaded.tokenizer.dtype == loaded.scorer.dtype == torch.bfloat16
+    for bad, message in ((8, "8"), ("float33", "float33"), ({"unet": torch.bfloat16}, "unet")):
         with pytest.raises(ValueError, match=message):
-            load(dtype=bad)
+            AdapTokPipeline.from_pretrained(tmp_path, dtype=bad)
     with pytest.raises(ValueError, match="torch_dtype"):
-        load(dtype=half, torch_dtype=single)
+        AdapTokPipeline.from_pretrained(tmp_path, dtype=torch.bfloat16, torch_dtype=torch.float32)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "tokenizer", "scorer"),
+    [
+        ({"torch_dtype": None}, "float32", "float32"),
+        ({"dtype": "bfloat16"}, "bfloat16", "bfloat16"),
+        ({"dtype": "torch.bfloat16"}, "bfloat16", "bfloat16"),
+        ({"dtype": "auto"}, "float16", "float16"),
+        ({"torch_dtype": {"scorer": torch.bfloat16, "default": torch.float32}}, "float32", "bfloat16"),
+        ({"dtype": {"scorer": "auto"}}, "float32", "float16"),
+    ],
+)
+def test_types_of_each_kind(tiny_pipeline, tmp_path, options, tokenizer, scorer):
+    tiny_pipeline.to(torch.float16).save_pretrained(tmp_path)
+    for kind in (AdapTokPipeline, DiffusionPipeline)[: 1 + bool(options.get("torch_dtype"))]:
+        loaded = kind.from_pretrained(tmp_path, **options)
+        assert str(loaded.tokenizer.dtype) == f"torch.{tokenizer}" and str(loaded.scorer.dtype) == f"torch.{scorer}"
 
 
 def test_other_arguments_of_from_pretrained(folder, complete_pipeline, tmp_path):

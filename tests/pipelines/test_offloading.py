@@ -8,6 +8,8 @@ from accelerate import cpu_offload
 from accelerate.hooks import AlignDevicesHook, CpuOffload
 from builders.pipelines import noisy_video
 
+from adaptok_hf.models.block_cache import BlockCache
+
 
 def run_all(pipeline) -> list:
     """Return what every kind of call gives, in an order that moves each model in and out."""
@@ -56,11 +58,18 @@ def test_a_model_moves_before_each_of_its_methods(complete_pipeline, monkeypatch
     tokenizer, scorer, moved = complete_pipeline.tokenizer, complete_pipeline.scorer, []
     complete_pipeline.enable_model_cpu_offload(device="cpu")
     monkeypatch.setattr(CpuOffload, "pre_forward", lambda self, module, *a, **k: moved.append(module) or (a, k))
-    codes = tokenizer.encode(torch.rand(1, 12, 3, 16, 16)).codes
-    tokenizer.decode(codes)
-    assert moved == [tokenizer, tokenizer]
-    list(complete_pipeline.stream(noisy_video(8), budget=4, decode=False))
-    assert moved[2:4] == [tokenizer, scorer]
+    with torch.no_grad():
+        encoded = tokenizer.encode(torch.rand(1, 12, 3, 16, 16))
+        tokenizer.decode(encoded.codes)
+        assert moved == [tokenizer, tokenizer]
+        moved.clear()
+        block, cache = (encoded.latents[:, 0], encoded.quantized[:, 0]), BlockCache()
+        scorer.score_block(*block, cache)
+        assert moved == [scorer]
+        scorer.keep_tokens(*block, torch.tensor([6]), cache)  # all: nothing is computed
+        assert moved == [scorer, scorer]
+        scorer.add_block(*block, torch.tensor([2]), cache)
+        assert moved == [scorer, scorer, scorer]
 
 
 def test_models_leave_when_a_call_ends(complete_pipeline, monkeypatch):
