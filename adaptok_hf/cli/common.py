@@ -159,17 +159,17 @@ def load_pipeline(model: str | None = None, device: str | None = None, dtype: st
     Raises:
         ValueError: with one line, whatever the libraries raise.
     """
-    import torch
+    with waiting(f"loading {model or DEFAULT_CHECKPOINT}"):
+        import torch
 
-    from ..pipelines.pipeline_adaptok import AdapTokPipeline
+        from ..pipelines.pipeline_adaptok import AdapTokPipeline
 
-    quiet_libraries()
-    device = check_device(device)
-    try:
-        with waiting(f"loading {model or DEFAULT_CHECKPOINT}"):
+        quiet_libraries()
+        device = check_device(device)
+        try:
             pipeline = AdapTokPipeline.from_pretrained(model, dtype=getattr(torch, dtype)).to(device)
-    except Exception as error:  # diffusers, safetensors and torch each raise their own kind
-        raise ValueError(f"cannot load the model {model}: {one_line(error)}") from error
+        except Exception as error:  # diffusers, safetensors and torch each raise their own kind
+            raise ValueError(f"cannot load the model {model}: {one_line(error)}") from error
     pipeline.set_progress_bar_config(disable=not is_terminal())
     return pipeline
 

@@ -114,9 +114,9 @@ def _write(arguments: argparse.Namespace, folder: str, run: Callable, request: d
     with output_folder(folder, GENERATION_FILES, *inputs, overwrite=arguments.overwrite) as folder:
         for video in videos:
             check_file(video)
+        pipeline = load_pipeline(arguments.model, arguments.device, arguments.dtype)
         from .reports import write_generation
 
-        pipeline = load_pipeline(arguments.model, arguments.device, arguments.dtype)
         with waiting("generating"):
             report = write_generation(folder, run(pipeline), request)
         _print_report(folder, report)

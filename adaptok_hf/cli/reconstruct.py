@@ -117,11 +117,11 @@ def _write_reports(
     arguments: argparse.Namespace, folders: dict[str, Path], request: dict[str, Any], skipped: list | None
 ) -> list[dict[str, Any]]:
     """Write the videos, picture and report of each file into its folder."""
+    pipeline = load_pipeline(arguments.model, arguments.device, arguments.dtype)
     from ..pipelines.encoded_videos import stopwatch
     from ..pipelines.pipeline_output import AdapTokPipelineOutput
     from .reports import write_report
 
-    pipeline = load_pipeline(arguments.model, arguments.device, arguments.dtype)
     options, reports = {"resize_mode": arguments.resize, "batch_size": arguments.batch_size}, []
     for video, tokens, seconds, clips in tokenize_files(pipeline, list(folders), request, skipped, **options):
         folder = folders[video]

@@ -46,14 +46,18 @@ def tokenize_files(
     one_by_one = dataclasses.replace(request, rounding=None) if is_shared else request
     pipeline.check_request(one_by_one)
     parts, options = {}, {"resize_mode": resize_mode, "batch_size": batch_size}
-    for path in pipeline.progress_bar(paths) if is_shared and len(paths) > 1 else paths:
+    is_alone = not is_shared or len(paths) == 1
+    if not is_alone:
+        paths = pipeline.progress_bar(paths)
+        paths.set_description("encode")
+    for path in paths:
         try:
             with waiting(f"encoding {path}"):
                 encoded = pipeline.encode([path], request=one_by_one, **options)
         except (ValueError, OSError) as error:
             skip_file(path, error, skipped)
             continue
-        if not is_shared or len(paths) == 1:
+        if is_alone:
             (tokens,) = pipeline.allocate(encoded, request, batch_size=batch_size)
             yield path, tokens, encoded.seconds, encoded.clips[0]
             continue

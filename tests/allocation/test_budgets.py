@@ -102,7 +102,7 @@ def test_every_budget_works(checkpoint, strategy, blocks):
     valid = np.arange(4) < np.array(BLOCKS[blocks])[:, None]
     scores = -np.sort(-np.random.default_rng(0).random((*valid.shape, most // step)), axis=-1)
     percentages = [f"{share}%" for share in (100 * step / most, 10, 12.5, 20, 30, 33.3, 100)]
-    for budget in (*range(step, most + 1, most // 128), step + 0.1, most - 0.1, 100 / 3, *percentages):
+    for budget in (*range(step, most + 1, most // 64 + 1), step + 0.1, most - 0.1, 100 / 3, *percentages):
         tokens = AllocationRequest(budget=budget).parameters(most)["budget"]
         counts = allocate(scores, strategy=strategy, step=step, valid=valid, budget=tokens)
         assert ((counts >= step) == valid).all() and (counts <= most).all()

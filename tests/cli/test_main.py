@@ -67,7 +67,10 @@ VIDEOS = {
 }
 
 
-@pytest.mark.parametrize("kind", VIDEOS)
+SLOW = ("avi", "webp", "landscape")  # tests/video reads these, too
+
+
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.slow) if k in SLOW else k for k in VIDEOS])
 def test_reconstruct(model, here, capsys, kind):
     source_path = VIDEOS[kind](here.parent / "in")
     source = read_video(source_path)
