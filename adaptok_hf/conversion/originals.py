@@ -24,7 +24,10 @@ PARTS = {
 
 
 def load_parts(
-    source: str | os.PathLike, *, dtype: torch.dtype | str | Mapping[str, torch.dtype], ema: float | None = None
+    source: str | os.PathLike,
+    *,
+    dtype: torch.dtype | str | Mapping[str, torch.dtype] | None = None,
+    ema: float | None = None,
 ) -> dict[str, PreTrainedModel]:
     """Return what a checkpoint of the original code holds, by the names in [`AdapTokPipeline`].
 
@@ -33,7 +36,7 @@ def load_parts(
 
     Args:
         source, ema: as in [`convert_checkpoint`].
-        dtype: of the weights; or for each part, and `"default"` for the others.
+        dtype: of the weights; or for each part, and `"default"` for the others; `None` keeps what they have.
 
     Raises:
         FileNotFoundError, ValueError: as [`convert_checkpoint`].
@@ -45,7 +48,7 @@ def load_parts(
     default = dtypes.get("default", torch.float32)
     return {
         name: CLASSES[name].from_pretrained(
-            None, config=model.config, state_dict=states[name], dtype=dtypes.get(name, default)
+            None, config=model.config, state_dict=states[name], dtype=dtypes.get(name, default) or "auto"
         )
         for name, model in models.items()
         if name in PARTS

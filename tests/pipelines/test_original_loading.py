@@ -9,11 +9,12 @@ import huggingface_hub.constants
 import pytest
 import torch
 from builders.fake_hub import COMMIT, serve_repository
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from adaptok_hf import AdapTokPipeline
 from adaptok_hf.cli.main import main
 from adaptok_hf.conversion.convert import convert_checkpoint
+from adaptok_hf.conversion.original_names import TABLES
 from adaptok_hf.conversion.sources import read_source
 
 PARITY = Path(__file__).parents[1] / "assets" / "parity"
@@ -103,6 +104,17 @@ def test_options(tmp_path, messages):
         AdapTokPipeline.from_pretrained(TOKENIZER, scorer="small")
     with pytest.raises(ValueError, match="fp_model=.*ar_tiny.*ar_model"):
         AdapTokPipeline.from_pretrained(TOKENIZER, fp_model=AR)
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [("auto", torch.bfloat16), ("float16", torch.float16)])
+def test_types_of_numbers_by_name(tmp_path, dtype, expected):
+    folder = write_folder(tmp_path / "half")
+    tensors = load_file(folder / "model.safetensors")
+    tables = {table for names in TABLES.values() for table in names}  # which are compared with ours
+    half = {name: tensor if name in tables else tensor.bfloat16() for name, tensor in tensors.items()}
+    save_file(half, folder / "model.safetensors")
+    pipeline = AdapTokPipeline.from_pretrained(folder, dtype=dtype)
+    assert pipeline.tokenizer.dtype == pipeline.scorer.dtype == expected
 
 
 def test_folders(tmp_path, messages):
