@@ -411,7 +411,7 @@ class AdapTokARForCausalLM(CheckedLoading, LlamaForCausalLM):
             settings.prompt_lookup_num_tokens = settings.prompt_lookup_num_tokens or (lookahead - 1 or None)
             kwargs["stops"] = criteria
         elif not has_beams and (number > 1 or scale > 1):
-            may_leave = not settings.return_dict_in_generate and kwargs.get("past_key_values") is None
+            may_leave = number > 1 and not settings.return_dict_in_generate and kwargs.get("past_key_values") is None
             kwargs["rows"] = ActiveRows(self.config, scale, guidance_interval, may_leave)
             processors.append(kwargs["rows"])
         # prompts have no padding
