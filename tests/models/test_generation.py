@@ -338,7 +338,7 @@ def test_guidance_by_hand():
         ({"temperature": 0.0}, ["temperature", "0"]),
         ({"num_beams": 2, "seeds": [1, 2]}, ["num_beams=2", "seeds"]),
         ({"num_beams": 2, "guidance_scale": 2.0}, ["num_beams=2", "guidance_scale=2.0"]),
-        ({"num_beams": 2, "streamer": Collect()}, ["num_beams=2", "streamer"]),
+        ({"num_beams": 2, "streamer": TextStreamer(None)}, ["num_beams=2", "streamer"]),
         ({"num_return_sequences": 3, "do_sample": False}, ["num_return_sequences", "3"]),
         ({"num_return_sequences": 3, "seeds": [1, 2]}, ["2 seeds", "6 sequences"]),
         ({"output_scores": True}, ["output_scores=True", "return_dict_in_generate=True"]),
