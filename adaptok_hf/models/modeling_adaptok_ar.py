@@ -313,12 +313,12 @@ class AdapTokARForCausalLM(CheckedLoading, LlamaForCausalLM):
         self.tie_weights()
 
     def unpack_sequences(
-        self, sequences: torch.Tensor, condition_codes: torch.Tensor | None = None
+        self, sequences: torch.Tensor | GenerateOutput, condition_codes: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """What `generate` returned -> what the tokenizer decodes.
 
         Args:
-            sequences: (batch, length) long, prompts included.
+            sequences: (batch, length) long, prompts included, or transformers' output that holds them.
             condition_codes: as in `build_prompt`; their first `start_block` blocks stand, whole, before the generated ones.
 
         Returns:
@@ -326,7 +326,7 @@ class AdapTokARForCausalLM(CheckedLoading, LlamaForCausalLM):
             token_counts: (batch, blocks) long.
         """
         config = self.config
-        generated = sequences[:, config.prompt_length :]
+        generated = getattr(sequences, "sequences", sequences)[:, config.prompt_length :]
         if config.start_block:
             if condition_codes is None:
                 raise ValueError(f"condition_codes are needed: they hold the first {config.start_block} blocks")
@@ -428,7 +428,7 @@ class AdapTokARForCausalLM(CheckedLoading, LlamaForCausalLM):
             prompt = self.build_prompt(class_labels, condition_codes)
         elif class_labels is not None or condition_codes is not None:
             raise ValueError("give either a prompt or its condition, not both")
-        if prompt.ndim != 2 or prompt.shape[1] < self.config.prompt_length:
+        if prompt.ndim != 2 or not len(prompt) or prompt.shape[1] < self.config.prompt_length:
             raise ValueError(f"a prompt must be (batch, {self.config.prompt_length} or more), got {tuple(prompt.shape)}")
         if mask is not None and (mask.shape != prompt.shape or not mask.all()):
             raise ValueError(f"prompts have no padding: attention_mask must be ones of shape {tuple(prompt.shape)}")

@@ -351,6 +351,7 @@ def test_guidance_by_hand():
         ({"class_labels": [0], "lookahead": 4, "cache_implementation": "static"}, ["lookahead=4", "'static'"]),
         ({"class_labels": [0], "lookahead": 4, "use_cache": False}, ["lookahead=4", "use_cache=False"]),
         ({"attention_mask": torch.zeros(2, 1)}, ["attention_mask"]),
+        ({"class_labels": []}, ["a prompt", "(0, 1)"]),
         ({"max_length": 1}, ["max_length=1"]),
         ({"min_q": 0.1}, ["min_q"]),
     ],

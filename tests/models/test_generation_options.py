@@ -212,6 +212,7 @@ def test_outputs(given, rows):
     output = model.generate(**given, **EVERYTHING, stopping_criteria=[See()])
     ids, length = output.sequences, output.sequences.shape[1] - 1
     assert torch.equal(ids, model.generate(**given))
+    assert torch.equal(model.unpack_sequences(output)[1], model.unpack_sequences(ids)[1])
     assert len(output.scores) == len(output.logits) == len(output.hidden_states) == len(output.attentions) == length
     logits = model(ids[:, :-1]).logits.detach()
     torch.testing.assert_close(torch.stack(output.logits, 1), logits, atol=1e-4, rtol=1e-4)
