@@ -252,6 +252,8 @@ def _write_llama(folder: Path, destination: Path) -> None:
     values = {name: value for name, value in generator.config.to_dict().items() if name in known}
     llama = LlamaForCausalLM.from_pretrained(folder, config=LlamaConfig(**values), dtype="auto")
     llama.generation_config = generator.generation_config
+    llama.generation_config.begin_suppress_tokens = [generator.config.eob_token_id]  # the first block is not empty
+    llama.generation_config.max_new_tokens = generator.config.max_sequence_length
     llama.save_pretrained(destination)
 
 

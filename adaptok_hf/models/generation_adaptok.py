@@ -92,9 +92,10 @@ class ActiveRows(LogitsProcessor):
         if self.active is None:
             self.active, self.batch = torch.arange(len(input_ids), device=input_ids.device), len(input_ids)
         else:
-            staying = (~is_finished(input_ids[self.active], self.config)).nonzero()[:, 0]
-            if not self.may_leave or not 0 < 2 * len(staying) <= len(self.active):
-                staying = torch.arange(len(self.active), device=self.active.device)
+            staying = torch.arange(len(self.active), device=self.active.device)
+            if self.may_leave:
+                unfinished = (~is_finished(input_ids[self.active], self.config)).nonzero()[:, 0]
+                staying = unfinished if 0 < 2 * len(unfinished) <= len(staying) else staying
             kept = torch.cat([staying, staying + len(self.active)]) if guided else staying
             if cache is not None and len(kept) < len(self.active) * (1 if self.unconditional is None else 2):
                 cache.reorder_cache(kept)

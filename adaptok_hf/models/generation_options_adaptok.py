@@ -2,6 +2,7 @@
 
 import copy
 import math
+from numbers import Real
 from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel
@@ -70,7 +71,8 @@ def _check_values(settings: GenerationConfig, options: dict[str, Any]) -> None:
     values = settings.to_dict() | options
     for name, hint in _UNSUPPORTED_OPTIONS.items():
         value = values.get(name)
-        if not (value is None or value is False or value == 0 or (value == 1 and name in _NEUTRAL_ONES)):
+        is_neutral = isinstance(value, Real) and (value == 0 or (value == 1 and name in _NEUTRAL_ONES))
+        if value is not None and not is_neutral:
             raise ValueError(
                 f"{name}={value!r} is not supported by the generation of block sequences{hint and ': ' + hint}"
             )

@@ -222,12 +222,12 @@ class AdapTokARForCausalLM(SequenceInputs, CheckedLoading, ReplaceableClasses, L
         super().save_pretrained(*args, **kwargs)
 
     def unpack_sequences(
-        self, sequences: torch.Tensor, condition_codes: torch.Tensor | None = None
+        self, sequences: torch.Tensor | GenerateOutput, condition_codes: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """What `generate` returned -> what the tokenizer decodes.
 
         Args:
-            sequences: (batch, length) long, prompts included.
+            sequences: (batch, length) long, prompts included, or transformers' output that holds them.
             condition_codes: as in `build_prompt`; their first `start_block` blocks stand, whole, before the generated ones.
 
         Returns:
@@ -235,7 +235,7 @@ class AdapTokARForCausalLM(SequenceInputs, CheckedLoading, ReplaceableClasses, L
             token_counts: (batch, blocks) long.
         """
         config = self.config
-        generated = sequences[:, config.prompt_length :]
+        generated = getattr(sequences, "sequences", sequences)[:, config.prompt_length :]
         if config.start_block:
             if condition_codes is None:
                 raise ValueError(f"condition_codes are needed: they hold the first {config.start_block} blocks")
@@ -320,7 +320,7 @@ class AdapTokARForCausalLM(SequenceInputs, CheckedLoading, ReplaceableClasses, L
             settings.prompt_lookup_num_tokens = settings.prompt_lookup_num_tokens or (lookahead - 1 or None)
             kwargs["stops"] = criteria
         elif not has_beams and (number > 1 or scale > 1):
-            may_leave = not settings.return_dict_in_generate and kwargs.get("past_key_values") is None
+            may_leave = number > 1 and not settings.return_dict_in_generate and kwargs.get("past_key_values") is None
             kwargs["rows"] = ActiveRows(self.config, scale, guidance_interval, may_leave)
             processors.append(kwargs["rows"])
         # prompts have no padding
@@ -337,7 +337,7 @@ class AdapTokARForCausalLM(SequenceInputs, CheckedLoading, ReplaceableClasses, L
             prompt = self.build_prompt(class_labels, condition_codes)
         elif class_labels is not None or condition_codes is not None:
             raise ValueError("give either a prompt or its condition, not both")
-        if prompt.ndim != 2 or prompt.shape[1] < self.config.prompt_length:
+        if prompt.ndim != 2 or not len(prompt) or prompt.shape[1] < self.config.prompt_length:
             raise ValueError(f"a prompt must be (batch, {self.config.prompt_length} or more), got {tuple(prompt.shape)}")
         if mask is not None and (mask.shape != prompt.shape or not mask.all()):
             raise ValueError(f"prompts have no padding: attention_mask must be ones of shape {tuple(prompt.shape)}")

@@ -100,6 +100,9 @@ for kind in ("tokenizer", "scorer", "ar_model", "fp_model", "llama", "pipeline")
             assert isinstance(pipeline.tokenizer, sys.modules["diffusers_modules.local.modeling_adaptok"].AdapTokModel)
         else:
             results[kind] = names["model"].eval()(inputs["ids"]).logits
+            if kind == "llama":
+                exec(re.findall(r"```python\\n(.*?)```", Path(kind, "README.md").read_text(), re.S)[1], names)
+                results["video"] = names["video"]
 from transformers import AutoModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 part = AutoModel.from_pretrained("pipeline", subfolder="tokenizer", trust_remote_code=True)
@@ -131,6 +134,7 @@ def test_repositories_load_without_the_package(exported, saved):
         for name in ("ar_model", "fp_model"):
             torch.testing.assert_close(results[name], getattr(pipeline, name).eval()(inputs["ids"]).logits)
         torch.testing.assert_close(results["llama"], results["ar_model"])
+        assert results["video"].shape == (1, 12, 3, 16, 16)
         drawn = pipeline.ar_model.generate(class_labels=[0, 1], seeds=[3, 4])
     assert torch.equal(results["drawn"], drawn)
     output = pipeline.reconstruct(exported / "video.mp4", budget="50%")
