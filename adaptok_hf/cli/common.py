@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoints import DEFAULT_CHECKPOINT, PACKAGED_CHECKPOINTS
+from ..video.picture_files import picture_files
 from .program import one_line
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ def check_input(path: str) -> None:
     if not os.path.exists(path):
         raise FileNotFoundError(f"{path}: no such file")
     if os.path.isdir(path):
-        raise IsADirectoryError(f"{path} is a folder, expected a file")
+        picture_files(path)  # a folder of frames
+        return
     if not os.path.isfile(path):
         raise ValueError(f"{path} is a device or a pipe, expected a file (`adaptok stream -` reads standard input)")
 
@@ -90,11 +92,13 @@ def add_batch_size_option(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--batch-size", type=int, default=8, metavar="N", help="clips encoded together (default: 8)")
 
 
-def add_resize_option(verb: argparse.ArgumentParser) -> None:
+def add_resize_option(verb: argparse.ArgumentParser, tile: bool = False) -> None:
     verb.add_argument(
         "--resize",
-        choices=["crop", "squash"],
-        help="crop the center square (default), or squeeze the whole picture and restore its proportions in the output",
+        "--resize-mode",
+        choices=["crop", "squash"] + ["tile"] * tile,
+        help="crop the center square (default), or squeeze the whole picture and restore its proportions in the output"
+        + ", or cut it into tiles and keep its size" * tile,
     )
 
 

@@ -19,20 +19,20 @@ from .outputs import REPORT_FILES, add_overwrite_option, output_file, output_fol
 def add_commands(verbs: Any) -> None:
     """Register the commands with the parser of `adaptok`."""
     verb = verbs.add_parser("reconstruct", help="encode a video on a token budget, decode it, and show what it did")
-    verb.add_argument("video", help="a video file")
+    verb.add_argument("video", help="a video, a picture, or a folder of pictures")
     verb.add_argument("-o", "--output", help="output folder (default: VIDEO's name with '-adaptok', in this folder)")
     _add_encoding_options(verb)
     verb.set_defaults(run=_reconstruct)
 
     verb = verbs.add_parser("tokenize", help="write a video as a tokens file")
-    verb.add_argument("video", help="a video file")
+    verb.add_argument("video", help="a video, a picture, or a folder of pictures")
     verb.add_argument("-o", "--output", help="tokens file (default: VIDEO's name with .safetensors, in this folder)")
     _add_encoding_options(verb)
     verb.set_defaults(run=_tokenize)
 
     verb = verbs.add_parser("detokenize", help="turn a tokens file back into a video")
     verb.add_argument("tokens", help="a file that 'adaptok tokenize' wrote")
-    verb.add_argument("-o", "--output", help="mp4 file (default: TOKENS' name with .mp4, in this folder)")
+    verb.add_argument("-o", "--output", help="mp4 file, or png for one frame (default: TOKENS' name with .mp4)")
     add_overwrite_option(verb)
     add_model_options(verb)
     add_batch_size_option(verb)
@@ -41,7 +41,7 @@ def add_commands(verbs: Any) -> None:
 
 def _add_encoding_options(verb: argparse.ArgumentParser) -> None:
     add_allocation_options(verb)
-    add_resize_option(verb)
+    add_resize_option(verb, tile=True)
     add_overwrite_option(verb)
     add_model_options(verb)
     add_batch_size_option(verb)
@@ -98,10 +98,11 @@ def _detokenize(arguments: argparse.Namespace) -> None:
 
     output = arguments.output or f"{Path(arguments.tokens).stem}.mp4"
     inputs = [arguments.tokens, arguments.model]
-    with output_file(output, *inputs, suffix=".mp4", overwrite=arguments.overwrite) as output:
+    suffix = ".png" if Path(output).suffix.lower() == ".png" else ".mp4"
+    with output_file(output, *inputs, suffix=suffix, overwrite=arguments.overwrite) as output:
         check_input(arguments.tokens)
         tokens = TokenizedVideo.load(arguments.tokens)
         pipeline = load_pipeline(arguments.model, arguments.device, arguments.dtype)
-        frames = pipeline.detokenize(tokens, batch_size=arguments.batch_size)
+        frames = pipeline.decode_frames(tokens, batch_size=arguments.batch_size)
         write_video(output, frames, tokens.fps, tokens.timestamps)
-    print(f"wrote {output}: {len(frames)} frames at {tokens.fps:.2f} fps")
+    print(f"wrote {output}: {tokens.num_frames} frames at {tokens.fps:.2f} fps")

@@ -37,8 +37,11 @@ def write_report(
     tokens = output.tokens
     frames_per_block = pipeline.tokenizer.config.tubelet_size
     quality = measure(output, frames_per_block)
-    num_blocks = -(-tokens.num_frames // frames_per_block)
-    counts = tokens.token_counts.flatten().tolist()[:num_blocks]
+    num_tiles = 1 if tokens.tiles is None else len(tokens.tiles)
+    num_times = -(-tokens.num_frames // frames_per_block)
+    # with tiles, what a block of one gets on average
+    counts = tokens.token_counts.unflatten(0, (-1, num_tiles)).sum(1).flatten()[:num_times]
+    counts = counts.tolist() if num_tiles == 1 else (counts / num_tiles).round().int().tolist()
     maximum = tokens.codes.shape[2]
     report = {
         "request": request,
@@ -49,11 +52,12 @@ def write_report(
         "model_size": list(output.original.shape[1:3]),
         "output_size": list(output.frames.shape[1:3]),
         "resize_mode": tokens.resize_mode,
-        "blocks": num_blocks,
+        "tiles": num_tiles,
+        "blocks": num_times * num_tiles,
         "latents_per_block": maximum,
         "allocation": tokens.allocation,
         "tokens": tokens.num_tokens,
-        "tokens_per_block": tokens.num_tokens / num_blocks,
+        "tokens_per_block": tokens.num_tokens / (num_times * num_tiles),
         "token_counts": counts,
         "tokens_per_second": tokens.tokens_per_second,
         "bits_per_second": tokens.bits_per_second,
@@ -66,6 +70,8 @@ def write_report(
     }
     with files_together(folder) as partial:
         write_video(partial / "reconstruction.mp4", output.frames, tokens.fps, tokens.timestamps)
+        if tokens.num_frames == 1:
+            write_video(partial / "reconstruction.png", output.frames, tokens.fps)
         frames = side_by_side(_at_model_size(output), output.original, counts, maximum, frames_per_block)
         write_video(partial / "side_by_side.mp4", frames, tokens.fps, tokens.timestamps)
         plot_tokens(partial / "tokens.png", report, tokens.timestamps[::frames_per_block])

@@ -4,7 +4,8 @@
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -98,7 +99,8 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
             request: what will be allocated. If given, it is checked as soon as the number of blocks is known, and latents
                 are kept only if its strategy needs them: those of `joint` are scored at once, batch by batch, and dropped.
             fps: frames per second of an input that does not state it.
-            resize_mode: `"crop"` or `"squash"`, see [`AdapTokVideoProcessor`].
+            resize_mode: `"crop"`, `"squash"` or `"tile"`, see [`AdapTokVideoProcessor`]. Each block of each tile counts as
+                a block of the budget.
             batch_size: clips that are encoded together.
 
         Raises:
@@ -110,7 +112,10 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
         seconds: dict[str, float] = {}
         with stopwatch(seconds, "read", self.device):
             videos = videos if is_list else [videos]
-            clips = [self.video_processor.clips(video, fps=fps, resize_mode=resize_mode) for video in videos]
+            if resize_mode == "tile":
+                clips = [self.video_processor.tiled_clips(video, fps=fps) for video in videos]
+            else:
+                clips = [self.video_processor.clips(video, fps=fps, resize_mode=resize_mode) for video in videos]
         if strategy is not None:
             self._check_request(request, strategy, join_valid_blocks(clips, self.tokenizer.config.num_blocks))
         needs_scorer = self.scorer is not None if request is None else strategy is not None and strategy.needs_scorer
@@ -225,6 +230,7 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
                     resize_mode=encoded.resize_mode,
                     model_hash=encoded.model_hash,
                     allocation=dict(chosen_by),
+                    tiles=getattr(clips, "grid", None),
                 )
             )
         return tokens if encoded.is_list else tokens[0]
@@ -237,10 +243,22 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
             batch_size: clips that are decoded together.
 
         Returns:
-            uint8 (frames, height, width, 3). Squashed videos get their proportions back.
+            uint8 (frames, height, width, 3). Squashed videos get their proportions back, tiles become whole frames.
 
         Raises:
             ValueError: if the tokens were made by another tokenizer, or their numbers do not fit it.
+        """
+        frames = self.decode_frames(tokens, batch_size=batch_size)
+        first = next(frames)
+        video = np.empty((tokens.num_frames, *first.shape), dtype=np.uint8)
+        for index, frame in enumerate(chain([first], frames)):
+            video[index] = frame
+        return video
+
+    def decode_frames(self, tokens: TokenizedVideo, *, batch_size: int = 8) -> Iterator[np.ndarray]:
+        """Decode as `decode` does, but return an iterator of single frames, so that a long video needs little memory.
+
+        Arguments and errors are those of `decode`, and raised at once.
         """
         if tokens.model_hash != self.model_hash:
             raise ValueError(
@@ -249,19 +267,32 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
             )
         config = self.tokenizer.config
         num_clip_frames, num_clips = config.num_frames, len(tokens.codes)
+        if tokens.tiles is not None:
+            if tokens.tiles.size != config.image_size:
+                raise ValueError(f"tiles of {tokens.tiles.size} pixels are not this tokenizer's, {config.image_size}")
+            num_clips //= len(tokens.tiles)
         if tuple(tokens.codes.shape[1:]) != (config.num_blocks, config.latents_per_block):
             raise ValueError(f"codes of shape {tuple(tokens.codes.shape)} are not this tokenizer's")
         if not (num_clips - 1) * num_clip_frames < tokens.num_frames <= num_clips * num_clip_frames:
             raise ValueError(f"num_frames={tokens.num_frames} is not of {num_clips} clips of {num_clip_frames} frames")
-        size = tuple(tokens.source_size) if tokens.resize_mode == "squash" else (config.image_size,) * 2
-        frames = np.empty((tokens.num_frames, *size, 3), dtype=np.uint8)
+        return self._decode_frames(tokens, batch_size)
+
+    def _decode_frames(self, tokens: TokenizedVideo, batch_size: int) -> Iterator[np.ndarray]:
+        unclip, per_clip, left = self.video_processor.unclip, self.tokenizer.config.num_frames, tokens.num_frames
+        size, waiting = tokens.source_size if tokens.resize_mode == "squash" else None, []
         for start in self._batches(len(tokens.codes), batch_size, "decode"):
             rows = slice(start, start + batch_size)
             video = decode_clips(self.tokenizer, tokens.codes[rows], tokens.token_counts[rows])
-            first = start * num_clip_frames
-            real = min(len(video) * num_clip_frames, tokens.num_frames - first)
-            frames[first : first + real] = self.video_processor.unclip(video, num_frames=real, output_size=size)
-        return frames
+            if tokens.tiles is None:
+                real = min(len(video) * per_clip, left)
+                yield from unclip(video, num_frames=real, output_size=size)
+                left -= real
+                continue
+            waiting += np.split(unclip(video), len(video))
+            while len(waiting) >= len(tokens.tiles):  # all of a clip
+                clip, waiting = waiting[: len(tokens.tiles)], waiting[len(tokens.tiles) :]
+                yield from islice(tokens.tiles.join(clip, *tokens.source_size), left)
+                left = max(left - per_clip, 0)
 
     def reconstruct(
         self,
@@ -298,8 +329,7 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
         for video, clips in zip(tokens if encoded.is_list else [tokens], encoded.clips, strict=True):
             with stopwatch(seconds, "decode", self.device):
                 frames = self.detokenize(video, batch_size=batch_size, output_type=output_type)
-            original = clips.frames.flatten(0, 1)[: clips.num_frames].permute(0, 2, 3, 1).numpy()
-            outputs.append(AdapTokPipelineOutput(frames=frames, tokens=video, original=original, seconds=seconds))
+            outputs.append(AdapTokPipelineOutput(frames=frames, tokens=video, original=clips.original(), seconds=seconds))
         return outputs if encoded.is_list else outputs[0]
 
     def tokenize(

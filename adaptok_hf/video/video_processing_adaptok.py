@@ -16,9 +16,10 @@ from .frames import center_crop, interpolate, resize, resize_short_side, to_uint
 from .picture_files import is_file, is_picture_file
 from .processor_calls import clip_for_call, metadata_of_each
 from .processor_options import STANDARD_OPTIONS, check_options, resolve_options, resolve_size
+from .tiles import TiledClips, tile_video
 from .video_io import DEFAULT_FPS, Video, check_fps, read_video
 
-RESIZE_MODES = ("crop", "squash")
+RESIZE_MODES = ("crop", "squash", "tile")
 
 ACCEPTED = (
     "a path (of a video, a picture or a folder of pictures), a PIL image, an array or tensor of shape (frames, height, "
@@ -73,6 +74,14 @@ class ClipBatch:
     def __len__(self) -> int:
         return len(self.frames)
 
+    def take(self, start: int, stop: int) -> torch.Tensor:
+        """Return the uint8 frames of some clips."""
+        return self.frames[start:stop]
+
+    def original(self) -> np.ndarray:
+        """Return uint8 (num_frames, image_size, image_size, 3) without what fills up the last clip."""
+        return self.frames.flatten(0, 1)[: self.num_frames].permute(0, 2, 3, 1).numpy()
+
 
 # ImageProcessingMixin adds nothing here, but is a base class by which diffusers knows a component that it can save.
 class AdapTokVideoProcessor(VideoProcessorMixin, ImageProcessingMixin):
@@ -87,7 +96,8 @@ class AdapTokVideoProcessor(VideoProcessorMixin, ImageProcessingMixin):
         resize_mode (`str`, *optional*, defaults to `"crop"`):
             `"crop"`: the short side becomes `image_size`, then the center square is cut out; proportions are kept,
             the ends of the long side are lost. `"squash"`: the whole frame is squeezed into the square; nothing is
-            lost, and `unclip(..., output_size=clips.source_size)` restores the proportions.
+            lost, and `unclip(..., output_size=clips.source_size)` restores the proportions. `"tile"`: nothing is resized;
+            the frame is cut into squares that overlap, which only the pipeline's whole-video steps and `tiled_clips` do.
         size (*optional*): `image_size` in transformers' words: a number or `{"shortest_edge": 128}`; `{"height": 128,
             "width": 128}` also sets `resize_mode="squash"`, for that is what these words mean.
         kwargs: other options of a transformers video processor, which become the defaults of a call; see `preprocess`.
@@ -239,6 +249,7 @@ class AdapTokVideoProcessor(VideoProcessorMixin, ImageProcessingMixin):
             TypeError: for an unknown option.
             ValueError: for a value that is not accepted, and as `load` does.
         """
+        _check_resize_mode(resize_mode or self.resize_mode, RESIZE_MODES[:2])
         modes = self if resize_mode is None else _with_resize_mode(self, resize_mode)
         options = resolve_options(modes, kwargs)
         videos = videos if is_video_list(videos) else [videos]
@@ -321,7 +332,7 @@ class AdapTokVideoProcessor(VideoProcessorMixin, ImageProcessingMixin):
         Raises:
             ValueError: see `load`; an unknown `resize_mode`, and frames too narrow to crop.
         """
-        resize_mode = _check_resize_mode(resize_mode or self.resize_mode)
+        resize_mode = _check_resize_mode(resize_mode or self.resize_mode, RESIZE_MODES[:2])
         for name in _CALL_ONLY:
             if getattr(self, name, None) != getattr(type(self), name, None):
                 raise ValueError(f"{name}={getattr(self, name)!r} is for calls of the processor; clips are made without it")
@@ -360,6 +371,23 @@ class AdapTokVideoProcessor(VideoProcessorMixin, ImageProcessingMixin):
             fps=video.fps,
             timestamps=video.timestamps,
         )
+
+    def tiled_clips(self, video: Any, fps: float | None = None) -> TiledClips:
+        """Cut a video of any length and size into clips and these into tiles: squares of `image_size` that overlap.
+
+        A file is not held in memory; it is read again where its frames are needed.
+
+        Args:
+            video: anything that `load` takes.
+            fps: see `load`.
+
+        Raises:
+            ValueError: see `load`.
+        """
+        can_be_read_again = is_file(video) and not (hasattr(video, "seekable") and not video.seekable())
+        if not can_be_read_again:
+            video, fps = self.load(video, fps), None
+        return tile_video(video, fps, self.image_size, self.num_frames, self.tubelet_size)
 
     def unclip(
         self,
@@ -410,9 +438,9 @@ class AdapTokVideoProcessor(VideoProcessorMixin, ImageProcessingMixin):
         return center_crop(resize_short_side(frames, size), size)
 
 
-def _check_resize_mode(resize_mode: str) -> str:
-    if resize_mode not in RESIZE_MODES:
-        raise ValueError(f"resize_mode must be one of {', '.join(map(repr, RESIZE_MODES))}, got {resize_mode!r}")
+def _check_resize_mode(resize_mode: str, modes: tuple[str, ...] = RESIZE_MODES) -> str:
+    if resize_mode not in modes:
+        raise ValueError(f"resize_mode must be one of {', '.join(map(repr, modes))}, got {resize_mode!r}")
     return resize_mode
 
 
@@ -430,7 +458,7 @@ def is_video_list(videos: Any) -> bool:
 
 def _with_resize_mode(processor: AdapTokVideoProcessor, resize_mode: str) -> AdapTokVideoProcessor:
     processor = copy(processor)
-    processor.resize_mode = _check_resize_mode(resize_mode)
+    processor.resize_mode = resize_mode
     return processor
 
 
