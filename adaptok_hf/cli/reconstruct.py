@@ -42,9 +42,24 @@ def add_commands(verbs: Any) -> None:
 def _add_encoding_options(verb: argparse.ArgumentParser) -> None:
     add_allocation_options(verb)
     add_resize_option(verb, tile=True)
+    verb.add_argument(
+        "--overlap-blocks",
+        type=int,
+        default=0,
+        metavar="N",
+        help="blocks that clips of a long video share: no jump between them",
+    )
     add_overwrite_option(verb)
     add_model_options(verb)
     add_batch_size_option(verb)
+
+
+def _encoding_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "resize_mode": arguments.resize,
+        "overlap_blocks": arguments.overlap_blocks,
+        "batch_size": arguments.batch_size,
+    }
 
 
 def _reconstruct(arguments: argparse.Namespace) -> None:
@@ -62,7 +77,7 @@ def _write_reconstruction(arguments: argparse.Namespace, folder: Path, request: 
     from .reports import write_report
 
     pipeline = load_pipeline(arguments.model, arguments.device, arguments.dtype)
-    output = pipeline.reconstruct(arguments.video, resize_mode=arguments.resize, batch_size=arguments.batch_size, **request)
+    output = pipeline.reconstruct(arguments.video, **_encoding_options(arguments), **request)
     request = {"video": Path(arguments.video).name, "model": arguments.model} | request
     report = write_report(folder, output, pipeline, request)
     print(
@@ -83,7 +98,7 @@ def _tokenize(arguments: argparse.Namespace) -> None:
     with output_file(output, *inputs, suffix=".safetensors", overwrite=arguments.overwrite) as output:
         check_input(arguments.video)
         tokens = load_pipeline(arguments.model, arguments.device, arguments.dtype).tokenize(
-            arguments.video, resize_mode=arguments.resize, batch_size=arguments.batch_size, **request
+            arguments.video, **_encoding_options(arguments), **request
         )
         tokens.save(output)
     print(

@@ -37,11 +37,9 @@ def write_report(
     tokens = output.tokens
     frames_per_block = pipeline.tokenizer.config.tubelet_size
     quality = measure(output, frames_per_block)
-    num_tiles = 1 if tokens.tiles is None else len(tokens.tiles)
-    num_times = -(-tokens.num_frames // frames_per_block)
-    # with tiles, what a block of one gets on average
-    counts = tokens.token_counts.unflatten(0, (-1, num_tiles)).sum(1).flatten()[:num_times]
-    counts = counts.tolist() if num_tiles == 1 else (counts / num_tiles).round().int().tolist()
+    num_blocks = tokens.num_blocks
+    # of clips that overlap, and of tiles, one number for each block of time
+    counts = tokens.counts_over_time()[: -(-tokens.num_frames // frames_per_block)].round().int().tolist()
     maximum = tokens.codes.shape[2]
     report = {
         "request": request,
@@ -52,12 +50,13 @@ def write_report(
         "model_size": list(output.original.shape[1:3]),
         "output_size": list(output.frames.shape[1:3]),
         "resize_mode": tokens.resize_mode,
-        "tiles": num_tiles,
-        "blocks": num_times * num_tiles,
+        "tiles": len(tokens.tiles) if tokens.tiles else 1,
+        "overlap_blocks": tokens.overlap_blocks,
+        "blocks": num_blocks,
         "latents_per_block": maximum,
         "allocation": tokens.allocation,
         "tokens": tokens.num_tokens,
-        "tokens_per_block": tokens.num_tokens / (num_times * num_tiles),
+        "tokens_per_block": tokens.num_tokens / num_blocks,
         "token_counts": counts,
         "tokens_per_second": tokens.tokens_per_second,
         "bits_per_second": tokens.bits_per_second,

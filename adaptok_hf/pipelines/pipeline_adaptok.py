@@ -17,6 +17,7 @@ from ..models.generation_adaptok import check_number
 from ..models.modeling_adaptok import AdapTokModel
 from ..models.modeling_adaptok_ar import AdapTokARForCausalLM
 from ..models.modeling_adaptok_scorer import AdapTokScorerModel
+from ..video.overlaps import fade_clips
 from ..video.tokenized_video import TokenizedVideo
 from ..video.video_processing_adaptok import AdapTokVideoProcessor, is_video_list
 from .encoded_videos import EncodedVideos, allocate_by_block, decode_clips, join_valid_blocks, stopwatch, take_clips
@@ -89,6 +90,7 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
         request: AllocationRequest | None = None,
         fps: float | None = None,
         resize_mode: str | None = None,
+        overlap_blocks: int = 0,
         batch_size: int = 8,
     ) -> EncodedVideos:
         """Read videos, cut them into clips, and encode these at full width: the first of four steps.
@@ -101,6 +103,8 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
             fps: frames per second of an input that does not state it.
             resize_mode: `"crop"`, `"squash"` or `"tile"`, see [`AdapTokVideoProcessor`]. Each block of each tile counts as
                 a block of the budget.
+            overlap_blocks: blocks that each clip of a long video shares with the one before, at most half of a clip's. It
+                hides the jump between them, for more tokens. Not for `"tile"`.
             batch_size: clips that are encoded together.
 
         Raises:
@@ -113,9 +117,11 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
         with stopwatch(seconds, "read", self.device):
             videos = videos if is_list else [videos]
             if resize_mode == "tile":
+                if overlap_blocks:
+                    raise ValueError(f"overlap_blocks={overlap_blocks} is for 'crop' and 'squash', not for 'tile'")
                 clips = [self.video_processor.tiled_clips(video, fps=fps) for video in videos]
             else:
-                clips = [self.video_processor.clips(video, fps=fps, resize_mode=resize_mode) for video in videos]
+                clips = [self.video_processor.clips(video, fps, resize_mode, overlap_blocks) for video in videos]
         if strategy is not None:
             self._check_request(request, strategy, join_valid_blocks(clips, self.tokenizer.config.num_blocks))
         needs_scorer = self.scorer is not None if request is None else strategy is not None and strategy.needs_scorer
@@ -231,6 +237,7 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
                     model_hash=encoded.model_hash,
                     allocation=dict(chosen_by),
                     tiles=getattr(clips, "grid", None),
+                    overlap_blocks=getattr(clips, "overlap_blocks", 0),
                 )
             )
         return tokens if encoded.is_list else tokens[0]
@@ -266,33 +273,31 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
                 f"{self.model_hash[:12]})"
             )
         config = self.tokenizer.config
-        num_clip_frames, num_clips = config.num_frames, len(tokens.codes)
+        num_clips, shared = len(tokens.codes), tokens.overlap_blocks * config.tubelet_size
         if tokens.tiles is not None:
             if tokens.tiles.size != config.image_size:
                 raise ValueError(f"tiles of {tokens.tiles.size} pixels are not this tokenizer's, {config.image_size}")
             num_clips //= len(tokens.tiles)
         if tuple(tokens.codes.shape[1:]) != (config.num_blocks, config.latents_per_block):
             raise ValueError(f"codes of shape {tuple(tokens.codes.shape)} are not this tokenizer's")
-        if not (num_clips - 1) * num_clip_frames < tokens.num_frames <= num_clips * num_clip_frames:
-            raise ValueError(f"num_frames={tokens.num_frames} is not of {num_clips} clips of {num_clip_frames} frames")
-        return self._decode_frames(tokens, batch_size)
+        if num_clips != max(-(-(tokens.num_frames - shared) // (config.num_frames - shared)), 1):
+            raise ValueError(f"num_frames={tokens.num_frames} is not of {num_clips} clips of {config.num_frames} frames")
+        return islice(fade_clips(self._decode_whole_clips(tokens, batch_size), shared), tokens.num_frames)
 
-    def _decode_frames(self, tokens: TokenizedVideo, batch_size: int) -> Iterator[np.ndarray]:
-        unclip, per_clip, left = self.video_processor.unclip, self.tokenizer.config.num_frames, tokens.num_frames
-        size, waiting = tokens.source_size if tokens.resize_mode == "squash" else None, []
+    def _decode_whole_clips(self, tokens: TokenizedVideo, batch_size: int) -> Iterator[np.ndarray]:
+        """Yield each clip at the size of the output, uint8 (frames, height, width, 3)."""
+        size, tiles = tokens.source_size if tokens.resize_mode == "squash" else None, []
         for start in self._batches(len(tokens.codes), batch_size, "decode"):
             rows = slice(start, start + batch_size)
             video = decode_clips(self.tokenizer, tokens.codes[rows], tokens.token_counts[rows])
+            clips = np.split(self.video_processor.unclip(video, output_size=size), len(video))
             if tokens.tiles is None:
-                real = min(len(video) * per_clip, left)
-                yield from unclip(video, num_frames=real, output_size=size)
-                left -= real
+                yield from clips
                 continue
-            waiting += np.split(unclip(video), len(video))
-            while len(waiting) >= len(tokens.tiles):  # all of a clip
-                clip, waiting = waiting[: len(tokens.tiles)], waiting[len(tokens.tiles) :]
-                yield from islice(tokens.tiles.join(clip, *tokens.source_size), left)
-                left = max(left - per_clip, 0)
+            tiles += clips
+            while len(tiles) >= len(tokens.tiles):  # all of a clip
+                yield np.stack(list(tokens.tiles.join(tiles[: len(tokens.tiles)], *tokens.source_size)))
+                del tiles[: len(tokens.tiles)]
 
     def reconstruct(
         self,
@@ -304,6 +309,7 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
         allocation: str | None = None,
         rounding: str | None = None,
         resize_mode: str | None = None,
+        overlap_blocks: int = 0,
         fps: float | None = None,
         batch_size: int = 8,
         output_type: str = "np",
@@ -311,7 +317,7 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
         """Tokenize videos on a budget and decode them again; each output has as many frames as its input.
 
         Args:
-            videos, fps, resize_mode, batch_size: see `encode`.
+            videos, fps, resize_mode, overlap_blocks, batch_size: see `encode`.
             budget, price, threshold, rounding: see [`AllocationRequest`]; `allocation` is its `strategy`.
             output_type: `"np"`, `"pt"` or `"pil"`.
 
@@ -323,7 +329,8 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
         """
         check_output_type(output_type)
         request = AllocationRequest(budget, price, threshold, allocation, rounding)
-        encoded = self.encode(videos, request=request, fps=fps, resize_mode=resize_mode, batch_size=batch_size)
+        settings = {"fps": fps, "resize_mode": resize_mode, "overlap_blocks": overlap_blocks, "batch_size": batch_size}
+        encoded = self.encode(videos, request=request, **settings)
         tokens = self.allocate(encoded, request, batch_size=batch_size)
         outputs, seconds = [], {"score": 0.0, "allocate": 0.0} | encoded.seconds
         for video, clips in zip(tokens if encoded.is_list else [tokens], encoded.clips, strict=True):
@@ -342,12 +349,14 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
         allocation: str | None = None,
         rounding: str | None = None,
         resize_mode: str | None = None,
+        overlap_blocks: int = 0,
         fps: float | None = None,
         batch_size: int = 8,
     ) -> TokenizedVideo | list[TokenizedVideo]:
         """Turn videos into tokens: `encode`, then `allocate`. Arguments, results and errors are those of `reconstruct`."""
         request = AllocationRequest(budget, price, threshold, allocation, rounding)
-        encoded = self.encode(videos, request=request, fps=fps, resize_mode=resize_mode, batch_size=batch_size)
+        settings = {"fps": fps, "resize_mode": resize_mode, "overlap_blocks": overlap_blocks, "batch_size": batch_size}
+        encoded = self.encode(videos, request=request, **settings)
         return self.allocate(encoded, request, batch_size=batch_size)
 
     def detokenize(

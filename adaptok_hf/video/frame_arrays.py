@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from .frames import to_uint8
-from .video_io import pil_to_rgb, read_picture
+from .video_io import DEFAULT_FPS, Video, pil_to_rgb, read_picture
 
 _SHAPES = (
     "(frames, height, width, 3) or (frames, 3, height, width), with 1 in place of 3 for gray; of one picture, without "
@@ -128,3 +128,14 @@ def _as_uint8(video: np.ndarray) -> np.ndarray:
             )
         frames[index] = to_uint8(torch.from_numpy(frame.copy()))
     return frames
+
+
+def read_decoder(decoder: Any, max_frames: int | None) -> Video:
+    """Return the frames of a torchcodec `VideoDecoder`."""
+    stop = min(len(decoder), max_frames or len(decoder))
+    if stop == 0:
+        raise ValueError("the video decoder holds no frames")
+    batch = decoder.get_frames_in_range(start=0, stop=stop)
+    timestamps = batch.pts_seconds.double().numpy()
+    fps = decoder.metadata.average_fps or DEFAULT_FPS
+    return Video(frames_from_array(batch.data), fps, timestamps - timestamps[0])

@@ -14,8 +14,8 @@ from ..atomic_files import atomic_file
 from .tiles import TileGrid
 
 FORMAT = "adaptok-tokens-1"
-# Files of version 1 have neither a version nor a checksum; readers of version 1 can read version 2. Files of tiles are of
-# version 3; others stay at version 2, so that earlier readers take them.
+# Files of version 1 have neither a version nor a checksum; readers of version 1 can read version 2. Files of tiles and of
+# clips that overlap are of version 3; others stay at version 2, so that earlier readers take them.
 VERSIONS = ("2", "3")
 _METADATA = ({"format", "info"}, {"format", "version", "info", "checksum"})
 _TENSORS = {"codes": ("I32", 1), "token_counts": ("I32", 2), "timestamps": ("F64", 1)}  # type and dimensions
@@ -44,6 +44,7 @@ class TokenizedVideo:
         allocation: how the counts were chosen: `strategy`, and for `joint` and `measured` their certificate, `objective`
             (the summed loss, predicted or measured) and `bound` (no allocation of this budget has a lower one).
         tiles: their places, for `resize_mode="tile"`.
+        overlap_blocks: blocks that each clip shares with the one before.
     """
 
     codes: torch.Tensor
@@ -57,6 +58,7 @@ class TokenizedVideo:
     model_hash: str
     allocation: dict[str, str | float] = field(default_factory=dict)
     tiles: TileGrid | None = None
+    overlap_blocks: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -66,6 +68,15 @@ class TokenizedVideo:
     def num_blocks(self) -> int:
         """Number of blocks that hold real frames; those of each tile count."""
         return int((self.token_counts > 0).sum())
+
+    def counts_over_time(self) -> torch.Tensor:
+        """Return the tokens for each block of time: of clips that overlap in sum, of tiles on average."""
+        counts = self.token_counts.unflatten(0, (-1, len(self.tiles) if self.tiles else 1)).float().mean(1)
+        step = counts.shape[1] - self.overlap_blocks
+        total = torch.zeros((len(counts) - 1) * step + counts.shape[1])
+        for clip, row in enumerate(counts):
+            total[clip * step : clip * step + len(row)] += row
+        return total
 
     @property
     def seconds(self) -> float:
@@ -107,8 +118,9 @@ class TokenizedVideo:
         kept = torch.arange(self.codes.shape[2]) < self.token_counts[..., None]
         info = {key: value for key, value in asdict(self).items() if key not in _TENSORS}
         info["latents_per_block"] = self.codes.shape[2]
-        if self.tiles is None:
-            del info["tiles"]
+        for name in ("tiles", "overlap_blocks"):
+            if not info[name]:
+                del info[name]
         tensors = {
             "codes": self.codes[kept].to(torch.int32),
             "token_counts": self.token_counts.to(torch.int32).contiguous(),
@@ -116,7 +128,7 @@ class TokenizedVideo:
         }
         metadata = {
             "format": FORMAT,
-            "version": VERSIONS[self.tiles is not None],
+            "version": VERSIONS["tiles" in info or "overlap_blocks" in info],
             "info": json.dumps(info, allow_nan=False),
         }
         metadata["checksum"] = _checksum(tensors, metadata["info"])
@@ -179,8 +191,8 @@ class TokenizedVideo:
         per_block = info.pop("latents_per_block")
         _check_whole("latents_per_block", per_block, _MOST_LATENTS_PER_BLOCK)
         info["source_size"] = tuple(info["source_size"])
-        if (version == "3") != ("tiles" in info):
-            raise ValueError(f"version {version!r} with info of {sorted(info)}: tiles belong to version '3'")
+        if (version == "3") != ("tiles" in info or "overlap_blocks" in info):
+            raise ValueError(f"version {version!r} with info of {sorted(info)}: tiles and overlaps belong to version '3'")
         if "tiles" in info:
             info["tiles"] = TileGrid(**{name: _as_tuple(value) for name, value in info["tiles"].items()})
         counts = tensors["token_counts"].long()
@@ -226,6 +238,9 @@ class TokenizedVideo:
             raise ValueError(
                 f"resize_mode={self.resize_mode!r} with tiles={self.tiles}, expected 'crop', 'squash', or 'tile' with tiles"
             )
+        most = 0 if self.tiles else self.codes.shape[1] // 2
+        if type(self.overlap_blocks) is not int or not 0 <= self.overlap_blocks <= most:
+            raise ValueError(f"overlap_blocks={self.overlap_blocks!r}, expected a whole number from 0 to {most}")
         if self.tiles is not None:
             _check_whole("tile size", self.tiles.size)
             self.tiles.check(*self.source_size)

@@ -11,7 +11,7 @@ from transformers import BatchFeature, ImageProcessingMixin
 from transformers.processing_utils import VideosKwargs
 from transformers.video_processing_utils import VideoProcessorMixin
 
-from .frame_arrays import frames_from_array, frames_from_list, is_frame
+from .frame_arrays import frames_from_array, frames_from_list, is_frame, read_decoder
 from .frames import center_crop, interpolate, resize, resize_short_side, to_uint8
 from .picture_files import is_file, is_picture_file
 from .processor_calls import clip_for_call, metadata_of_each
@@ -57,6 +57,7 @@ class ClipBatch:
         source_size: height and width of the video before resizing.
         fps: average frames per second.
         timestamps: float64 seconds of the real frames, `(num_frames,)`.
+        overlap_blocks: blocks that each clip shares with the one before.
     """
 
     frames: torch.Tensor
@@ -65,6 +66,7 @@ class ClipBatch:
     source_size: tuple[int, int]
     fps: float
     timestamps: np.ndarray
+    overlap_blocks: int = 0
 
     @property
     def pixel_values_videos(self) -> torch.Tensor:
@@ -80,7 +82,13 @@ class ClipBatch:
 
     def original(self) -> np.ndarray:
         """Return uint8 (num_frames, image_size, image_size, 3) without what fills up the last clip."""
-        return self.frames.flatten(0, 1)[: self.num_frames].permute(0, 2, 3, 1).numpy()
+        shared = self.overlap_blocks * self.frames.shape[1] // self.valid_blocks.shape[1]
+        frames = (
+            torch.cat([self.frames[0, :shared], self.frames[:, shared:].flatten(0, 1)])
+            if shared
+            else self.frames.flatten(0, 1)
+        )
+        return frames[: self.num_frames].permute(0, 2, 3, 1).numpy()
 
 
 # ImageProcessingMixin adds nothing here, but is a base class by which diffusers knows a component that it can save.
@@ -313,10 +321,12 @@ class AdapTokVideoProcessor(VideoProcessorMixin, ImageProcessingMixin):
         if _is_video(video):
             return Video(video.frames[:max_frames], video.fps, video.timestamps[:max_frames])
         if hasattr(video, "get_frames_in_range") and hasattr(video, "metadata"):  # torchcodec
-            return _read_decoder(video, max_frames)
+            return read_decoder(video, max_frames)
         raise ValueError(f"cannot read a video from {type(video).__name__}; expected {ACCEPTED}")
 
-    def clips(self, video: Any, fps: float | None = None, resize_mode: str | None = None) -> ClipBatch:
+    def clips(
+        self, video: Any, fps: float | None = None, resize_mode: str | None = None, overlap_blocks: int = 0
+    ) -> ClipBatch:
         """Cut a video of any length into clips of `num_frames` frames, resized to the square of `image_size`.
 
         Frames of a file are resized as they are decoded, so that a long video is never held at full size.
@@ -325,6 +335,7 @@ class AdapTokVideoProcessor(VideoProcessorMixin, ImageProcessingMixin):
             video: anything that `load` takes.
             fps: see `load`.
             resize_mode: instead of the processor's.
+            overlap_blocks: blocks that each clip shares with the one before, at most half of a clip's.
 
         Returns:
             the clips and what is needed to turn them back into a video.
@@ -333,6 +344,9 @@ class AdapTokVideoProcessor(VideoProcessorMixin, ImageProcessingMixin):
             ValueError: see `load`; an unknown `resize_mode`, and frames too narrow to crop.
         """
         resize_mode = _check_resize_mode(resize_mode or self.resize_mode, RESIZE_MODES[:2])
+        most = self.num_frames // self.tubelet_size // 2
+        if not isinstance(overlap_blocks, int) or not 0 <= overlap_blocks <= most:
+            raise ValueError(f"overlap_blocks must be a whole number from 0 to {most}, got {overlap_blocks!r}")
         for name in _CALL_ONLY:
             if getattr(self, name, None) != getattr(type(self), name, None):
                 raise ValueError(f"{name}={getattr(self, name)!r} is for calls of the processor; clips are made without it")
@@ -357,6 +371,8 @@ class AdapTokVideoProcessor(VideoProcessorMixin, ImageProcessingMixin):
                 chunk = self._square(video.frames[start : start + _CHUNK], resize_mode)
                 frames[start : start + len(chunk)] = chunk.transpose(0, 3, 1, 2)
         total = len(frames)
+        if overlap_blocks:
+            return self._overlapping_clips(frames, overlap_blocks, source_size, video)
         num_clips = -(-total // self.num_frames)
         if total < num_clips * self.num_frames:
             frames = frames if frames.base is None else frames.base
@@ -370,6 +386,22 @@ class AdapTokVideoProcessor(VideoProcessorMixin, ImageProcessingMixin):
             source_size=source_size,
             fps=video.fps,
             timestamps=video.timestamps,
+        )
+
+    def _overlapping_clips(
+        self, frames: np.ndarray, overlap_blocks: int, source_size: tuple[int, int], video: Video
+    ) -> ClipBatch:
+        """Return the clips of (frames, 3, height, width), each beginning some blocks before the end of the last."""
+        total, shared = len(frames), overlap_blocks * self.tubelet_size
+        starts = np.arange(0, max(total - shared, 1), self.num_frames - shared)[:, None]
+        return ClipBatch(
+            frames=torch.from_numpy(frames[np.minimum(starts + np.arange(self.num_frames), total - 1)]),
+            valid_blocks=torch.from_numpy(starts + np.arange(0, self.num_frames, self.tubelet_size) < total),
+            num_frames=total,
+            source_size=source_size,
+            fps=video.fps,
+            timestamps=video.timestamps,
+            overlap_blocks=overlap_blocks,
         )
 
     def tiled_clips(self, video: Any, fps: float | None = None) -> TiledClips:
@@ -460,14 +492,3 @@ def _with_resize_mode(processor: AdapTokVideoProcessor, resize_mode: str) -> Ada
     processor = copy(processor)
     processor.resize_mode = resize_mode
     return processor
-
-
-def _read_decoder(decoder: Any, max_frames: int | None) -> Video:
-    """Return the frames of a torchcodec `VideoDecoder`."""
-    stop = min(len(decoder), max_frames or len(decoder))
-    if stop == 0:
-        raise ValueError("the video decoder holds no frames")
-    batch = decoder.get_frames_in_range(start=0, stop=stop)
-    timestamps = batch.pts_seconds.double().numpy()
-    fps = decoder.metadata.average_fps or DEFAULT_FPS
-    return Video(frames_from_array(batch.data), fps, timestamps - timestamps[0])
