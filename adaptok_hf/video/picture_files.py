@@ -16,7 +16,7 @@ def is_picture_file(value: Any) -> bool:
 
     try:
         with Image.open(value) as image:
-            return getattr(image, "n_frames", 1) == 1 or image.format in ("JPEG", "MPO", "TIFF")
+            return getattr(image, "n_frames", 1) == 1 or image.format in ("JPEG", "MPO")
     except Exception:  # it is missing, damaged or no picture: reading it says so
         return True
 

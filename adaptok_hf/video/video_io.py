@@ -425,7 +425,7 @@ def _iter_animation(file: BinaryIO, name: str, budget: TimeBudget) -> Iterator[T
             check_size(name, width, height)
             # a photo in several JPEG parts, or with a thumbnail, is still a photo
             kind = image.format
-            total = image.n_frames if kind in ("GIF", "PNG", "WEBP", "AVIF") else 1
+            total = 1 if kind in ("JPEG", "MPO") else getattr(image, "n_frames", 1)
             if total == 1:
                 image = ImageOps.exif_transpose(image)
                 width, height = image.size

@@ -405,6 +405,8 @@ def test_bad_pictures_are_named(processor, tmp_path):
         with pytest.raises(ValueError, match=message):
             processor.load(given)
     assert len(processor.load(tmp_path / "d.webp")) > 1
+    Image.new("RGB", (8, 8)).save(tmp_path / "e.tiff", save_all=True, append_images=[Image.new("RGB", (8, 8), "white")])
+    assert processor.load(tmp_path / "e.tiff").frames[:, 0, 0, 0].tolist() == [0, 255]
     assert processor([tmp_path / "d.webp"] * 2).pixel_values_videos.shape[0] == 2
 
 
