@@ -98,11 +98,13 @@ def add_batch_size_option(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--batch-size", type=int, default=8, metavar="N", help="clips encoded together (default: 8)")
 
 
-def add_resize_option(verb: argparse.ArgumentParser) -> None:
+def add_resize_option(verb: argparse.ArgumentParser, tile: bool = False) -> None:
     verb.add_argument(
         "--resize",
-        choices=["crop", "squash"],
-        help="crop the center square (default), or squeeze the whole picture and restore its proportions in the output",
+        "--resize-mode",
+        choices=["crop", "squash"] + ["tile"] * tile,
+        help="crop the center square (default), or squeeze the whole picture and restore its proportions in the output"
+        + ", or cut it into tiles and keep its size" * tile,
     )
 
 

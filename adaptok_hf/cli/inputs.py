@@ -6,11 +6,27 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from ..video.picture_files import picture_files
+
 
 def is_one_file(arguments: list[str]) -> bool:
     """Return whether a command was given one file, which need not exist, and no folder, pattern or second file."""
     (first, *more) = arguments
-    return not more and not os.path.isdir(first) and not _is_pattern(first)
+    return not more and (not os.path.isdir(first) or is_folder_of_frames(first)) and not _is_pattern(first)
+
+
+def is_folder_of_frames(path: str) -> bool:
+    """Return whether a folder holds the pictures of one video, and nothing below it is a video or a tokens file."""
+    try:
+        frames = os.path.isdir(path) and picture_files(path)
+    except IsADirectoryError:
+        return False
+    for list_folder in (list_videos, list_tokens) if frames else ():
+        try:
+            return not list_folder(path)
+        except ValueError:
+            continue
+    return bool(frames)
 
 
 def find_files(
@@ -64,7 +80,8 @@ def check_file(path: str) -> None:
     if not os.path.exists(path):
         raise FileNotFoundError(f"{path}: no such file")
     if os.path.isdir(path):
-        raise IsADirectoryError(f"{path} is a folder, expected a file")
+        picture_files(path)  # raises an error, unless there are some
+        return
     if not os.path.isfile(path):
         raise ValueError(f"{path} is a device or a pipe, expected a file (`adaptok stream -` reads standard input)")
 
@@ -80,7 +97,7 @@ def _expand(argument: str, list_folder: Callable[[str], list[str]], output: str 
         if not matches:
             raise FileNotFoundError(f"{argument}: no file matches this pattern")
         return [pair for match in matches for pair in _expand(match, list_folder, output)]
-    if not os.path.isdir(argument):
+    if not os.path.isdir(argument) or is_folder_of_frames(argument):
         check_file(argument)
         return [(argument, os.path.basename(argument))]
     pairs = [(os.path.join(argument, name), name) for name in list_folder(argument)]

@@ -65,7 +65,9 @@ def add_commands(verbs: Any) -> None:
     )
     verb.add_argument("tokens", nargs="+", help="files that 'adaptok tokenize' wrote, folders of them, or quoted patterns")
     verb.add_argument(
-        "-o", "--output", help="mp4 file, of several a folder (default: TOKENS' name with .mp4, in this folder)"
+        "-o",
+        "--output",
+        help="mp4 file (png for one frame), of several a folder (default: TOKENS' name with .mp4, in this folder)",
     )
     add_overwrite_option(verb)
     add_json_option(verb)
@@ -75,16 +77,35 @@ def add_commands(verbs: Any) -> None:
 
 
 def _add_videos(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("video", nargs="+", help="video files, folders of them, or quoted patterns such as 'videos/*.mp4'")
+    verb.add_argument(
+        "video",
+        nargs="+",
+        help="videos, pictures, folders of them, or quoted patterns such as 'videos/*.mp4'",
+    )
 
 
 def _add_encoding_options(verb: argparse.ArgumentParser) -> None:
     add_allocation_options(verb)
-    add_resize_option(verb)
+    add_resize_option(verb, tile=True)
+    verb.add_argument(
+        "--overlap-blocks",
+        type=int,
+        default=0,
+        metavar="N",
+        help="blocks that clips of a long video share: no jump between them",
+    )
     add_overwrite_option(verb)
     add_json_option(verb)
     add_model_options(verb)
     add_batch_size_option(verb)
+
+
+def _encoding_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "resize_mode": arguments.resize,
+        "overlap_blocks": arguments.overlap_blocks,
+        "batch_size": arguments.batch_size,
+    }
 
 
 def _reconstruct(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -122,16 +143,16 @@ def _write_reports(
     from ..pipelines.pipeline_output import AdapTokPipelineOutput
     from .reports import write_report
 
-    options, reports = {"resize_mode": arguments.resize, "batch_size": arguments.batch_size}, []
+    options, reports = _encoding_options(arguments), []
     for video, tokens, seconds, clips in tokenize_files(pipeline, list(folders), request, skipped, **options):
         folder = folders[video]
         with waiting(f"decoding {video}"):
             with stopwatch(seconds, "decode", pipeline.device):
                 frames = pipeline.decode(tokens, batch_size=arguments.batch_size)
             if clips is None:  # read again, because the pixels of many videos need much memory
-                clips = pipeline.video_processor.clips(video, resize_mode=arguments.resize)
-            original = clips.frames.flatten(0, 1)[: clips.num_frames].permute(0, 2, 3, 1).numpy()
-            output = AdapTokPipelineOutput(frames=frames[None], tokens=tokens, original=original[None], seconds=seconds)
+                clips = pipeline.read(video, resize_mode=arguments.resize, overlap_blocks=arguments.overlap_blocks)
+            original = clips.original()[None]
+            output = AdapTokPipelineOutput(frames=frames[None], tokens=tokens, original=original, seconds=seconds)
             folder.parent.mkdir(parents=True, exist_ok=True)
             report = write_report(folder, output, pipeline, {"video": Path(video).name, "model": arguments.model} | request)
         reports.append({"video": video, "folder": str(folder)} | report)
@@ -174,7 +195,7 @@ def _tokenize(arguments: argparse.Namespace) -> dict[str, Any]:
     request = allocation_request(arguments)
     with _output_files(arguments, arguments.video, list_videos, ".safetensors") as outputs:
         pipeline = load_pipeline(arguments.model, arguments.device, arguments.dtype)
-        options, results = {"resize_mode": arguments.resize, "batch_size": arguments.batch_size}, []
+        options, results = _encoding_options(arguments), []
         skipped = None if is_one_file(arguments.video) else []
         for video, tokens, *_ in tokenize_files(pipeline, list(outputs), request, skipped, **options):
             outputs[video].parent.mkdir(parents=True, exist_ok=True)
@@ -193,7 +214,8 @@ def _detokenize(arguments: argparse.Namespace) -> dict[str, Any]:
     from ..video.tokenized_video import TokenizedVideo
     from ..video.video_writing import write_video
 
-    with _output_files(arguments, arguments.tokens, list_tokens, ".mp4") as outputs:
+    suffix = ".png" if Path(arguments.output or "").suffix.lower() == ".png" else ".mp4"
+    with _output_files(arguments, arguments.tokens, list_tokens, suffix) as outputs:
         is_one = is_one_file(arguments.tokens)
         results, skipped = [], None if is_one else []
         if is_one:
@@ -203,12 +225,12 @@ def _detokenize(arguments: argparse.Namespace) -> dict[str, Any]:
             try:
                 with waiting(f"decoding {path}"):
                     tokens = TokenizedVideo.load(path)
-                    frames = pipeline.decode(tokens, batch_size=arguments.batch_size)
+                    frames = pipeline.decode_frames(tokens, batch_size=arguments.batch_size)
             except (ValueError, OSError) as error:
                 skip_file(path, error, skipped)
                 continue
             output.parent.mkdir(parents=True, exist_ok=True)
             write_video(output, frames, tokens.fps, tokens.timestamps)
-            results.append({"tokens": path, "file": str(output), "frames": len(frames), "fps": tokens.fps})
-            print(f"wrote {output}: {len(frames)} frames at {tokens.fps:.2f} fps")
+            results.append({"tokens": path, "file": str(output), "frames": tokens.num_frames, "fps": tokens.fps})
+            print(f"wrote {output}: {tokens.num_frames} frames at {tokens.fps:.2f} fps")
     return results[0] if is_one else {"files": results, "skipped": skipped}

@@ -37,8 +37,9 @@ def write_report(
     tokens = output.tokens
     frames_per_block = pipeline.tokenizer.config.tubelet_size
     quality = measure(output, frames_per_block)
-    num_blocks = -(-tokens.num_frames // frames_per_block)
-    counts = tokens.token_counts.flatten().tolist()[:num_blocks]
+    num_blocks = tokens.num_blocks
+    # of clips that overlap, and of tiles, one number for each block of time
+    counts = tokens.counts_over_time()[: -(-tokens.num_frames // frames_per_block)].round().int().tolist()
     maximum = tokens.codes.shape[2]
     report = {
         "request": request,
@@ -49,6 +50,8 @@ def write_report(
         "model_size": list(output.original.shape[2:4]),
         "output_size": list(output.frames.shape[2:4]),
         "resize_mode": tokens.resize_mode,
+        "tiles": len(tokens.tiles) if tokens.tiles else 1,
+        "overlap_blocks": tokens.overlap_blocks,
         "blocks": num_blocks,
         "latents_per_block": maximum,
         "allocation": tokens.allocation,
@@ -66,6 +69,8 @@ def write_report(
     }
     with files_together(folder) as partial:
         write_video(partial / "reconstruction.mp4", output.frames[0], tokens.fps, tokens.timestamps)
+        if tokens.num_frames == 1:
+            write_video(partial / "reconstruction.png", output.frames[0], tokens.fps)
         frames = side_by_side(_at_model_size(output), output.original[0], counts, maximum, frames_per_block)
         write_video(partial / "side_by_side.mp4", frames, tokens.fps, tokens.timestamps)
         plot_tokens(partial / "tokens.png", report, tokens.timestamps[::frames_per_block])

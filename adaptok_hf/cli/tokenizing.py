@@ -21,6 +21,7 @@ def tokenize_files(
     skipped: list[dict[str, str]] | None,
     *,
     resize_mode: str | None,
+    overlap_blocks: int,
     batch_size: int,
 ) -> "Iterator[tuple[str, TokenizedVideo, dict[str, float], ClipBatch | None]]":
     """Yield each video's path, tokens, seconds of the stages, and clips unless they were dropped.
@@ -45,7 +46,7 @@ def tokenize_files(
     # a video alone need not meet a budget exactly that all meet together
     one_by_one = dataclasses.replace(request, rounding=None) if is_shared else request
     pipeline.check_request(one_by_one)
-    parts, options = {}, {"resize_mode": resize_mode, "batch_size": batch_size}
+    parts, options = {}, {"resize_mode": resize_mode, "overlap_blocks": overlap_blocks, "batch_size": batch_size}
     is_alone = not is_shared or len(paths) == 1
     if not is_alone:
         paths = pipeline.progress_bar(paths)

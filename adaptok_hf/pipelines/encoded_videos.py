@@ -14,6 +14,7 @@ from ..allocation import Strategy
 from ..models.block_cache import BlockCache
 from ..models.modeling_adaptok import AdapTokModel
 from ..models.modeling_adaptok_scorer import AdapTokScorerModel
+from ..video.tiles import TiledClips
 from ..video.video_processing_adaptok import ClipBatch
 
 
@@ -24,7 +25,7 @@ class EncodedVideos:
     Everything is on the CPU. `encoded[2:5]` holds some of the videos.
 
     Args:
-        clips: the clips of each video.
+        clips: the clips of each video; with tiles, all tiles of its first clip, then those of the second.
         codes: (clips of all videos, blocks, latents_per_block) long.
         latents: (clips of all videos, blocks, latents_per_block, hidden_size), before quantization; `None` if no scorer
             will read them any more.
@@ -35,7 +36,7 @@ class EncodedVideos:
         seconds: wall-clock seconds of each stage.
     """
 
-    clips: list[ClipBatch]
+    clips: list[ClipBatch | TiledClips]
     codes: torch.Tensor
     latents: torch.Tensor | None
     resize_mode: str
@@ -57,8 +58,7 @@ class EncodedVideos:
 
     def without_frames(self) -> "EncodedVideos":
         """Return the same without pixels, which need most of the memory. It can be allocated, but not measured any more."""
-        clips = [dataclasses.replace(clips, frames=clips.frames.new_empty(len(clips), 0)) for clips in self.clips]
-        return dataclasses.replace(self, clips=clips)
+        return dataclasses.replace(self, clips=[clips.without_frames() for clips in self.clips])
 
     @property
     def valid_blocks(self) -> torch.Tensor:
@@ -84,18 +84,18 @@ def join_videos(parts: Sequence[EncodedVideos]) -> EncodedVideos:
     )
 
 
-def join_valid_blocks(clips: list[ClipBatch], num_blocks: int) -> torch.Tensor:
+def join_valid_blocks(clips: list[ClipBatch | TiledClips], num_blocks: int) -> torch.Tensor:
     """Return (clips of all videos, blocks) bool, of no video too."""
     return torch.cat([torch.empty(0, num_blocks, dtype=torch.bool), *(batch.valid_blocks for batch in clips)])
 
 
-def take_clips(clips: list[ClipBatch], rows: slice) -> torch.Tensor:
+def take_clips(clips: list[ClipBatch | TiledClips], rows: slice) -> torch.Tensor:
     """Return uint8 frames (clips, frames, 3, size, size) of the clips that `rows` counts over all videos."""
     taken, first = [], 0
     for batch in clips:
         start, stop = max(rows.start - first, 0), min(rows.stop - first, len(batch))
         if start < stop:
-            taken.append(batch.frames[start:stop])
+            taken.append(batch.take(start, stop))
         first += len(batch)
     return taken[0] if len(taken) == 1 else torch.cat(taken)
 

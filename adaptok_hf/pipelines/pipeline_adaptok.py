@@ -4,7 +4,8 @@
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,11 @@ from ..models.generation_adaptok import check_number
 from ..models.modeling_adaptok import AdapTokModel
 from ..models.modeling_adaptok_ar import AdapTokARForCausalLM
 from ..models.modeling_adaptok_scorer import AdapTokScorerModel
+from ..video.overlaps import fade_clips
+from ..video.tiles import TiledClips
 from ..video.tokenized_video import TokenizedVideo
-from ..video.video_processing_adaptok import AdapTokVideoProcessor, is_video_list
+from ..video.video_processing_adaptok import AdapTokVideoProcessor, ClipBatch, is_video_list
+from .component_checks import check_components, check_generators
 from .encoded_videos import (
     EncodedVideos,
     allocate_by_block,
@@ -73,8 +77,8 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
         fp_model: AdapTokARForCausalLM | None = None,
     ):
         super().__init__()
-        _check_components(video_processor, tokenizer, scorer)
-        _check_generators(tokenizer, ar_model, fp_model)
+        check_components(video_processor, tokenizer, scorer)
+        check_generators(tokenizer, ar_model, fp_model)
         self.register_modules(
             video_processor=video_processor, tokenizer=tokenizer, scorer=scorer, ar_model=ar_model, fp_model=fp_model
         )
@@ -95,6 +99,17 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
             return self.generate(class_labels, **kwargs)
         return self.predict(video, **kwargs) if "num_condition_frames" in kwargs else self.reconstruct(video, **kwargs)
 
+    def read(
+        self, video: Any, *, fps: float | None = None, resize_mode: str | None = None, overlap_blocks: int = 0
+    ) -> ClipBatch | TiledClips:
+        """Read a video and cut it into clips, as `encode` does, whose arguments these are."""
+        resize_mode = resize_mode or self.video_processor.resize_mode
+        if resize_mode != "tile":
+            return self.video_processor.clips(video, fps, resize_mode, overlap_blocks)
+        if overlap_blocks:
+            raise ValueError(f"overlap_blocks={overlap_blocks} is for 'crop' and 'squash', not for 'tile'")
+        return self.video_processor.tiled_clips(video, fps=fps)
+
     @torch.no_grad()
     def encode(
         self,
@@ -103,6 +118,7 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
         request: AllocationRequest | None = None,
         fps: float | None = None,
         resize_mode: str | None = None,
+        overlap_blocks: int = 0,
         batch_size: int = 8,
     ) -> EncodedVideos:
         """Read videos, cut them into clips, and encode these at full width: the first of four steps.
@@ -113,7 +129,10 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
             request: what will be allocated. If given, it is checked as soon as the number of blocks is known, and latents
                 are kept only if its strategy needs them: those of `joint` are scored at once, batch by batch, and dropped.
             fps: frames per second of an input that does not state it.
-            resize_mode: `"crop"` or `"squash"`, see [`AdapTokVideoProcessor`].
+            resize_mode: `"crop"`, `"squash"` or `"tile"`, see [`AdapTokVideoProcessor`]. Each block of each tile counts as
+                a block of the budget.
+            overlap_blocks: blocks that each clip of a long video shares with the one before, at most half of a clip's. It
+                hides the jump between them, for more tokens. Not for `"tile"`.
             batch_size: clips that are encoded together.
 
         Raises:
@@ -124,8 +143,8 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
         resize_mode = resize_mode or self.video_processor.resize_mode
         seconds: dict[str, float] = {}
         with stopwatch(seconds, "read", self.device):
-            videos = videos if is_list else [videos]
-            clips = [self.video_processor.clips(video, fps=fps, resize_mode=resize_mode) for video in videos]
+            options = {"fps": fps, "resize_mode": resize_mode, "overlap_blocks": overlap_blocks}
+            clips = [self.read(video, **options) for video in (videos if is_list else [videos])]
         if strategy is not None:
             self.check_request(request, join_valid_blocks(clips, self.tokenizer.config.num_blocks))
         needs_scorer = self.scorer is not None if request is None else strategy is not None and strategy.needs_scorer
@@ -246,6 +265,8 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
                     resize_mode=encoded.resize_mode,
                     model_hash=encoded.model_hash,
                     allocation=dict(chosen_by),
+                    tiles=getattr(clips, "grid", None),
+                    overlap_blocks=getattr(clips, "overlap_blocks", 0),
                 )
             )
         return tokens if encoded.is_list else tokens[0]
@@ -258,10 +279,22 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
             batch_size: clips that are decoded together.
 
         Returns:
-            uint8 (frames, height, width, 3). Squashed videos get their proportions back.
+            uint8 (frames, height, width, 3). Squashed videos get their proportions back, tiles become whole frames.
 
         Raises:
             ValueError: if the tokens were made by another tokenizer, or their numbers do not fit it.
+        """
+        frames = self.decode_frames(tokens, batch_size=batch_size)
+        first = next(frames)
+        video = np.empty((tokens.num_frames, *first.shape), dtype=np.uint8)
+        for index, frame in enumerate(chain([first], frames)):
+            video[index] = frame
+        return video
+
+    def decode_frames(self, tokens: TokenizedVideo, *, batch_size: int = 8) -> Iterator[np.ndarray]:
+        """Decode as `decode` does, but return an iterator of single frames, so that a long video needs little memory.
+
+        Arguments and errors are those of `decode`, and raised at once.
         """
         if tokens.model_hash != self.model_hash:
             raise ValueError(
@@ -269,20 +302,31 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
                 f"{self.model_hash[:12]})"
             )
         config = self.tokenizer.config
-        num_clip_frames, num_clips = config.num_frames, len(tokens.codes)
+        num_clips, shared = len(tokens.codes), tokens.overlap_blocks * config.tubelet_size
+        if tokens.tiles is not None:
+            if tokens.tiles.size != config.image_size:
+                raise ValueError(f"tiles of {tokens.tiles.size} pixels are not this tokenizer's, {config.image_size}")
+            num_clips //= len(tokens.tiles)
         if tuple(tokens.codes.shape[1:]) != (config.num_blocks, config.latents_per_block):
             raise ValueError(f"codes of shape {tuple(tokens.codes.shape)} are not this tokenizer's")
-        if not (num_clips - 1) * num_clip_frames < tokens.num_frames <= num_clips * num_clip_frames:
-            raise ValueError(f"num_frames={tokens.num_frames} is not of {num_clips} clips of {num_clip_frames} frames")
-        size = tuple(tokens.source_size) if tokens.resize_mode == "squash" else (config.image_size,) * 2
-        frames = np.empty((tokens.num_frames, *size, 3), dtype=np.uint8)
+        if num_clips != max(-(-(tokens.num_frames - shared) // (config.num_frames - shared)), 1):
+            raise ValueError(f"num_frames={tokens.num_frames} is not of {num_clips} clips of {config.num_frames} frames")
+        return islice(fade_clips(self._decode_whole_clips(tokens, batch_size), shared), tokens.num_frames)
+
+    def _decode_whole_clips(self, tokens: TokenizedVideo, batch_size: int) -> Iterator[np.ndarray]:
+        """Yield each clip at the size of the output, uint8 (frames, height, width, 3)."""
+        size, tiles = tokens.source_size if tokens.resize_mode == "squash" else None, []
         for start in self._batches(len(tokens.codes), batch_size, "decode"):
             rows = slice(start, start + batch_size)
             video = decode_clips(self.tokenizer, tokens.codes[rows], tokens.token_counts[rows])
-            first = start * num_clip_frames
-            real = min(len(video) * num_clip_frames, tokens.num_frames - first)
-            frames[first : first + real] = self.video_processor.unclip(video, num_frames=real, output_size=size)
-        return frames
+            clips = np.split(self.video_processor.unclip(video, output_size=size), len(video))
+            if tokens.tiles is None:
+                yield from clips
+                continue
+            tiles += clips
+            while len(tiles) >= len(tokens.tiles):  # all of a clip
+                yield np.stack(list(tokens.tiles.join(tiles[: len(tokens.tiles)], *tokens.source_size)))
+                del tiles[: len(tokens.tiles)]
 
     def reconstruct(
         self,
@@ -294,6 +338,7 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
         allocation: str | None = None,
         rounding: str | None = None,
         resize_mode: str | None = None,
+        overlap_blocks: int = 0,
         fps: float | None = None,
         batch_size: int = 8,
         output_type: str = "np",
@@ -302,7 +347,7 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
         """Tokenize videos on a budget and decode them again; each output has as many frames as its input.
 
         Args:
-            videos, fps, resize_mode, batch_size: see `encode`.
+            videos, fps, resize_mode, overlap_blocks, batch_size: see `encode`.
             budget, price, threshold, rounding: see [`AllocationRequest`]; `allocation` is its `strategy`.
             output_type: `"np"`, `"pt"`, `"pil"` or `"uint8"`, see [`AdapTokPipelineOutput`].
             return_dict: `False` gives a tuple of the output's fields, `frames` first; of a list of videos, of their lists.
@@ -315,14 +360,14 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
         """
         check_output_type(output_type)
         request = AllocationRequest(budget, price, threshold, allocation, rounding)
-        encoded = self.encode(videos, request=request, fps=fps, resize_mode=resize_mode, batch_size=batch_size)
+        settings = {"fps": fps, "resize_mode": resize_mode, "overlap_blocks": overlap_blocks, "batch_size": batch_size}
+        encoded = self.encode(videos, request=request, **settings)
         tokens = self.allocate(encoded, request, batch_size=batch_size)
         outputs, seconds = AdapTokPipelineOutputList(), {"score": 0.0, "allocate": 0.0} | encoded.seconds
         for video, clips in zip(tokens if encoded.is_list else [tokens], encoded.clips, strict=True):
             with stopwatch(seconds, "decode", self.device):
                 frames = convert_frames(self.decode(video, batch_size=batch_size)[None], output_type)
-            original = clips.frames.flatten(0, 1)[None, : clips.num_frames].permute(0, 1, 3, 4, 2).numpy()
-            original = convert_frames(original, output_type)
+            original = convert_frames(clips.original()[None], output_type)
             outputs.append(AdapTokPipelineOutput(frames=frames, tokens=video, original=original, seconds=seconds))
         self.maybe_free_model_hooks()
         output = outputs if encoded.is_list else outputs[0]
@@ -338,12 +383,14 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
         allocation: str | None = None,
         rounding: str | None = None,
         resize_mode: str | None = None,
+        overlap_blocks: int = 0,
         fps: float | None = None,
         batch_size: int = 8,
     ) -> TokenizedVideo | list[TokenizedVideo]:
         """Turn videos into tokens: `encode`, then `allocate`. Arguments, results and errors are those of `reconstruct`."""
         request = AllocationRequest(budget, price, threshold, allocation, rounding)
-        encoded = self.encode(videos, request=request, fps=fps, resize_mode=resize_mode, batch_size=batch_size)
+        settings = {"fps": fps, "resize_mode": resize_mode, "overlap_blocks": overlap_blocks, "batch_size": batch_size}
+        encoded = self.encode(videos, request=request, **settings)
         tokens = self.allocate(encoded, request, batch_size=batch_size)
         self.maybe_free_model_hooks()
         return tokens
@@ -429,34 +476,3 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
         bar = self.progress_bar(starts)
         bar.set_description(stage)
         return bar
-
-
-def _check_components(
-    video_processor: AdapTokVideoProcessor, tokenizer: AdapTokModel, scorer: AdapTokScorerModel | None
-) -> None:
-    config = tokenizer.config
-    for name in ("image_size", "num_frames", "tubelet_size"):
-        if getattr(video_processor, name) != getattr(config, name):
-            raise ValueError(
-                f"the video processor has {name}={getattr(video_processor, name)}, the tokenizer {getattr(config, name)}"
-            )
-    if scorer is not None:
-        ours = (config.hidden_size, config.num_blocks, config.latents_per_block)
-        theirs = (scorer.config.latent_size, scorer.config.num_blocks, scorer.config.latents_per_block)
-        if ours != theirs:
-            raise ValueError(f"the scorer is for (width, blocks, latents) {theirs}, the tokenizer has {ours}")
-
-
-def _check_generators(
-    tokenizer: AdapTokModel, ar_model: AdapTokARForCausalLM | None, fp_model: AdapTokARForCausalLM | None
-) -> None:
-    for name, model, is_class_conditional in (("ar_model", ar_model, True), ("fp_model", fp_model, False)):
-        if model is None:
-            continue
-        if model.config.is_class_conditional != is_class_conditional:
-            kind = "frame-prediction" if is_class_conditional else "class-conditional"
-            raise ValueError(f"{name} is a {kind} generator: it is in the place of the other")
-        for entry in ("codebook_size", "num_blocks", "latents_per_block"):
-            theirs, ours = getattr(model.config, entry), getattr(tokenizer.config, entry)
-            if theirs != ours:
-                raise ValueError(f"{name} has {entry}={theirs}, the tokenizer {ours}: they do not belong together")

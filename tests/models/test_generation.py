@@ -6,7 +6,7 @@ import pytest
 import torch
 from builders.generators import tiny, tiny_fp
 from torch.nn import functional
-from transformers import LogitsProcessor, StoppingCriteria
+from transformers import LogitsProcessor, StoppingCriteria, TextStreamer
 
 from adaptok_hf.models.generation_adaptok import BlockTokensLogitsProcessor, SeededNoise, gumbel_noise, noise_bits
 
