@@ -351,9 +351,7 @@ class AdapTokVideoProcessor(VideoProcessorMixin, ImageProcessingMixin):
         most = self.num_frames // self.tubelet_size // 2
         if not isinstance(overlap_blocks, int) or not 0 <= overlap_blocks <= most:
             raise ValueError(f"overlap_blocks must be a whole number from 0 to {most}, got {overlap_blocks!r}")
-        for name in _CALL_ONLY:
-            if getattr(self, name, None) != getattr(type(self), name, None):
-                raise ValueError(f"{name}={getattr(self, name)!r} is for calls of the processor; clips are made without it")
+        self._check_call_only()
         if is_file(video):
             source_size = None
 
@@ -420,6 +418,7 @@ class AdapTokVideoProcessor(VideoProcessorMixin, ImageProcessingMixin):
         Raises:
             ValueError: see `load`.
         """
+        self._check_call_only()
         can_be_read_again = is_file(video) and not (hasattr(video, "seekable") and not video.seekable())
         if not can_be_read_again:
             video, fps = self.load(video, fps), None
@@ -465,6 +464,12 @@ class AdapTokVideoProcessor(VideoProcessorMixin, ImageProcessingMixin):
             chunk = to_uint8(interpolate(chunk, (height, width)))
             video[start : start + len(chunk)] = chunk.permute(0, 2, 3, 1).cpu().numpy()
         return video
+
+    def _check_call_only(self) -> None:
+        """Raise `ValueError` if an option of the configuration asks for clips that the models do not read."""
+        for name in _CALL_ONLY:
+            if getattr(self, name, None) != getattr(type(self), name, None):
+                raise ValueError(f"{name}={getattr(self, name)!r} is for calls of the processor; clips are made without it")
 
     def _square(self, frames: np.ndarray, resize_mode: str) -> np.ndarray:
         """uint8 `(..., height, width, 3)` to `(..., image_size, image_size, 3)`."""

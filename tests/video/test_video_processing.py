@@ -539,6 +539,8 @@ def test_options_of_the_configuration(processor, tmp_path):
     assert isinstance(pixels, np.ndarray) and pixels.min() < 0
     with pytest.raises(ValueError, match="do_normalize=True"):
         normalizing.clips(make_frames(8))
+    with pytest.raises(ValueError, match="do_normalize=True"):
+        normalizing.tiled_clips(make_frames(8))
     for options, message in [
         ({"do_center_crop": False}, "do_center_crop=False"),
         ({"crop_size": 64}, "crop_size.*64"),
