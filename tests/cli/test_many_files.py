@@ -95,7 +95,7 @@ def test_reconstruct_files(model, here, capsys):
     assert report["allocation"]["budget"] == 3.3 and report["allocation"]["reached"] == 28 / 9
     assert {"read", "encode", "score", "allocate", "decode"} <= report["stage_seconds"].keys()
     alone = AdapTokPipeline.from_pretrained(model).reconstruct("in/noise.mp4")
-    assert report["model_size"] == list(alone.original.shape[1:3])
+    assert report["model_size"] == list(alone.original.shape[2:4])
 
 
 def test_reconstruct_a_pattern_into_a_folder(model, here, capsys):
