@@ -10,8 +10,8 @@ from .waiting import waiting
 
 if TYPE_CHECKING:
     from ..pipelines.pipeline_adaptok import AdapTokPipeline
+    from ..video.clip_batch import ClipBatch
     from ..video.tokenized_video import TokenizedVideo
-    from ..video.video_processing_adaptok import ClipBatch
 
 
 def tokenize_files(
@@ -54,12 +54,12 @@ def tokenize_files(
     for path in paths:
         try:
             with waiting(f"encoding {path}"):
-                encoded = pipeline.encode([path], request=one_by_one, **options)
+                encoded = pipeline.encode(path, request=one_by_one, **options)
         except (ValueError, OSError) as error:
             skip_file(path, error, skipped)
             continue
         if is_alone:
-            (tokens,) = pipeline.allocate(encoded, request, batch_size=batch_size)
+            tokens = pipeline.allocate(encoded, request, batch_size=batch_size)
             yield path, tokens, encoded.seconds, encoded.clips[0]
             continue
         if strategy.scores == "measured":

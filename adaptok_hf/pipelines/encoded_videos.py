@@ -14,8 +14,8 @@ from ..allocation import Strategy
 from ..models.block_cache import BlockCache
 from ..models.modeling_adaptok import AdapTokModel
 from ..models.modeling_adaptok_scorer import AdapTokScorerModel
+from ..video.clip_batch import ClipBatch
 from ..video.tiles import TiledClips
-from ..video.video_processing_adaptok import ClipBatch
 
 
 @dataclass(eq=False)

@@ -18,10 +18,11 @@ from ..models.generation_adaptok import check_number
 from ..models.modeling_adaptok import AdapTokModel
 from ..models.modeling_adaptok_ar import AdapTokARForCausalLM
 from ..models.modeling_adaptok_scorer import AdapTokScorerModel
+from ..video.clip_batch import ClipBatch
 from ..video.overlaps import fade_clips
 from ..video.tiles import TiledClips
 from ..video.tokenized_video import TokenizedVideo
-from ..video.video_processing_adaptok import AdapTokVideoProcessor, ClipBatch, is_video_list
+from ..video.video_processing_adaptok import AdapTokVideoProcessor, is_video_list
 from .component_checks import check_components, check_generators
 from .encoded_videos import (
     EncodedVideos,
@@ -415,7 +416,7 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
         architecture = {key: getattr(config, key) for key in sorted(type(config).__annotations__)}
         digest = hashlib.sha256(json.dumps(architecture, sort_keys=True).encode())
         weights = self.tokenizer.state_dict()
-        if any(tensor.is_meta for tensor in weights.values()):  # offloaded module by module
+        if any(getattr(entry, "is_meta", False) for entry in weights.values()):  # offloaded module by module
             weights = get_state_dict_offloaded_model(self.tokenizer)
         for name, entry in sorted(weights.items()):
             digest.update(name.encode())

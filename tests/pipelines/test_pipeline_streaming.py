@@ -360,7 +360,7 @@ def test_command(tiny_pipeline, tmp_path, capsys):
     assert len(written) == 12 and written.fps == 10
     blocks = list(tiny_pipeline.stream(source, budget=4))[:3]
     mean = sum(block.token_count for block in blocks) / 3
-    assert f"12 frames, 3 blocks: {mean:.1f} tokens per block" in capsys.readouterr().out
+    assert f"12 frames, 3 blocks: {mean:.1f} of 4 tokens per block" in capsys.readouterr().out
     assert main([*run, "--price", "0.1", "--bitrate", "100"]) == 2
     assert "only one of" in capsys.readouterr().err
     assert main([*run, "--frames", "0"]) == 2
