@@ -317,7 +317,8 @@ def test_half_precision_runs(tiny_tokenizer, tiny_video, dtype):
     assert (half(tiny_video).pixel_values_videos.float() - expected).abs().mean() < 0.1 * expected.abs().mean()
 
 
-@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
 def test_compiled_model_is_the_model(tiny_tokenizer, tiny_video, backend):
     counts = torch.tensor([[3, 0, 6], [1, 5, 2]])
     with torch.no_grad():

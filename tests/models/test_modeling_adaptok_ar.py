@@ -171,6 +171,7 @@ save_file(results, "results")
 """
 
 
+@pytest.mark.slow  # every part of an export is loaded so in tests/hub
 def test_without_the_package(tmp_path):
     """A rope checkpoint is a plain Llama's, generation settings included; any checkpoint brings its code."""
     models = {name: tiny(position_embedding=name) for name in ("rope", "absolute")}
