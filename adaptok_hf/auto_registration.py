@@ -25,12 +25,12 @@ def _register_configs(auto) -> None:
 
 def _register_models(auto) -> None:
     from .models.modeling_adaptok import AdapTokModel
-    from .models.modeling_adaptok_ar import AdapTokARForCausalLM
+    from .models.modeling_adaptok_ar import AdapTokARForCausalLM, AdapTokARModel
     from .models.modeling_adaptok_prior import AdapTokPriorModel
     from .models.modeling_adaptok_router import AdapTokRouterModel
     from .models.modeling_adaptok_scorer import AdapTokScorerModel
 
-    for model in (AdapTokModel, AdapTokScorerModel, AdapTokRouterModel, AdapTokPriorModel):
+    for model in (AdapTokModel, AdapTokScorerModel, AdapTokRouterModel, AdapTokPriorModel, AdapTokARModel):
         auto.AutoModel.register(model.config_class, model)
     auto.AutoModelForCausalLM.register(AdapTokARForCausalLM.config_class, AdapTokARForCausalLM)
 
@@ -43,12 +43,10 @@ def _register_video_processor(auto) -> None:
 
 
 def _register_pipeline(_) -> None:
-    import diffusers
-
     from .pipelines.pipeline_adaptok import AdapTokPipeline
+    from .pipelines.pipeline_loading import register_pipeline
 
-    # `DiffusionPipeline.from_pretrained` looks up the class that a folder names in diffusers' own namespace.
-    diffusers.AdapTokPipeline = AdapTokPipeline
+    register_pipeline(AdapTokPipeline)
 
 
 class _Registration(MetaPathFinder):

@@ -48,7 +48,7 @@ def main() -> None:
             results = []
             for batch in neighborhoods:
                 tokens = pipeline.tokenize(clips[batch].flatten(0, 1), budget=arguments.budget, allocation=strategy)
-                frames = pipeline.detokenize(tokens)[: config.num_frames]
+                frames = pipeline.decode(tokens)[: config.num_frames]
                 video = torch.from_numpy(frames).permute(0, 3, 1, 2)[None] / 255
                 psnr = VideoPSNR().measure(video, clips[target][None] / 255).item()
                 results.append((tokens.token_counts[0].float().mean().item(), psnr))

@@ -113,7 +113,7 @@ def seam(pipeline: AdapTokPipeline, sources: list, settings: dict) -> dict[str, 
     """Return the mean `jumps` of the sources that are longer than a clip."""
     config, rows = pipeline.tokenizer.config, {"original": [], "reconstruction": []}
     for source in sources:
-        blocks = list(pipeline.stream(source, **settings))
+        blocks = list(pipeline.stream(source, output_type="uint8", **settings))
         if len(blocks) > config.num_blocks:
             for name, pictures in zip(rows, zip(*((b.original, b.frames) for b in blocks), strict=True), strict=True):
                 rows[name].append(jumps(np.concatenate(pictures), config.tubelet_size, config.num_frames))

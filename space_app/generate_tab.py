@@ -55,7 +55,7 @@ def generate(
 
     def run(watcher: Watcher):
         generator = torch.Generator().manual_seed(seed)
-        return pipeline.generate(label, generator=generator, stopping_criteria=[watcher], **settings)
+        return pipeline.generate(label, generator=generator, stopping_criteria=[watcher], output_type="uint8", **settings)
 
     blank = np.zeros((0, 0, 0, 3), np.uint8)
     yield _show(pipeline, blank, [], False), {"status": "writing"}

@@ -59,6 +59,7 @@ def predict(
             temperature=temperature,
             generator=torch.Generator().manual_seed(seed),
             stopping_criteria=[watcher],
+            output_type="uint8",
         )
 
     blocks, rollout, before = config.num_generated_blocks, 0, 0

@@ -38,7 +38,7 @@ def reconstruct(
     Args:
         path: a video file.
         strategy: one of `strategies(pipeline)`.
-        budget: tokens per block, on average; not for `quality` and `threshold`.
+        budget: tokens per block, on average, rounded down to what the blocks can spend; not for `quality` and `threshold`.
         price: predicted loss that 1000 tokens must save, for `quality`.
         threshold: predicted loss, for `threshold`.
 
@@ -53,18 +53,19 @@ def reconstruct(
     tokens = pipeline.allocate(encoded, _request(pipeline, strategy, budget, price, threshold))
     counts = counts_over_time(pipeline, tokens)
     mean = sum(counts) / len(counts)
-    level = min(token_levels(pipeline), key=lambda step: abs(step - mean))
+    level = round(mean)
     fixed_tokens = pipeline.allocate(encoded, AllocationRequest(budget=level, strategy="fixed"))
 
     original = upload.video.frames
-    frames = pipeline.detokenize(tokens)
-    fixed_frames = frames if fixed_tokens.token_counts.equal(tokens.token_counts) else pipeline.detokenize(fixed_tokens)
+    frames = pipeline.decode(tokens)
+    fixed_frames = frames if fixed_tokens.token_counts.equal(tokens.token_counts) else pipeline.decode(fixed_tokens)
     report = {
         "video": upload.name,
         "frames": tokens.num_frames,
         "fps": round(tokens.fps, 3),
         "strategy": strategy,
         "tokens": tokens.num_tokens,
+        "budget": tokens.allocation.get("budget"),
         "tokens_per_block": round(mean, 3),
         "token_counts": counts,
         "bits_per_second": round(tokens.bits_per_second, 1),
@@ -119,7 +120,7 @@ def _measure_curve(
             tokens = pipeline.allocate(encoded, AllocationRequest(budget=budget, strategy=strategy))
             key = tuple(counts_over_time(pipeline, tokens))
             if key not in known:
-                known[key] = psnr(pipeline.detokenize(tokens), original)
+                known[key] = psnr(pipeline.decode(tokens), original)
             curve[strategy].append(
                 {
                     "tokens_per_block": budget,
@@ -137,7 +138,8 @@ def _show(pipeline, fps: float, report: dict, original, frames, fixed_frames, le
     gain = report["psnr_db"] - fixed["psnr_db"]
     adaptive = report["strategy"] != "fixed"
     panels = [Panel("Original", original, f"{config.image_size} × {config.image_size}")]
-    label = f"{mean:g} tokens per block · {report['psnr_db']:.2f} dB"
+    asked = "" if report["budget"] in (None, mean) else f" of {report['budget']:g}"
+    label = f"{mean:g}{asked} tokens per block · {report['psnr_db']:.2f} dB"
     panels.append(Panel(f"Adaptive ({report['strategy']})" if adaptive else "Fixed", frames, label, "adaptive"))
     if adaptive:
         label = f"{fixed['tokens_per_block']} in every block · {fixed['psnr_db']:.2f} dB"
@@ -177,7 +179,7 @@ def build_tab(pipeline: AdapTokPipeline, video_input: Callable[[], gr.Video], mo
         with gr.Column(scale=4, min_width=300, elem_classes="at-side"):
             video = video_input()
             budget = gr.Slider(
-                step, most, value=default_budget(pipeline), step=step, label="Budget: tokens per block, on average"
+                step, most, value=default_budget(pipeline), step=1, label="Budget: tokens per block, on average"
             )
             strategy = gr.Dropdown(names, value=names[0], label="Allocation", info=STRATEGIES[names[0]].summary)
             strategy.change(_describe, strategy, strategy, api_visibility="private", queue=False, show_progress="hidden")

@@ -8,11 +8,12 @@ clips of one video; `quality` and `threshold` decide for each window alone.
         --window_step 8 --budget 32 --output_dir tokens/action32
 
 Finished shards are not made again: the same command resumes an interrupted run. With several processes each makes some of
-the shards, and the result is the same. Columns: `codes` (blocks * latents_per_block), `token_counts` (blocks), `label` (-1
-without), `source` (the video), `start` (the window's first frame), `config_hash` (of `dataset.json`, which says how they
-were made) and, with `--num_condition_frames`, `condition_codes`: the codes of the clip that repeats the last of the
-window's first frames. Videos that cannot be used are skipped and named, in the `.json` next to each shard too; too many
-are an error. `training_scripts/README.md` has the options of the paper's data sets.
+the shards, and the result is the same. The folder is a data set for `datasets.load_dataset`. Columns: `codes` (blocks,
+latents_per_block), `token_counts` (blocks), `label` (a class, or -1), `source` (the video), `start` (the window's first
+frame), `config_hash` (of `dataset.json`, which says how they were made) and, with `--num_condition_frames`,
+`condition_codes`: the codes of the clip that repeats the last of the window's first frames. Videos that cannot be used are
+skipped and named, in the `.json` next to each shard too; too many are an error. `training_scripts/README.md` has the
+options of the paper's data sets.
 """
 
 from accelerate import Accelerator

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-Rounding = Literal["exact", "floor"]
+Rounding = Literal["floor", "exact"]
 
 # Budgets per block position that were published with the original code, for clips of 4 blocks of 512 latents.
 _PUBLISHED_BUDGETS = {
@@ -31,8 +31,8 @@ _ROUND_OFF = Fraction(1, 10**12)
 def published_budgets(average: int, latents_per_block: int = 512) -> tuple[int, int, int, int]:
     """The budgets per block position that the original AdapTok code uses with `ipal`.
 
-    Most entries lie between levels of its scorer (64 tokens apart), so they need `rounding="floor"`. After that
-    rounding, and in the table itself at some averages, the mean over the positions is not exactly `average`.
+    Most entries lie between levels of its scorer (64 tokens apart) and are rounded down. After that rounding, and in
+    the table itself at some averages, the mean over the positions is not exactly `average`.
 
     Args:
         average: nominal tokens per block: 64, 128, ..., 512; half of these with 256 latents per block.
@@ -63,25 +63,26 @@ def level_total(
     rounding: Rounding | None = None,
     where: str = "",
 ) -> int:
-    """The sum of level indices (counted from 0) that spends `budget` on `num_blocks` blocks.
+    """Return the sum of level indices (counted from 0) that spends `budget` on `num_blocks` blocks.
 
     Args:
         budget: average tokens per block, from `step` to `num_levels * step`.
         num_blocks: N >= 1, blocks allocated together.
         num_levels: J, level indices go from 0 to J - 1.
         step: tokens between two levels.
-        rounding: `"exact"` (the default) demands that `N * budget` is a multiple of `step`; `"floor"` is the rule of
-            the original code, `floor(N * budget / step) - N`.
+        rounding: `"floor"` (the default) spends the most that does not exceed the budget, by the rule of the original
+            code: `floor(N * budget / step) - N`. `"exact"` demands that `N * budget` is a multiple of `step`.
         where: put before the message of an error, for example `"block position 2: "`.
 
     Returns:
         An integer from 0 to `N * (J - 1)`.
 
     Raises:
-        ValueError: the budget cannot be met; the message names the nearest budgets that can.
+        ValueError: the budget is below one level or above all of them or, with `"exact"`, between what these blocks can
+            spend; the message names the nearest budgets that work.
     """
-    if rounding not in (None, "exact", "floor"):
-        raise ValueError(f'`rounding` must be "exact" or "floor", got {rounding!r}.')
+    if rounding not in (None, "floor", "exact"):
+        raise ValueError(f'`rounding` must be "floor" or "exact", got {rounding!r}.')
     if not is_finite_number(budget):
         raise ValueError(f"{where}`budget` must be a finite number of tokens per block, got {budget!r}.")
     exact = budget if isinstance(budget, (int, Fraction)) else float(budget)
@@ -89,7 +90,7 @@ def level_total(
     if abs(steps - round(steps)) <= _ROUND_OFF * max(1, abs(steps)):
         steps = Fraction(round(steps))
     total = math.floor(steps)
-    if num_blocks <= total <= num_blocks * num_levels and (rounding == "floor" or total == steps):
+    if num_blocks <= steps <= num_blocks * num_levels and (rounding != "exact" or total == steps):
         return total - num_blocks
 
     below = min(max(total, num_blocks), num_blocks * num_levels)

@@ -16,32 +16,39 @@ from .tables import check_scores, check_step, counts_from_levels, first_level_be
 
 
 def fixed(
-    scores: ArrayLike, *, step: int, budget: float | Sequence[float], valid: ArrayLike | None = None
+    scores: ArrayLike,
+    *,
+    step: int,
+    budget: float | Sequence[float],
+    rounding: Rounding | None = None,
+    valid: ArrayLike | None = None,
 ) -> NDArray[np.int64]:
     """Give every block the same number of tokens ("Fixed" in the paper), or follow a schedule.
+
+    A block can keep any number of leading tokens, so counts need not be levels here.
 
     Args:
         scores: (batch, K, J) or (batch, J). Only the shape matters, but NaN and infinity are refused as elsewhere.
         step: tokens between two levels.
-        budget: tokens per block, one of `step, 2 * step, ..., J * step`; or a schedule, one such count for each of the K
-            block positions, the same for every clip.
+        budget: tokens per block, from `step` to `J * step`; or a schedule, one such number for each of the K block
+            positions, the same for every clip.
+        rounding: `"floor"` (the default) rounds down to a whole number; `"exact"` demands one.
         valid: booleans of the shape of `scores` without the last axis; other blocks get 0 tokens.
 
     Returns:
         Token counts, int64, of the shape of `scores` without the last axis.
 
     Raises:
-        ValueError: bad table, or a budget that is not a level; the message names the nearest levels.
+        ValueError: bad table, or a budget outside this range; the message names the nearest budget in it.
     """
     scores, valid = check_scores(scores, valid)
-    step = check_step(step)
-    num_positions = scores.shape[1] if scores.ndim == 3 else 1
-    levels = [
-        level_total(count, num_blocks=1, num_levels=scores.shape[-1], step=step)
-        for count in budgets_per_position(budget, num_positions)
-    ]
-    by_position = np.broadcast_to(levels, (len(scores), num_positions)).reshape(valid.shape)
-    return counts_from_levels(by_position[valid], valid, step)
+    step, num_levels = check_step(step), scores.shape[-1]
+    counts = []
+    for count in budgets_per_position(budget, scores.shape[1] if scores.ndim == 3 else 1):
+        level_total(count, num_blocks=1, num_levels=num_levels, step=step)  # raises outside one level and all of them
+        counts.append(1 + level_total(count, num_blocks=1, num_levels=num_levels * step, step=1, rounding=rounding))
+    by_position = np.broadcast_to(counts, (len(scores), len(counts))).reshape(valid.shape)
+    return np.where(valid, by_position, 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +85,7 @@ def ipal(
 ) -> NDArray[np.int64]:
     """Solve one integer program per block position, over the batch: the paper's IPAL (Eq. 6).
 
-    The budget is met at every position, so with one clip nothing adapts to the content. For scores that depend on the
+    Every position spends its budget, so with one clip nothing adapts to the content. For scores that depend on the
     counts of earlier blocks call it with a (batch, J) table and the budget of this position, block by block.
 
     Args:
@@ -86,8 +93,9 @@ def ipal(
         step: tokens between two levels.
         budget: average tokens per valid block at each position: one number, or K of them
             (see [`published_budgets`]); from `step` to `J * step`.
-        rounding: `"exact"` (the default) refuses budgets that are off the grid; `"floor"` rounds the sum of levels
-            down as the original code does: `floor(N * budget / step) - N` for N valid blocks at the position.
+        rounding: `"floor"` (the default) spends the most that does not exceed the budget, as the original code does:
+            `floor(N * budget / step) - N` is the sum of levels for N valid blocks at the position. `"exact"` raises for
+            a budget that is off this grid.
         valid: booleans of the shape of `scores` without the last axis; other blocks get 0 tokens and do not count.
         solver: `"lagrangian"`, `"dynamic"` or `"milp"`; all reach the same optimum.
 
@@ -130,7 +138,7 @@ def joint(
         scores: (batch, K, J) or (batch, J), lower is better.
         step: tokens between two levels.
         budget: average tokens per valid block, one number from `step` to `J * step`.
-        rounding: `"exact"` (the default) or `"floor"`, as for [`ipal`] with N = all valid blocks.
+        rounding: `"floor"` (the default) or `"exact"`, as for [`ipal`] with N = all valid blocks.
         valid: booleans of the shape of `scores` without the last axis; other blocks get 0 tokens and do not count.
         solver: `"lagrangian"`, `"dynamic"` or `"milp"`; all reach the same optimum. Ties: see [`solve_program`].
 

@@ -68,7 +68,7 @@ class Strategy:
 STRATEGIES: dict[str, Strategy] = {
     row[0]: Strategy(*row)
     for row in (
-        ("fixed", fixed, "budget", (), "none", "clip", False, "paper",
+        ("fixed", fixed, "budget", ("rounding",), "none", "clip", False, "paper",
          "the same count for every block, or a schedule: one count per block position"),
         ("bithr", bithr, "budget", (), "predicted", "block", True, "paper",
          "the fewest tokens under one score that all blocks share, found by bisection"),
@@ -99,7 +99,8 @@ class AllocationRequest:
         threshold: score that each block must undercut.
         strategy: a name of [`STRATEGIES`]. Default: `quality` with a price, `threshold` with a threshold, else `joint`,
             or `fixed` without a scorer.
-        rounding: `"exact"` (the default) or `"floor"`, for a budget that is off the grid of levels.
+        rounding: of a budget that is off the grid of levels: `"floor"` (the default) spends the most that does not exceed
+            it, `"exact"` raises `ValueError`.
 
     Without budget, price and threshold all tokens are kept. Raises `ValueError` for NaN, infinity and what is not a number.
     """
@@ -172,7 +173,8 @@ def allocate(
         budget: AVERAGE tokens per valid block over everything allocated together, from `step` to `J * step`.
         price: score per token, at least 0.
         threshold: score that each block's reconstruction must undercut.
-        rounding: `"exact"` (the default) or `"floor"`, what to do with a budget that is off the grid of levels.
+        rounding: of a budget that is off the grid of levels: `"floor"` (the default) spends the most that does not exceed
+            it, `"exact"` raises `ValueError`.
         valid: booleans of the shape of `scores` without the last axis; false for blocks that are only padding. They
             get 0 tokens and do not count in the budget.
         solver: `"lagrangian"` (the default), `"dynamic"` or `"milp"`.

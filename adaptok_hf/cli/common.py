@@ -2,12 +2,11 @@
 
 import argparse
 import math
-import os
-import sys
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoints import DEFAULT_CHECKPOINT, PACKAGED_CHECKPOINTS
 from .program import one_line
+from .waiting import is_terminal, waiting
 
 if TYPE_CHECKING:
     from ..pipelines.pipeline_adaptok import AdapTokPipeline
@@ -25,6 +24,25 @@ RANGES = {
     "fps": (0.01, 1000),
     **dict.fromkeys(("temperature", "top_p", "price", "bitrate"), (0, math.inf)),
 }
+
+
+def add_verb(verbs: Any, name: str, summary: str, *examples: str, **options: Any) -> argparse.ArgumentParser:
+    """Add a command whose `--help` ends with examples; these are what comes after `adaptok`."""
+    epilog = "examples:\n" + "".join(f"  adaptok {example}\n" for example in examples)
+    formatter = argparse.RawDescriptionHelpFormatter
+    return verbs.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        epilog=epilog,
+        formatter_class=formatter,
+        **options,
+    )
+
+
+def add_json_option(verb: argparse.ArgumentParser) -> None:
+    """Add the option by which `main` prints what the command returns, and all else goes to standard error."""
+    verb.add_argument("--json", action="store_true", help="print the result as JSON, all else on standard error")
 
 
 def check_arguments(arguments: argparse.Namespace) -> None:
@@ -56,16 +74,6 @@ def check_request(request: dict[str, Any]) -> None:
     AllocationRequest(**{names.get(name, name): value for name, value in request.items()}).choose_strategy(True)
 
 
-def check_input(path: str) -> None:
-    """Raise `OSError` or `ValueError` if an input is no file, before a model is loaded for it."""
-    if not os.path.exists(path):
-        raise FileNotFoundError(f"{path}: no such file")
-    if os.path.isdir(path):
-        raise IsADirectoryError(f"{path} is a folder, expected a file")
-    if not os.path.isfile(path):
-        raise ValueError(f"{path} is a device or a pipe, expected a file (`adaptok stream -` reads standard input)")
-
-
 def check_device(device: str | None) -> str:
     """Return the device to use; raise `ValueError` for one that this machine does not have."""
     import torch
@@ -90,11 +98,13 @@ def add_batch_size_option(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--batch-size", type=int, default=8, metavar="N", help="clips encoded together (default: 8)")
 
 
-def add_resize_option(verb: argparse.ArgumentParser) -> None:
+def add_resize_option(verb: argparse.ArgumentParser, tile: bool = False) -> None:
     verb.add_argument(
         "--resize",
-        choices=["crop", "squash"],
-        help="crop the center square (default), or squeeze the whole picture and restore its proportions in the output",
+        "--resize-mode",
+        choices=["crop", "squash"] + ["tile"] * tile,
+        help="crop the center square (default), or squeeze the whole picture and restore its proportions in the output"
+        + ", or cut it into tiles and keep its size" * tile,
     )
 
 
@@ -103,7 +113,9 @@ def add_allocation_options(verb: argparse.ArgumentParser) -> None:
     group = verb.add_argument_group(
         "allocation", "give one of --budget, --price, --threshold; without, all tokens are kept"
     )
-    group.add_argument("--budget", help="average tokens per block (such as 64), or a percentage of all (such as 25%%)")
+    group.add_argument("--budget", help="average tokens per block (such as 64), or a percentage of all (such as 25%%); the "
+                       "most that does not exceed it is spent")  # fmt: skip
+    group.add_argument("--exact-budget", action="store_true", help="fail where the blocks cannot spend exactly this budget")
     group.add_argument("--price", type=float, help="loss that a token must save to be kept (strategy quality)")
     group.add_argument("--threshold", type=float, help="loss that every block must stay below (strategy threshold)")
     group.add_argument("--allocation", metavar="STRATEGY", help="see below (default: joint for a budget)")
@@ -114,6 +126,7 @@ def add_allocation_options(verb: argparse.ArgumentParser) -> None:
 def allocation_request(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the request as arguments of the pipeline; raise `ValueError` for options that do not go together."""
     request = {name: getattr(arguments, name) for name in ("budget", "price", "threshold", "allocation")}
+    request |= {"rounding": "exact"} if arguments.exact_budget else {}
     check_request(request)
     return request
 
@@ -143,22 +156,23 @@ def sampling_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def load_pipeline(model: str | None = None, device: str | None = None, dtype: str = "float32") -> "AdapTokPipeline":
-    """Load a pipeline for a command: progress bars only on a terminal, none of the libraries'.
+    """Load a pipeline for a command: progress only on a terminal, none of the libraries'.
 
     Raises:
         ValueError: with one line, whatever the libraries raise.
     """
-    import torch
+    with waiting(f"loading {model or DEFAULT_CHECKPOINT}"):
+        import torch
 
-    from ..pipelines.pipeline_adaptok import AdapTokPipeline
+        from ..pipelines.pipeline_adaptok import AdapTokPipeline
 
-    quiet_libraries()
-    device = check_device(device)
-    try:
-        pipeline = AdapTokPipeline.from_pretrained(model, dtype=getattr(torch, dtype)).to(device)
-    except Exception as error:  # diffusers, safetensors and torch each raise their own kind
-        raise ValueError(f"cannot load the model {model}: {one_line(error)}") from error
-    pipeline.set_progress_bar_config(disable=sys.stderr is None or not sys.stderr.isatty())
+        quiet_libraries()
+        device = check_device(device)
+        try:
+            pipeline = AdapTokPipeline.from_pretrained(model, dtype=getattr(torch, dtype)).to(device)
+        except Exception as error:  # diffusers, safetensors and torch each raise their own kind
+            raise ValueError(f"cannot load the model {model}: {one_line(error)}") from error
+    pipeline.set_progress_bar_config(disable=not is_terminal())
     return pipeline
 
 

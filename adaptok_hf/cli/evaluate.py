@@ -10,7 +10,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .common import add_sampling_options, add_seed_option, load_pipeline, sampling_arguments
+from ..checkpoints import DEFAULT_CHECKPOINT
+from .common import (
+    MODEL_HELP,
+    add_json_option,
+    add_sampling_options,
+    add_seed_option,
+    add_verb,
+    load_pipeline,
+    sampling_arguments,
+)
 from .outputs import EVALUATION_FILES, add_overwrite_option, check_folder, output_file, output_folder
 
 
@@ -44,19 +53,36 @@ class _Recipe(argparse.Action):
 def add_commands(verbs: Any) -> None:
     """Register both commands with the parser of `adaptok`."""
     _add_evaluate(
-        verbs.add_parser(
+        add_verb(
+            verbs,
             "evaluate",
-            help="measure a model over videos: numbers with intervals, tables, plots",
+            "measure a model over videos: numbers with intervals, tables, plots",
+            "evaluate reconstruction videos/ -o out --budgets 12.5% 25% --no-fvd",
+            "evaluate --recipe training_scripts/recipes/evaluation/table6.json videos/ -o out",
             usage="%(prog)s TASK DATA -o FOLDER [options]\n       %(prog)s --recipe FILE DATA -o FOLDER [options]",
         )
     )
-    _add_metrics(verbs.add_parser("metrics", help="network weights of metrics; videos of other systems"))
+    _add_metrics(
+        add_verb(
+            verbs,
+            "metrics",
+            "network weights of metrics; videos of other systems",
+            "metrics fetch",
+            "metrics compare real/ fake/ -o comparison.json",
+        )
+    )
 
 
 def _add_evaluate(verb: argparse.ArgumentParser) -> None:
     parsers = verb.add_subparsers(title="tasks", metavar="TASK", prog=verb.prog)
     verb.set_defaults(run=lambda _: verb.error("give a task or --recipe FILE"))
-    parser = parsers.add_parser("reconstruction", help="budgets x strategies: PSNR, SSIM, LPIPS, FVD, bits")
+    parser = add_verb(
+        parsers,
+        "reconstruction",
+        "budgets x strategies: PSNR, SSIM, LPIPS, FVD, bits",
+        "evaluate reconstruction videos/ -o out",
+        "evaluate reconstruction videos/ -o out --budgets 16 25% --strategies fixed joint measured --no-fvd --json",
+    )
     tasks = {"reconstruction": parser}
     _add_data(parser, window="all")
     parser.add_argument(
@@ -80,7 +106,13 @@ def _add_evaluate(verb: argparse.ArgumentParser) -> None:
     _add_running(parser)
     parser.set_defaults(run=partial(_run, _reconstruction))
 
-    parser = parsers.add_parser("generation", help="generated videos of classes against real ones: FVD, tokens per class")
+    parser = add_verb(
+        parsers,
+        "generation",
+        "generated videos of classes against real ones: FVD, tokens per class",
+        "evaluate generation videos/ -o out --videos 256",
+        "evaluate generation videos/ -o out --class surfing --classifier-videos train/",
+    )
     tasks["generation"] = parser
     _add_data(parser, window="random")
     parser.add_argument("--videos", type=int, metavar="N", help="to generate (default: the protocol's number, or 256)")
@@ -100,7 +132,12 @@ def _add_evaluate(verb: argparse.ArgumentParser) -> None:
     _add_running(parser, lpips=False)
     parser.set_defaults(run=partial(_run, _generation))
 
-    parser = parsers.add_parser("prediction", help="predicted frames against the true ones: FVD, PSNR over the frames")
+    parser = add_verb(
+        parsers,
+        "prediction",
+        "predicted frames against the true ones: FVD, PSNR over the frames",
+        "evaluate prediction videos/ -o out --condition-frames 5 --temperature 0.6",
+    )
     tasks["prediction"] = parser
     _add_data(parser, window="first")
     parser.add_argument("--condition-frames", type=int, metavar="N", help="given (default: the protocol's, or 5)")
@@ -116,10 +153,20 @@ def _add_evaluate(verb: argparse.ArgumentParser) -> None:
 
 def _add_metrics(verb: argparse.ArgumentParser) -> None:
     tasks = verb.add_subparsers(title="tasks", required=True, metavar="TASK")
-    task = tasks.add_parser("fetch", help="get the true weights of I3D and LPIPS, and verify them")
+    task = add_verb(
+        tasks, "fetch", "get the true weights of I3D and LPIPS, and verify them", "metrics fetch --what lpips_vgg"
+    )
+    add_json_option(task)
     task.add_argument("--what", nargs="+", metavar="NAME", help="i3d_kinetics400, lpips_vgg, lpips_alex (default: all)")
     task.set_defaults(run=_fetch)
-    task = tasks.add_parser("compare", help="PSNR, SSIM, LPIPS of videos with the same name, FVD of the sets")
+    task = add_verb(
+        tasks,
+        "compare",
+        "PSNR, SSIM, LPIPS of videos with the same name, FVD of the sets",
+        "metrics compare real/ fake/",
+        "metrics compare a.mp4 b.mp4 --no-fvd -o comparison.json",
+    )
+    add_json_option(task)
     task.add_argument("real", help="a folder of videos, a video, or a csv manifest")
     task.add_argument("fake", help="the same kind")
     task.add_argument("-o", "--output", metavar="FILE", help="write the result as JSON, too")
@@ -138,8 +185,8 @@ def _add_data(task: argparse.ArgumentParser, window: str) -> None:
         "--ucf101-splits", metavar="FOLDER", help="data is UCF-101 as it unpacks: take the train list of these split files"
     )
     task.add_argument("--kinetics-csv", metavar="FILE", help="data is a folder of Kinetics: take the videos of this list")
-    task.add_argument("--model", action="append", metavar="FOLDER", help="pipeline folder or Hub id; may be repeated where "
-                      "models are compared (default: the shipped checkpoint)")  # fmt: skip
+    task.add_argument("--model", action="append", metavar="FOLDER", help=f"{MODEL_HELP}; may be repeated where models "
+                      f"are compared (default: {DEFAULT_CHECKPOINT})")  # fmt: skip
     task.add_argument("--model-names", nargs="+", metavar="NAME", help="in the table, in the order of --model")
     task.add_argument("--protocol", metavar="NAME", help="a named protocol (default: one of your own from these options)")
     task.add_argument(
@@ -164,11 +211,16 @@ def _add_running(task: argparse.ArgumentParser, lpips: bool = True) -> None:
     _add_networks(task, lpips)
     task.add_argument("--batch-size", type=int, default=8, metavar="N", help="clips at once (default: 8)")
     add_seed_option(task)
+    add_json_option(task)
     task.set_defaults(paper=())  # only recipes have the paper's numbers
 
 
-def _run(task: Callable, arguments: argparse.Namespace) -> None:
-    """Check what needs no model, claim the output folder in the main process, and run a task of `evaluate`."""
+def _run(task: Callable, arguments: argparse.Namespace) -> dict[str, Any] | None:
+    """Check what needs no model, claim the output folder in the main process, and run a task of `evaluate`.
+
+    Returns:
+        The report, in the process that has it.
+    """
     from ..allocation import STRATEGIES
     from ..evaluation.part_files import process_state
     from ..metrics import PROTOCOLS
@@ -187,10 +239,10 @@ def _run(task: Callable, arguments: argparse.Namespace) -> None:
     inputs = [path for path in (data, arguments.kinetics_csv) if path is not None and Path(path).is_file()]
     resumed = (folder / "parts" / "configuration.json").exists()  # then its results are made again
     with output_folder(folder, EVALUATION_FILES, *inputs, overwrite=resumed or arguments.overwrite, recursive=True):
-        task(arguments)
+        return task(arguments)
 
 
-def _reconstruction(arguments: argparse.Namespace) -> None:
+def _reconstruction(arguments: argparse.Namespace) -> dict[str, Any] | None:
     from ..evaluation import draw_reconstruction, evaluate_reconstruction
 
     networks, models = _networks(arguments), _load_models(arguments)
@@ -212,10 +264,10 @@ def _reconstruction(arguments: argparse.Namespace) -> None:
     )
     if report is not None and arguments.plots:
         draw_reconstruction(arguments.output, report, first, source, protocol, networks.lpips, arguments.scorer_loss)
-    _print_results(report, arguments.output)
+    return _print_results(report, arguments.output)
 
 
-def _generation(arguments: argparse.Namespace) -> None:
+def _generation(arguments: argparse.Namespace) -> dict[str, Any] | None:
     from ..evaluation import evaluate_generation, open_videos
 
     ((name, pipeline),) = _load_models(arguments, one=True).items()
@@ -226,21 +278,21 @@ def _generation(arguments: argparse.Namespace) -> None:
     if arguments.classifier_videos:
         options["classifier"] = open_videos(arguments.classifier_videos)
         options["classifier_features"] = arguments.classifier_features
-    _evaluate(evaluate_generation, arguments, name, pipeline, source, protocol, classes=arguments.classes, **options)
+    return _evaluate(evaluate_generation, arguments, name, pipeline, source, protocol, classes=arguments.classes, **options)
 
 
-def _prediction(arguments: argparse.Namespace) -> None:
+def _prediction(arguments: argparse.Namespace) -> dict[str, Any] | None:
     from ..evaluation import evaluate_prediction
 
     ((name, pipeline),) = _load_models(arguments, one=True).items()
     source, protocol = _data(arguments, pipeline, "prediction")
     num_given = arguments.condition_frames or protocol.num_condition_frames or 5
     protocol = dataclasses.replace(protocol, num_condition_frames=num_given)
-    _evaluate(evaluate_prediction, arguments, name, pipeline, source, protocol)
+    return _evaluate(evaluate_prediction, arguments, name, pipeline, source, protocol)
 
 
-def _evaluate(evaluate: Callable, arguments: argparse.Namespace, name: str, pipeline, source, protocol, **options) -> None:
-    """Run an evaluation of a generator and print its table."""
+def _evaluate(evaluate: Callable, arguments: argparse.Namespace, name: str, pipeline, source, protocol, **options):
+    """Run an evaluation of a generator and print its table; return the report."""
     report = evaluate(
         pipeline,
         source,
@@ -254,25 +306,27 @@ def _evaluate(evaluate: Callable, arguments: argparse.Namespace, name: str, pipe
         model_name=name,
         **options,
     )
-    _print_results(report, arguments.output)
+    return _print_results(report, arguments.output)
 
 
-def _fetch(arguments: argparse.Namespace) -> None:
+def _fetch(arguments: argparse.Namespace) -> dict[str, Any]:
     from ..metrics import NETWORKS, fetch_network_weights
     from ..metrics.network_weights import cache_folder
 
     print(f"cache: {cache_folder()}")
-    unverified = []
+    unverified, records = [], []
     for record in fetch_network_weights(arguments.what or NETWORKS):
+        records.append(dataclasses.asdict(record) | {"path": str(record.path)})
         origin = "downloaded now" if record.downloaded else "was there"
         checked = "verified" if record.verified else "NOT the weights that this package knows"
         print(f"{record.name}: {record.path.name}, {origin}; from {record.source}; sha256 {record.sha256}: {checked}")
         unverified += [] if record.verified else [record.name]
     if unverified:
         raise ValueError(f"the weights of {', '.join(unverified)} could not be verified; delete them and fetch again")
+    return {"cache": str(cache_folder()), "networks": records}
 
 
-def _compare(arguments: argparse.Namespace) -> None:
+def _compare(arguments: argparse.Namespace) -> dict[str, Any]:
     from ..atomic_files import write_json
     from ..evaluation import compare_videos
 
@@ -282,7 +336,9 @@ def _compare(arguments: argparse.Namespace) -> None:
         result = compare_videos(*inputs, networks=networks, **options)
         if output:
             write_json(output, _finite(result))
-    print(json.dumps({key: value for key, value in _finite(result).items() if key != "pairs"}, indent=1, allow_nan=False))
+    if not arguments.json:  # the numbers of all, as JSON too
+        print(json.dumps({k: v for k, v in _finite(result).items() if k != "pairs"}, indent=1, allow_nan=False))
+    return _finite(result)
 
 
 def _finite(result: dict) -> dict:
@@ -337,10 +393,11 @@ def _networks(arguments: argparse.Namespace):
     return load_networks(getattr(arguments, "lpips", "none"), arguments.fvd, _device(arguments))
 
 
-def _print_results(report: dict | None, folder: str) -> None:
-    """Print the table and the files written, in the process that has the report."""
+def _print_results(report: dict | None, folder: str) -> dict | None:
+    """Print the table and the files written, in the process that has the report, and return it."""
     if report is None:
-        return
+        return None
     print((Path(folder) / "results.md").read_text(), end="")
     files = sorted(path.name for path in Path(folder).iterdir() if path.is_file() and path.name[0] != ".")
     print(f"wrote {folder}/: {', '.join(files)}", file=sys.stderr)
+    return report

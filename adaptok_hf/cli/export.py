@@ -8,23 +8,39 @@ from typing import Any
 
 from ..atomic_files import write_text
 from ..checkpoints import ORIGINAL_CHECKPOINTS, PACKAGED_CHECKPOINTS
-from .common import MODEL_HELP, quiet_libraries
+from .common import MODEL_HELP, add_verb, quiet_libraries
 from .outputs import add_overwrite_option, output_file
 
 
 def add_commands(verbs: Any) -> None:
     """Register the commands with the parser of `adaptok`."""
-    verb = verbs.add_parser("export", help="write a repository that loads without this package, and upload it to the Hub")
+    verb = add_verb(
+        verbs,
+        "export",
+        "write a repository that loads without this package, and upload it to the Hub",
+        "export small my_pipeline/",
+        "export small my_tokenizer/ --part tokenizer --push-to-hub me/my-tokenizer --private",
+        "export my_pipeline/ my_llama/ --part ar_model --plain-llama --dry-run",
+    )
     _add_model(verb)
     verb.add_argument("destination", help="folder to write; must not exist or be empty")
     verb.add_argument("--plain-llama", action="store_true", help="of a rope generator: a stock Llama, no code")
+    verb.add_argument(
+        "--onnx", action="store_true", help="also write onnx/: encoder, decoder and scorer for runtimes without torch"
+    )
     _add_card(verb)
     verb.add_argument("--push-to-hub", metavar="REPO", help="upload to this model repository, created if it does not exist")
     verb.add_argument("--private", action="store_true", help="create that repository as a private one")
     verb.add_argument("--dry-run", action="store_true", help="say what would be written and uploaded; no network, no token")
     verb.set_defaults(run=_export)
 
-    verb = verbs.add_parser("card", help="write a model card from a model's configuration and measured results")
+    verb = add_verb(
+        verbs,
+        "card",
+        "write a model card from a model's configuration and measured results",
+        "card small --release small",
+        "card my_pipeline/ --release release.toml --results out/results.json -o README.md",
+    )
     _add_model(verb)
     verb.add_argument("-o", "--output", help="file (default: standard output)")
     add_overwrite_option(verb)
@@ -32,7 +48,13 @@ def add_commands(verbs: Any) -> None:
     _add_card(verb)
     verb.set_defaults(run=_card)
 
-    verb = verbs.add_parser("convert", help="convert a checkpoint of the original code")
+    verb = add_verb(
+        verbs,
+        "convert",
+        "convert a checkpoint of the original code",
+        "convert yeahhhh326/AdapTok-Scorer converted/",
+        "convert downloads/tokenizer.pth converted/ --ema 0.999",
+    )
     verb.add_argument(
         "source",
         help="folder or Hub id (config.json + model.safetensors), or a training checkpoint (.pth); the authors' are "
@@ -68,6 +90,7 @@ def _export(arguments: argparse.Namespace) -> None:
         arguments.destination,
         part=arguments.part,
         plain_llama=arguments.plain_llama,
+        onnx=arguments.onnx,
         release=arguments.release,
         reports=[read_report(path) for path in arguments.results],
         weights_license=arguments.license,

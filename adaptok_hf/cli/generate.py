@@ -7,15 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 from .common import (
     add_batch_size_option,
+    add_json_option,
     add_model_options,
     add_resize_option,
     add_sampling_options,
     add_seed_option,
-    check_input,
+    add_verb,
     load_pipeline,
     sampling_arguments,
 )
+from .inputs import check_file
 from .outputs import GENERATION_FILES, add_overwrite_option, output_folder
+from .waiting import waiting
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +29,14 @@ if TYPE_CHECKING:
 
 def add_commands(verbs: Any) -> None:
     """Register the commands with the parser of `adaptok`."""
-    verb = verbs.add_parser("generate", help="make videos of a class")
+    verb = add_verb(
+        verbs,
+        "generate",
+        "make videos of a class",
+        "generate --class surfing",
+        "generate --class surfing --class juggling --videos 2 --guidance 1.5 -o out",
+        "info --classes          # lists the classes",
+    )
     verb.add_argument(
         "--class", dest="class_labels", action="append", required=True, metavar="CLASS", help="name or id; may be repeated"
     )
@@ -37,19 +47,27 @@ def add_commands(verbs: Any) -> None:
     verb.add_argument("--fps", type=float, default=24.0, help="of the videos written (default: 24)")
     verb.add_argument("-o", "--output", help="output folder (default: 'generated', in this folder)")
     add_overwrite_option(verb)
+    add_json_option(verb)
     add_seed_option(verb)
     add_sampling_options(verb)
     add_model_options(verb)
     add_batch_size_option(verb)
     verb.set_defaults(run=_generate)
 
-    verb = verbs.add_parser("predict", help="continue the first frames of a video")
+    verb = add_verb(
+        verbs,
+        "predict",
+        "continue the first frames of a video",
+        "predict clip.mp4",
+        "predict clip.mp4 --condition-frames 5 --videos 2 --temperature 0.6 -o out",
+    )
     verb.add_argument("video", help="a video file")
     verb.add_argument("--condition-frames", type=int, default=5, metavar="N", help="frames to start from (default: 5)")
     verb.add_argument("--rollouts", type=int, default=1, metavar="N", help="clips to predict in a row (default: 1)")
     verb.add_argument("--videos", type=int, default=1, metavar="N", help="different continuations (default: 1)")
     verb.add_argument("-o", "--output", help="output folder (default: VIDEO's name with '-predicted', in this folder)")
     add_overwrite_option(verb)
+    add_json_option(verb)
     add_seed_option(verb)
     add_sampling_options(verb)
     add_resize_option(verb)
@@ -57,19 +75,19 @@ def add_commands(verbs: Any) -> None:
     verb.set_defaults(run=_predict)
 
 
-def _generate(arguments: argparse.Namespace) -> None:
+def _generate(arguments: argparse.Namespace) -> dict[str, Any]:
     settings = sampling_arguments(arguments)
     settings |= {"num_videos_per_class": arguments.videos, "guidance_scale": arguments.guidance}
     request = {"model": arguments.model, "classes": arguments.class_labels, "seed": arguments.seed} | settings
 
     def run(pipeline: "AdapTokPipeline") -> "AdapTokGenerationOutput":
-        options = settings | {"fps": arguments.fps, "batch_size": arguments.batch_size}
+        options = settings | {"fps": arguments.fps, "batch_size": arguments.batch_size, "output_type": "uint8"}
         return pipeline.generate(arguments.class_labels, generator=_generator(arguments), **options)
 
-    _write(arguments, arguments.output or "generated", run, request)
+    return _write(arguments, arguments.output or "generated", run, request)
 
 
-def _predict(arguments: argparse.Namespace) -> None:
+def _predict(arguments: argparse.Namespace) -> dict[str, Any]:
     settings = sampling_arguments(arguments) | {
         "num_condition_frames": arguments.condition_frames,
         "num_rollouts": arguments.rollouts,
@@ -78,10 +96,10 @@ def _predict(arguments: argparse.Namespace) -> None:
     request = {"model": arguments.model, "video": Path(arguments.video).name, "seed": arguments.seed} | settings
 
     def run(pipeline: "AdapTokPipeline") -> "AdapTokGenerationOutput":
-        options = settings | {"resize_mode": arguments.resize}
+        options = settings | {"resize_mode": arguments.resize, "output_type": "uint8"}
         return pipeline.predict(arguments.video, generator=_generator(arguments), **options)
 
-    _write(arguments, arguments.output or f"{Path(arguments.video).stem}-predicted", run, request, arguments.video)
+    return _write(arguments, arguments.output or f"{Path(arguments.video).stem}-predicted", run, request, arguments.video)
 
 
 def _generator(arguments: argparse.Namespace) -> "torch.Generator":
@@ -90,16 +108,19 @@ def _generator(arguments: argparse.Namespace) -> "torch.Generator":
     return torch.Generator().manual_seed(arguments.seed)
 
 
-def _write(arguments: argparse.Namespace, folder: str, run: Callable, request: dict[str, Any], *videos: str) -> None:
-    """Load the pipeline, run it, and write what it returns."""
+def _write(arguments: argparse.Namespace, folder: str, run: Callable, request: dict[str, Any], *videos: str) -> dict:
+    """Load the pipeline, run it, and write what it returns; return the report."""
     inputs = [*videos, arguments.model]
     with output_folder(folder, GENERATION_FILES, *inputs, overwrite=arguments.overwrite) as folder:
         for video in videos:
-            check_input(video)
+            check_file(video)
+        pipeline = load_pipeline(arguments.model, arguments.device, arguments.dtype)
         from .reports import write_generation
 
-        pipeline = load_pipeline(arguments.model, arguments.device, arguments.dtype)
-        _print_report(folder, write_generation(folder, run(pipeline), request))
+        with waiting("generating"):
+            report = write_generation(folder, run(pipeline), request)
+        _print_report(folder, report)
+    return {"folder": str(folder)} | report
 
 
 def _print_report(folder: Path, report: dict) -> None:

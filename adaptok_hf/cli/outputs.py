@@ -10,7 +10,7 @@ from pathlib import Path
 from ..atomic_files import claim_file, claim_folder
 
 # What `write_report`, `write_generation` and evaluations write.
-REPORT_FILES = ("reconstruction.mp4", "side_by_side.mp4", "tokens.png", "report.json")
+REPORT_FILES = ("reconstruction.mp4", "reconstruction.png", "side_by_side.mp4", "tokens.png", "report.json")
 GENERATION_FILES = ("[0-9][0-9][0-9]*_*.mp4", "contact_sheet.png", "report.json")
 EVALUATION_FILES = ("results.*", "per_video.csv", "scorer.json", "*.png")
 # Outputs are not begun with less room than this.

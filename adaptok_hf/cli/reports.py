@@ -25,7 +25,7 @@ def write_report(
 
     Args:
         folder: created if it does not exist. Files of these names in it are replaced.
-        output: what `pipeline.reconstruct` returned, with `output_type="np"`.
+        output: what `pipeline.reconstruct` returned, with `output_type="uint8"`.
         request: the arguments of the call, kept in the report.
 
     Returns:
@@ -37,8 +37,9 @@ def write_report(
     tokens = output.tokens
     frames_per_block = pipeline.tokenizer.config.tubelet_size
     quality = measure(output, frames_per_block)
-    num_blocks = -(-tokens.num_frames // frames_per_block)
-    counts = tokens.token_counts.flatten().tolist()[:num_blocks]
+    num_blocks = tokens.num_blocks
+    # of clips that overlap, and of tiles, one number for each block of time
+    counts = tokens.counts_over_time()[: -(-tokens.num_frames // frames_per_block)].round().int().tolist()
     maximum = tokens.codes.shape[2]
     report = {
         "request": request,
@@ -46,9 +47,11 @@ def write_report(
         "fps": tokens.fps,
         "seconds_of_video": tokens.seconds,
         "source_size": list(tokens.source_size),
-        "model_size": list(output.original.shape[1:3]),
-        "output_size": list(output.frames.shape[1:3]),
+        "model_size": list(output.original.shape[2:4]),
+        "output_size": list(output.frames.shape[2:4]),
         "resize_mode": tokens.resize_mode,
+        "tiles": len(tokens.tiles) if tokens.tiles else 1,
+        "overlap_blocks": tokens.overlap_blocks,
         "blocks": num_blocks,
         "latents_per_block": maximum,
         "allocation": tokens.allocation,
@@ -65,8 +68,10 @@ def write_report(
         "device": str(pipeline.device),
     }
     with files_together(folder) as partial:
-        write_video(partial / "reconstruction.mp4", output.frames, tokens.fps, tokens.timestamps)
-        frames = side_by_side(_at_model_size(output), output.original, counts, maximum, frames_per_block)
+        write_video(partial / "reconstruction.mp4", output.frames[0], tokens.fps, tokens.timestamps)
+        if tokens.num_frames == 1:
+            write_video(partial / "reconstruction.png", output.frames[0], tokens.fps)
+        frames = side_by_side(_at_model_size(output), output.original[0], counts, maximum, frames_per_block)
         write_video(partial / "side_by_side.mp4", frames, tokens.fps, tokens.timestamps)
         plot_tokens(partial / "tokens.png", report, tokens.timestamps[::frames_per_block])
         write_json(partial / "report.json", report)
@@ -76,15 +81,15 @@ def write_report(
 def _at_model_size(output: "AdapTokPipelineOutput") -> np.ndarray:
     """Return the reconstruction at the size of `output.original`; squashed videos got their proportions back."""
     if output.frames.shape == output.original.shape:
-        return output.frames
-    frames = torch.from_numpy(output.frames).permute(0, 3, 1, 2)
-    frames = torch.nn.functional.interpolate(frames, output.original.shape[1:3], mode="bilinear", antialias=True)
+        return output.frames[0]
+    frames = torch.from_numpy(output.frames[0]).permute(0, 3, 1, 2)
+    frames = torch.nn.functional.interpolate(frames, output.original.shape[2:4], mode="bilinear", antialias=True)
     return frames.permute(0, 2, 3, 1).numpy()
 
 
 def measure(output: "AdapTokPipelineOutput", frames_per_block: int) -> dict[str, Any]:
     """Return PSNR in dB over the whole video and per block, and the mean SSIM of the frames, at the model's size."""
-    pair = [torch.from_numpy(frames).permute(0, 3, 1, 2)[None] for frames in (_at_model_size(output), output.original)]
+    pair = [torch.from_numpy(frames).permute(0, 3, 1, 2)[None] for frames in (_at_model_size(output), output.original[0])]
     # block by block, because a video may be long
     blocks = list(zip(*(frames.split(frames_per_block, dim=1) for frames in pair), strict=True))
     lengths = torch.tensor([original.shape[1] for _, original in blocks]) / pair[0].shape[1]
@@ -111,7 +116,7 @@ def write_generation(
 
     Args:
         folder: as in `write_report`.
-        output: what `pipeline.generate` or `pipeline.predict` returned, with `output_type="np"`.
+        output: what `pipeline.generate` or `pipeline.predict` returned, with `output_type="uint8"`.
         request: the arguments of the call, kept in the report.
 
     Returns:

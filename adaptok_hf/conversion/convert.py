@@ -112,8 +112,7 @@ def convert_checkpoint(
     if in_use and not _is_converted(destination):
         raise ValueError(f"{destination} exists already; give a folder that does not exist or is empty")
     arguments, tensors, weights_file = read_source(source, ema)
-    with torch.device("meta"):  # takes no memory
-        models = {part: CLASSES[part](config) for part, config in read_configs(arguments).items()}
+    models = empty_models(arguments)
     if in_use:
         _check_addition(models, destination)
     states, tables = map_tensors(models, tensors)
@@ -130,6 +129,12 @@ def convert_checkpoint(
         checksum = _sha256(destination / name / "model.safetensors")
         converted.append(ConvertedModel(name, len(state), size, tables[name], checksum))
     return ConversionReport(weights_file, _sha256(weights_file), destination, tuple(converted))
+
+
+def empty_models(arguments: Mapping[str, Any]) -> dict[str, PreTrainedModel]:
+    """Return the models (part -> model) that the original's constructor arguments describe, without memory for weights."""
+    with torch.device("meta"):
+        return {part: CLASSES[part](config) for part, config in read_configs(arguments).items()}
 
 
 def _is_converted(folder: Path) -> bool:

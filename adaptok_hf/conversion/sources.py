@@ -25,6 +25,8 @@ def read_source(source: str | os.PathLike, ema: float | None) -> tuple[Mapping[s
     path = Path(source).expanduser()
     if not path.exists():
         path = _download(str(source))
+    if path.is_dir() and not (path / "model.safetensors").exists() and len(files := list(path.glob("*.pth"))) == 1:
+        path = files[0]
     if path.is_file() and path.suffix != ".safetensors":
         weights_file = path
         arguments, tensors = _read_training_checkpoint(path, ema)
@@ -58,7 +60,9 @@ def _read_folder(folder: Path) -> tuple[Mapping[str, Any], Mapping[str, torch.Te
     config_file, weights_file = folder / "config.json", folder / "model.safetensors"
     for file in (config_file, weights_file):
         if not file.is_file():
-            raise FileNotFoundError(f"{folder} has no {file.name}; accepted is {ACCEPTED}")
+            others = ", ".join(sorted(path.name for path in folder.glob("*.pth")))
+            others = f", but {others}: give one of them" if others else ""
+            raise FileNotFoundError(f"{folder} has no {file.name}{others}; accepted is {ACCEPTED}")
     try:
         arguments = json.loads(config_file.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 def attention_weights(model: "AdapTokModel", video: torch.Tensor, layer: int = -1) -> torch.Tensor:
     """Return what each latent token of the encoder attends to, mean over heads.
 
-    Runs the encoder with eager attention, which returns its weights.
-
     Args:
         video: (frames, 3, size, size) in [0, 1], a whole clip.
         layer: of the encoder; by default its last.
@@ -24,18 +22,10 @@ def attention_weights(model: "AdapTokModel", video: torch.Tensor, layer: int = -
         (blocks, latents_per_block, blocks, latents_per_block + patches_per_block) float32; the last two sum to 1.
     """
     config = model.config
-    implementation, outputs = config._attn_implementation, []
-    attention = model.encoder.layers[layer].attention
-    handle = attention.register_forward_hook(lambda module, inputs, output: outputs.append(output[1]))
-    model.set_attn_implementation("eager")
-    try:
-        model.encoder(video[None].to(model.device, model.dtype))
-    finally:
-        model.set_attn_implementation(implementation)
-        handle.remove()
-    weights = outputs[0].float().mean(1)[0]  # (queries, keys): block after block, latents before patches
+    attentions = model.encode(video[None].to(model.device, model.dtype), output_attentions=True).attentions
+    weights = attentions[layer].float().mean(1)[0]  # (tokens, tokens): block after block, latents before patches
     weights = weights.unflatten(1, (config.num_blocks, -1)).unflatten(0, (config.num_blocks, -1))
-    return weights[:, : config.latents_per_block]  # the last layer computes no patches
+    return weights[:, : config.latents_per_block]
 
 
 def attention_maps(model: "AdapTokModel", video: torch.Tensor, tokens: Sequence[int], layer: int = -1) -> np.ndarray:

@@ -33,8 +33,7 @@ def allocate_clips(
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Decide the token counts of all clips.
 
-    Integer programs meet the budget rounded down to the grid of levels (`rounding="floor"`, as the original's code); the
-    results state what was reached.
+    A budget off the grid of levels is rounded down, as by the original's code; the results state what was reached.
 
     Args:
         encoded: each clip as a video of its own.

@@ -44,8 +44,7 @@ class Setting:
             return AllocationRequest()
         strategy = STRATEGIES[self.strategy]
         value = (self.budgets_per_position or self.budget) if strategy.needs == "budget" else parameter
-        rounding = "floor" if "rounding" in strategy.accepts else None
-        return AllocationRequest(**{strategy.needs: value}, strategy=self.strategy, rounding=rounding)
+        return AllocationRequest(**{strategy.needs: value}, strategy=self.strategy)
 
     @property
     def name(self) -> str:

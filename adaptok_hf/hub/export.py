@@ -7,7 +7,6 @@ import tempfile
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,10 @@ from ..models.modeling_adaptok import AdapTokModel
 from ..models.modeling_adaptok_ar import AdapTokARForCausalLM
 from ..models.modeling_adaptok_scorer import AdapTokScorerModel
 from ..pipelines.pipeline_adaptok import AdapTokPipeline
+from ..pipelines.remote_code import COMPONENT_ENTRY, collect_code
 from ..video.video_processing_adaptok import AdapTokVideoProcessor
 from .card import TEXTS, read_configs, render_card
-from .remote_code import COMPONENT_ENTRY, PIPELINE_ENTRY, collect_code, component_code, pipeline_code
+from .onnx_graphs import write_onnx
 
 PARTS: dict[str, type[PreTrainedModel]] = {
     "tokenizer": AdapTokModel,
@@ -128,6 +128,7 @@ def export_repository(
     *,
     part: str | None = None,
     plain_llama: bool = False,
+    onnx: bool = False,
     release: str | os.PathLike | None = None,
     reports: Sequence[dict[str, Any]] = (),
     weights_license: str | None = None,
@@ -144,6 +145,7 @@ def export_repository(
         model, part: see `find_model`.
         destination: a folder that does not exist or is empty.
         plain_llama: of a generator with `position_embedding="rope"`: the same weights as a stock Llama, without code.
+        onnx: also write `onnx/`: encoder, decoder and scorer as graphs for runtimes without torch, see `write_onnx`.
         release, reports, weights_license: for the card, see `read_release` and `render_card`.
         push_to_hub: id of the repository to upload to; it is created if it does not exist. The token is
             huggingface_hub's: `HF_TOKEN`, or what `hf auth login` has stored.
@@ -153,6 +155,7 @@ def export_repository(
     Raises:
         FileNotFoundError: if there is no such model.
         FileExistsError: if `destination` is in use.
+        ImportError: for `onnx` without the libraries that it needs.
         ValueError: for a model of another kind or an impossible id, and without a token.
         OSError: if the upload fails; the folder stays.
     """
@@ -167,6 +170,8 @@ def export_repository(
         raise ValueError("private is about the repository on the Hub; give push_to_hub, too")
     folder = find_model(model, part)
     kind, configs = read_configs(folder)
+    if onnx and kind in ("ar", "fp"):
+        raise ValueError(f"onnx is about a tokenizer or a scorer; {folder} holds a generator ({kind}), see plain_llama")
     if plain_llama:
         _check_llama(folder, kind, configs)
         kind = "llama"
@@ -181,6 +186,8 @@ def export_repository(
     with tempfile.TemporaryDirectory() if dry_run else atomic_folder(destination) as partial:
         partial = Path(partial)
         _write_repository(kind, folder, partial)
+        if onnx:
+            _write_onnx(kind, folder, partial / "onnx")
         card.save(partial / "README.md")
         paths = sorted(path for path in partial.rglob("*") if path.is_file())
         files = {path.relative_to(partial).as_posix(): path.stat().st_size for path in paths}
@@ -245,7 +252,16 @@ def _write_llama(folder: Path, destination: Path) -> None:
     values = {name: value for name, value in generator.config.to_dict().items() if name in known}
     llama = LlamaForCausalLM.from_pretrained(folder, config=LlamaConfig(**values), dtype="auto")
     llama.generation_config = generator.generation_config
+    llama.generation_config.begin_suppress_tokens = [generator.config.eob_token_id]  # the first block is not empty
+    llama.generation_config.max_new_tokens = generator.config.max_sequence_length
     llama.save_pretrained(destination)
+
+
+def _write_onnx(kind: str, folder: Path, destination: Path) -> None:
+    for name in ("tokenizer", "scorer"):
+        place = folder / name if kind == "pipeline" else folder
+        if name == kind or (kind == "pipeline" and (place / "config.json").is_file()):
+            write_onnx(PARTS[name].from_pretrained(place, dtype="float32"), destination)
 
 
 def _processor_of(folder: Path) -> AdapTokVideoProcessor:
@@ -270,28 +286,12 @@ def _write_pipeline(folder: Path, destination: Path) -> None:
     source = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     names = [name for name in PARTS if (source.get(name) or [None])[0] is not None]
     parts = {name: PARTS[name].from_pretrained(folder / name, dtype="auto") for name in names}
-    processor = _processor_of(folder / "tokenizer")
-    AdapTokPipeline(processor, **parts)  # raises ValueError where the parts do not fit together
-    components = {"video_processor": processor, **parts}
-    code = component_code([type(component) for component in components.values()])
-    for name, component in components.items():
-        component.save_pretrained(destination / name)
+    # raises ValueError where the parts do not fit together
+    AdapTokPipeline(_processor_of(folder / "tokenizer"), **parts).save_pretrained(destination)
+    for name in names:
         for copy in (destination / name).glob("*.py"):  # the root has them
-            copy.unlink()
-        if name in parts and component.can_generate():
-            # diffusers does not download generation_config.json; without it, transformers reads its entries in config.json
-            files = (destination / name / "generation_config.json", destination / name / "config.json")
-            sampling, entries = (json.loads(file.read_text(encoding="utf-8")) for file in files)
-            write_json(files[1], sampling | entries)
-        _write_files(destination / name, code)
-    _write_files(destination, pipeline_code())
-    index: dict[str, Any] = {
-        "_class_name": [PIPELINE_ENTRY, AdapTokPipeline.__name__],
-        "_diffusers_version": version("diffusers"),
-        **dict.fromkeys(PARTS, [None, None]),
-        **{name: [COMPONENT_ENTRY, type(component).__name__] for name, component in components.items()},
-    }
-    write_json(destination / "model_index.json", index)
+            if copy.stem != COMPONENT_ENTRY:
+                copy.unlink()
 
 
 def _write_files(folder: Path, files: dict[str, str]) -> None:

@@ -40,6 +40,7 @@ def lay_out(
     patches: torch.Tensor,
     token_counts: torch.Tensor | None = None,
     past_key_values: BlockCache | None = None,
+    pack: bool = True,
 ) -> list[BlockTokens]:
     """Return the tokens of blocks in the order of the sequence, without the latents that no clip of the batch keeps.
 
@@ -53,6 +54,7 @@ def lay_out(
         patches: (batch, blocks, patches, width).
         token_counts: (batch, blocks) long, the leading latents that are kept; `None` keeps all.
         past_key_values: holds the blocks before these.
+        pack: whether several clips may form one sequence; else the first dimension stays the batch's.
     """
     first = past_key_values.num_blocks if past_key_values is not None else 0
     batch, num_blocks, width = latents.shape[:3]
@@ -62,7 +64,8 @@ def lay_out(
     elif token_counts is not None:
         counts = token_counts.tolist()
         period = next(n for n in range(1, batch + 1) if batch % n == 0 and counts == counts[:n] * (batch // n))
-        packed = past_key_values is None and (latents.device.type == "cpu" or batch >= CLIPS_OF_A_GROUP * period)
+        enough = latents.device.type == "cpu" or batch >= CLIPS_OF_A_GROUP * period
+        packed = pack and past_key_values is None and enough
         if period == 1 or packed:
             counts = counts[:period]
         else:
@@ -86,6 +89,8 @@ def run_blocks(
     read: str | None,
     step: int = 1,
     past_key_values: BlockCache | None = None,
+    output_hidden_states: bool = False,
+    output_attentions: bool = False,
 ) -> torch.Tensor:
     """Run the tokens of blocks through layers, and return the outputs that are read; the last layer computes no others.
 
@@ -98,6 +103,8 @@ def run_blocks(
         read: "latent" or "patch"; `None` only fills the cache.
         step: of how many tokens of a block the last is read: `step` - 1, 2 `step` - 1, ...
         past_key_values: the keys and values of earlier blocks, to which those of this sequence are added.
+        output_hidden_states: whether the layers' outputs are recorded; so the last layer computes all of them.
+        output_attentions: the same, of the attention's weights.
 
     Returns:
         (batch, tokens that are read, width).
@@ -123,13 +130,21 @@ def run_blocks(
             for t in sequence
         ]
         if kept is None:
-            kept = own[0].new_ones(len(own[0]), past)
+            kept = own[0].new_ones(own[0].shape[0], past)
         kept = torch.cat([kept, *own], dim=1)
     segments, answers = (mask_dropped(find_segments(attention_type, q, keys), kept, past) for q in (queries, answers))
     hidden_states = torch.cat([tokens.hidden_states for tokens in sequence], dim=1)
+    recorded = output_hidden_states or output_attentions
     for layer in layers[:-1]:
-        hidden_states = layer(hidden_states, segments, past_key_values=cache)
-    hidden_states = layers[-1](hidden_states, answers, past_key_values=cache)
+        hidden_states = layer(hidden_states, segments, past_key_values=cache, output_attentions=output_attentions)
+    hidden_states = layers[-1](
+        hidden_states,
+        segments if recorded else answers,
+        past_key_values=cache,
+        output_attentions=output_attentions,
+    )
+    if recorded:
+        hidden_states = take(hidden_states, [segment.queries for segment in answers], 1)
     if cache is not None:
         cache.num_blocks = 1 + sequence[-1].block
         cache.kept = kept

@@ -8,11 +8,18 @@ from pathlib import Path
 import torch
 from transformers import GenerationConfig
 
+from .offloading import execution_device
+
 _SMALL = 2**20  # values; fixed tables of this size need no weights to justify them
 
 
 class CheckedLoading:
     """`from_pretrained` that raises an error where transformers would fill in random weights."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes. The weights of an offloaded model lie elsewhere."""
+        return execution_device(self) or super().device
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
@@ -26,9 +33,17 @@ class CheckedLoading:
         """
         folder = None if pretrained_model_name_or_path is None else Path(pretrained_model_name_or_path)
         if folder is not None and folder.is_dir() and not isinstance(kwargs.get("state_dict"), dict):
-            check_folder(cls, folder / kwargs.get("subfolder", ""), kwargs.get("config"), kwargs.get("variant"))
+            folder = folder / kwargs.get("subfolder", "")
+            adapter = (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
+            if not adapter:  # of peft: transformers loads the model that it names, and then the adapter
+                check_folder(cls, folder, kwargs.get("config"), kwargs.get("variant"))
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
-        _check_names(pretrained_model_name_or_path, info["missing_keys"], info["unexpected_keys"])
+        # peft ties the trainable tokens of a tied head to those of the embeddings, which transformers does not know
+        missing, unexpected = (
+            [name for name in info[kind] if not name.startswith("lm_head.token_adapter.")]
+            for kind in ("missing_keys", "unexpected_keys")
+        )
+        _check_names(pretrained_model_name_or_path, missing, unexpected)
         return (model, info) if output_loading_info else model
 
 
@@ -65,6 +80,10 @@ def check_folder(model_class: type, folder: Path, config=None, variant: str | No
     if tables > max(num_values, _SMALL):
         raise ValueError(f"{path}: asks for tables of {tables} values, but the weights hold {num_values}")
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    prefix = f"{model_class.base_model_prefix}."
+    if not any(name.startswith(prefix) for name in expected):  # a base model, which may be that of a model with a head
+        headless = {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
+        shapes = headless or shapes
     _check_names(
         folder, expected.keys() - shapes.keys() - set(model.all_tied_weights_keys), shapes.keys() - expected.keys()
     )

@@ -39,6 +39,8 @@ class AdapTokConfig(PreTrainedConfig):
     """
 
     model_type = "adaptok"
+    # what `Trainer.predict` leaves out: it gives videos
+    keys_to_ignore_at_inference = ["codes", "commitment_loss", "codebook_loss", "latents", "quantized", "code_vectors"]
     _auto_class = "AutoConfig"  # saved folders carry the code, for trust_remote_code
 
     # input

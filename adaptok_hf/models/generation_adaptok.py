@@ -1,46 +1,19 @@
-"""The rules of block sequences and the decoding loops that [`AdapTokARForCausalLM.generate`] runs.
+"""The rules of block sequences: logits processors, a stopping criterion and guesses for transformers' decoding loops.
 
-A decoding loop is what transformers calls a custom generate function. Transformers prepares the cache, the logits
-processors (those of sampling included) and the stopping criteria; the loop writes the tokens.
+The loops are transformers' own; [`AdapTokARForCausalLM.generate`] hands these to them.
 """
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
 import torch
-from transformers import (
-    DynamicCache,
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    PreTrainedModel,
-    StoppingCriteriaList,
-)
+from transformers import LogitsProcessor, StoppingCriteria, StoppingCriteriaList
 from transformers.cache_utils import Cache
+from transformers.generation.candidate_generator import CandidateGenerator
+from transformers.utils import ModelOutput
 
-# Options of transformers' `generate` that the decoding loops do not support.
-_UNSUPPORTED_OPTIONS = (
-    "assistant_model",
-    "custom_generate",
-    "negative_prompt_ids",
-    "num_beams",
-    "num_return_sequences",
-    "output_attentions",
-    "output_hidden_states",
-    "output_logits",
-    "output_scores",
-    "prefill_chunk_size",
-    "prompt_lookup_num_tokens",
-    "return_dict_in_generate",
-    "stop_strings",
-    "streamer",
-)
-
-
-# Lower ones would overflow the logits; 0 stands for the likeliest token.
-_LEAST_TEMPERATURE = 1e-6
+from .configuration_adaptok_ar import AdapTokARConfig
 
 
 class BlockTokensLogitsProcessor(LogitsProcessor):
@@ -56,7 +29,8 @@ class BlockTokensLogitsProcessor(LogitsProcessor):
     Args:
         prompt_length: tokens before the sequence.
         eob_token_id: id of `<EOB>`; codes are the ids below it.
-        block_limits: (batch or 1, blocks) long, the codes that each block may hold.
+        block_limits: (prompts or 1, blocks) long, the codes that each block may hold. A prompt may have several rows, one
+            after the other.
         total_limit: codes that a sequence may hold in all; `None`: no more than its blocks.
     """
 
@@ -80,7 +54,7 @@ class BlockTokensLogitsProcessor(LogitsProcessor):
         codes = is_eob.shape[1] - block
         current = is_eob.flip(1).int().argmax(1)  # codes since the last <EOB>
         current = torch.where(block > 0, current, codes)
-        limits = self.block_limits.to(scores.device).expand(len(scores), -1)
+        limits = self.block_limits.to(scores.device).repeat_interleave(len(scores) // len(self.block_limits), 0)
         limit = limits.gather(1, block.clamp(max=limits.shape[1] - 1)[:, None])[:, 0]
         closed = (current >= limit) | (block >= limits.shape[1])
         if self.total_limit is not None:
@@ -91,29 +65,158 @@ class BlockTokensLogitsProcessor(LogitsProcessor):
         return scores
 
 
-def check_generate_options(generation_config: GenerationConfig, options: dict[str, Any]) -> None:
-    """Raise ValueError for options of transformers' `generate` that would have no effect or a wrong one.
+class ActiveRows(LogitsProcessor):
+    """Choose the rows that the model computes, and guide them.
+
+    Rows that have finished leave the model's batch once they are half of it. Under guidance each row stands in that batch
+    twice, the second time without its class. Processors and stopping criteria never notice: they see the whole batch.
+
+    As a processor, before all others, it is classifier-free guidance: `u + scale * (c - u)`, where `c` and `u` are the
+    logits with and without the class.
 
     Args:
-        options: the keyword arguments of `generate`; they take precedence over `generation_config`.
+        guidance_interval: guidance stops after this token, counted from 0 after the first one.
+        may_leave: `False` keeps finished rows in the model's batch.
     """
-    if "budget" in options:
-        raise ValueError(
-            f"budget={options['budget']!r} is not an option of generation: a cap is max_tokens, the most codes of a whole "
-            "sequence (blocks x tokens per block) or of each block"
-        )
-    for name in _UNSUPPORTED_OPTIONS:
-        value = options.get(name, getattr(generation_config, name, None))
-        if value is not None and value is not False and not (name.startswith("num_") and value == 1):
-            hint = "; repeat the prompt for more sequences of it" if name.startswith("num_") else ""
-            raise ValueError(f"{name}={value!r} is not supported by the generation of block sequences{hint}")
-    for name, value in (generation_config.to_dict() | options).items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{name} must be a finite number, got {value}")
-    for name, low, high in (("top_p", 1e-6, 1.0), ("temperature", _LEAST_TEMPERATURE, 1e6)):
-        value = options.get(name, getattr(generation_config, name))
-        if value is not None and options.get("do_sample", generation_config.do_sample) is not False:
-            check_number(name, value, low, high)
+
+    def __init__(
+        self, config: AdapTokARConfig, guidance_scale: float, guidance_interval: int | None = None, may_leave: bool = True
+    ):
+        self.config, self.scale, self.may_leave = config, guidance_scale, may_leave
+        self.length = torch.inf if guidance_interval is None else config.prompt_length + guidance_interval + 2
+        self.active, self.unconditional = None, None
+
+    def select(self, input_ids: torch.LongTensor, cache: Cache | None) -> torch.LongTensor:
+        """Return the rows to compute, and drop the others from the cache."""
+        guided = self.scale > 1 and input_ids.shape[1] < self.length
+        if self.active is None:
+            self.active, self.batch = torch.arange(len(input_ids), device=input_ids.device), len(input_ids)
+        else:
+            staying = torch.arange(len(self.active), device=self.active.device)
+            if self.may_leave:
+                unfinished = (~is_finished(input_ids[self.active], self.config)).nonzero()[:, 0]
+                staying = unfinished if 0 < 2 * len(unfinished) <= len(staying) else staying
+            kept = torch.cat([staying, staying + len(self.active)]) if guided else staying
+            if cache is not None and len(kept) < len(self.active) * (1 if self.unconditional is None else 2):
+                cache.reorder_cache(kept)
+            self.active = self.active[staying]
+        ids = input_ids[self.active]
+        if not guided:
+            return ids
+        without_class = ids.clone()
+        without_class[:, 0] = self.config.null_class_token_id
+        return torch.cat([ids, without_class])
+
+    def restore(self, outputs: ModelOutput) -> None:
+        """Make outputs of the whole batch of the model's; rows that have left get zeros, which the rules close."""
+        parts = outputs.logits[:, -1:].to(self.active.device).split(len(self.active))
+        if len(self.active) < self.batch:
+            parts = [part.new_zeros(self.batch, *part.shape[1:]).index_copy(0, self.active, part) for part in parts]
+        outputs.logits, self.unconditional = parts[0], parts[1][:, -1].float() if len(parts) > 1 else None
+        for name in ("hidden_states", "attentions"):
+            if outputs.get(name) is not None:
+                outputs[name] = tuple(layer[: self.batch] for layer in outputs[name])
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        if self.unconditional is None:
+            return scores
+        return self.unconditional + self.scale * (scores - self.unconditional)
+
+
+class SeededNoise(LogitsProcessor):
+    """Make the largest score a sample of the softmax, as the last processor: the Gumbel-max trick.
+
+    The noise is a function of (seed, position, id), see [`noise_bits`]: what a row gets does not depend on the rest of the
+    batch, nor on how many tokens a pass of the model tries.
+
+    Args:
+        seeds: (batch,) long.
+        prompt_length: tokens before the sequence.
+        keeps_scores: remember the scores without noise in `scores`, by the length of the ids that they continue.
+    """
+
+    def __init__(self, seeds: torch.LongTensor, prompt_length: int, keeps_scores: bool = False):
+        self.seeds, self.prompt_length = seeds, prompt_length
+        self.scores: dict[int, torch.Tensor] | None = {} if keeps_scores else None
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        if self.scores is not None:
+            self.scores[input_ids.shape[1]] = scores
+        open_rows = ((scores > -torch.inf).sum(1) > 1).nonzero()[:, 0]  # others have no choice
+        seeds = self.seeds.to(scores.device)[open_rows]
+        noise = gumbel_noise(seeds, input_ids.shape[1] - self.prompt_length, scores.shape[1])
+        return scores.index_add(0, open_rows, noise.to(scores.dtype))
+
+
+class ClipFinished(StoppingCriteria):
+    """Finish a row after its last `<EOB>`.
+
+    Args:
+        start: tokens of the prompt that was given.
+        noise: is taken off the scores before they are returned or another criterion sees them.
+    """
+
+    def __init__(self, config: AdapTokARConfig, start: int, noise: SeededNoise | None = None):
+        self.config, self.start, self.noise = config, start, noise
+        self.eos_token_id = config.eob_token_id  # transformers' loop pads finished rows where a criterion has this
+
+    def __call__(self, input_ids: torch.LongTensor, scores: tuple | None, **kwargs) -> torch.BoolTensor:
+        if scores and self.noise is not None:
+            for length in [length for length in self.noise.scores if length - self.start < len(scores)]:
+                scores[length - self.start].copy_(self.noise.scores.pop(length))
+        return is_finished(input_ids, self.config)
+
+
+def is_finished(sequences: torch.LongTensor, config: AdapTokARConfig) -> torch.BoolTensor:
+    """Return which rows have all their `<EOB>`, (batch,)."""
+    return (sequences[:, config.prompt_length :] == config.eob_token_id).sum(1) >= config.num_generated_blocks
+
+
+class CandidatesUntilStop(CandidateGenerator):
+    """Cut candidates before the token that ends the sequence: only the model itself may write that, as the last one.
+
+    Transformers' assisted decoding asks the stopping criteria once in a pass, where it may have accepted many tokens.
+    """
+
+    def __init__(self, candidates: CandidateGenerator, stopping_criteria: StoppingCriteriaList):
+        self.candidates, self.stopping_criteria = candidates, stopping_criteria
+
+    def get_candidates(self, input_ids: torch.LongTensor, **kwargs) -> tuple[torch.LongTensor, torch.Tensor | None]:
+        ids, logits = self.candidates.get_candidates(input_ids, **kwargs)
+        for length in range(input_ids.shape[1] + 1, ids.shape[1] + 1):
+            if self.stopping_criteria(ids[:, :length], None).all():
+                return ids[:, : length - 1], None if logits is None else logits[:, : length - 1 - input_ids.shape[1]]
+        return ids, logits
+
+    def update_candidate_strategy(self, input_ids: torch.LongTensor, scores: torch.Tensor, num_matches: int) -> None:
+        self.candidates.update_candidate_strategy(input_ids, scores, num_matches)
+
+
+class BlockGuesses(CandidateGenerator):
+    """Guess the next tokens of one sequence (coupled Jacobi iteration).
+
+    The guesses that the model would have written itself stand, and what it chooses after a wrong guess is the next guess
+    there. The noise of a choice depends on its position only, so choices settle in sampling as in greedy search, and the
+    sequence is that of one token at a time, up to float round-off. The first guess is the code at the same place of the
+    previous block: where a video stands still, codes repeat.
+
+    Args:
+        lookahead: tokens of one pass, at least 2.
+        max_length: of the sequence, prompt included.
+    """
+
+    def __init__(self, config: AdapTokARConfig, lookahead: int, max_length: int):
+        self.config, self.lookahead, self.max_length = config, lookahead, max_length
+        self.choices: list[int] = []
+
+    def get_candidates(self, input_ids: torch.LongTensor, **kwargs) -> tuple[torch.LongTensor, None]:
+        num_guesses = min(self.lookahead, self.max_length - input_ids.shape[1]) - 1
+        written = input_ids[0, self.config.prompt_length :].tolist()
+        guesses = _guess(written, self.choices[:num_guesses], num_guesses, self.config.eob_token_id)
+        return torch.cat([input_ids, input_ids.new_tensor([guesses], dtype=torch.long)], dim=1), None
+
+    def update_candidate_strategy(self, input_ids: torch.LongTensor, scores: torch.Tensor, num_matches: int) -> None:
+        self.choices = scores[0].argmax(-1).tolist()[num_matches + 1 :]
 
 
 def check_number(name: str, value: Any, low: float, high: float, whole: bool = False) -> None:
@@ -158,177 +261,6 @@ def token_limits(
             f"{max_tokens}"
         )
     return limits, None
-
-
-@torch.no_grad()
-def write_tokens(
-    model: PreTrainedModel,
-    input_ids: torch.LongTensor,
-    logits_processor: LogitsProcessorList,
-    stopping_criteria: StoppingCriteriaList,
-    generation_config: GenerationConfig,
-    seeds: torch.LongTensor | None = None,
-    guidance_scale: float = 1.0,
-    guidance_interval: int | None = None,
-    **model_kwargs,
-) -> torch.LongTensor:
-    """Write block sequences, one token of every row at a time.
-
-    Rows that have finished leave the model's batch once they are half of it, and are filled with `<EOB>`. Processors and
-    stopping criteria always see the whole batch, without the rows that guidance adds.
-
-    Args:
-        seeds: (batch,) a seed per row; default: sampled from torch's global generator.
-        guidance_scale: `u + scale * (c - u)`, where `c` and `u` are the logits with and without the class.
-        guidance_interval: guidance stops after this token, counted from 0 after the first one.
-        model_kwargs: as transformers prepared them.
-
-    Returns:
-        (batch, length) long, prompts included.
-    """
-    sequences, (batch, start), config = input_ids, input_ids.shape, model.config
-    cache, new = _take_cache(model_kwargs, start)
-    compiles = model._valid_auto_compile_criteria({"past_key_values": cache}, generation_config)
-    seeds = _seeds_on(seeds, input_ids) if generation_config.do_sample else None
-    active, guided = torch.arange(batch, device=input_ids.device), guidance_scale > 1
-    stopped = torch.zeros_like(active, dtype=torch.bool)
-    forward = model
-    while True:
-        ids = sequences[active]
-        if guided:
-            without_class = ids.clone()
-            without_class[:, 0] = config.null_class_token_id
-            ids = torch.cat([ids, without_class])
-        logits = _logits(model, forward, ids, new, cache, model_kwargs)[:, -1]
-        if guided:
-            conditional, unconditional = logits.chunk(2)
-            logits = unconditional + guidance_scale * (conditional - unconditional)
-        if len(active) < batch:  # the rules close the rows that have left
-            logits = logits.new_zeros(batch, logits.shape[-1]).index_copy(0, active, logits)
-        scores, tokens = logits_processor(sequences, logits), sequences.new_full((batch,), config.eob_token_id)
-        tokens[active] = sample_tokens(scores[active], None if seeds is None else seeds[active], sequences.shape[1] - start)
-        sequences = torch.cat([sequences, tokens[:, None]], dim=1)
-        finished = _finished(sequences, config)
-        stopped |= stopping_criteria(sequences, None)
-        if (finished | stopped).all():
-            return sequences
-        forward, new = model.get_compiled_call(generation_config.compile_config) if compiles else model, 1
-        staying = (~finished[active]).nonzero()[:, 0]
-        if 2 * len(staying) > len(active):
-            staying = torch.arange(len(active), device=active.device)
-        kept_rows = torch.cat([staying, staying + len(active)]) if guided else staying
-        if guided and guidance_interval is not None and sequences.shape[1] - start >= guidance_interval + 2:
-            guided, kept_rows = False, staying
-        if cache is not None and len(kept_rows) < len(ids):
-            cache.reorder_cache(kept_rows)
-        active = active[staying]
-
-
-@torch.no_grad()
-def write_tokens_with_lookahead(
-    model: PreTrainedModel,
-    input_ids: torch.LongTensor,
-    logits_processor: LogitsProcessorList,
-    stopping_criteria: StoppingCriteriaList,
-    generation_config: GenerationConfig,
-    seeds: torch.LongTensor | None = None,
-    lookahead: int = 2,
-    **model_kwargs,
-) -> torch.LongTensor:
-    """Write one block sequence, with `lookahead` tokens in each pass of the model (coupled Jacobi iteration).
-
-    All but the first of these are guesses. The guesses that the model would have written itself stand, and what it chooses
-    after a wrong guess is the next guess there. The noise of a choice depends on its position only, so choices settle in
-    sampling as in greedy search, and the sequence is that of [`write_tokens`], up to float round-off. The first guess is
-    the code at the same place of the previous block: where a video stands still, codes repeat.
-
-    Args:
-        seeds, model_kwargs: as in [`write_tokens`].
-        lookahead: tokens of one pass, at least 2.
-
-    Raises:
-        ValueError: for a cache other than a dynamic one.
-    """
-    sequence, start, config = input_ids, input_ids.shape[1], model.config
-    cache, new = _take_cache(model_kwargs, start)
-    if cache is not None and not isinstance(cache, DynamicCache):
-        raise ValueError(f"lookahead={lookahead} needs a dynamic cache, got a {type(cache).__name__}")
-    seeds = _seeds_on(seeds, input_ids) if generation_config.do_sample else None
-    choices = []
-    while True:
-        length = sequence.shape[1]
-        num_guesses = min(lookahead, generation_config.max_length - length) - 1
-        written = sequence[0, start:].tolist()
-        guesses = _guess(written, choices[:num_guesses], num_guesses, config.eob_token_id)
-        ids = torch.cat([sequence, sequence.new_tensor([guesses], dtype=torch.long)], dim=1)
-        logits = _logits(model, model, ids, new + num_guesses, cache, model_kwargs, num_guesses + 1)
-        choices, matches = [], 0
-        for place in range(num_guesses + 1):
-            scores = logits_processor(ids[:, : length + place], logits[:, place])
-            token = sample_tokens(scores, seeds, length + place - start)
-            choices.append(int(token))
-            if place == matches:  # all guesses so far were right
-                sequence = torch.cat([sequence, token[:, None]], dim=1)
-                if (_finished(sequence, config) | stopping_criteria(sequence, None)).all():
-                    return sequence
-                matches += place < num_guesses and choices[place] == guesses[place]
-        choices, new = choices[matches + 1 :], 1
-        if cache is not None:
-            cache.crop(matches - num_guesses)
-
-
-def sample_tokens(scores: torch.FloatTensor, seeds: torch.LongTensor | None, position: int) -> torch.LongTensor:
-    """Choose a token for each row, (batch,): the likeliest one, or with seeds a sample of the softmax of the scores.
-
-    The largest score is a sample of their softmax once the noise of the Gumbel-max trick is added to them. The noise is a
-    function of (seed, position, id), see [`noise_bits`]: what a row gets does not depend on the rest of the batch.
-
-    Args:
-        scores: (batch, ids), after all processors.
-        seeds: (batch,) long, or `None` for greedy search.
-        position: of the token in its sequence.
-    """
-    if seeds is not None:
-        scores = scores + gumbel_noise(seeds, position, scores.shape[1]).to(scores.dtype)
-    return scores.argmax(dim=-1)
-
-
-def _take_cache(model_kwargs: dict[str, Any], prompt_length: int) -> tuple[Cache | None, int]:
-    """Take the cache out of `model_kwargs`; return it, and how many tokens of the prompt it does not hold yet."""
-    model_kwargs.pop("position_ids", None)  # these are of the prompt only
-    cache = model_kwargs.pop("past_key_values", None)
-    return cache, prompt_length - (0 if cache is None else int(cache.get_seq_length()))
-
-
-def _seeds_on(seeds: torch.LongTensor | None, input_ids: torch.LongTensor) -> torch.LongTensor:
-    return (torch.randint(2**63 - 1, (len(input_ids),)) if seeds is None else seeds).to(input_ids.device)
-
-
-def _finished(sequences: torch.LongTensor, config) -> torch.BoolTensor:
-    return (sequences[:, config.prompt_length :] == config.eob_token_id).sum(1) >= config.num_generated_blocks
-
-
-def _logits(
-    model: PreTrainedModel,
-    forward: Callable,
-    ids: torch.LongTensor,
-    new: int,
-    cache: Cache | None,
-    model_kwargs: dict[str, Any],
-    keep: int = 1,
-) -> torch.FloatTensor:
-    """Return the logits of the last `keep` of `ids`, of which the last `new` are not in the cache yet."""
-    mask = model_kwargs.get("attention_mask")
-    settings = {
-        "attention_mask": None if mask is None else torch.ones_like(ids),  # transformers keeps a mask where it needs one
-        "position_ids": torch.arange(ids.shape[1], device=ids.device)[None],
-        "logits_to_keep": keep,
-    }
-    inputs = model.prepare_inputs_for_generation(
-        ids, ids.shape[1] if cache is None else new, cache, **model_kwargs | settings
-    )
-    logits = forward(**inputs, return_dict=True).logits
-    return logits[:, -keep:].to(copy=True, dtype=torch.float32, device=ids.device)
 
 
 def _guess(written: list[int], choices: list[int], num_guesses: int, eob_token_id: int) -> list[int]:
@@ -386,14 +318,15 @@ def _shift(state: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 __all__ = [
+    "ActiveRows",
+    "BlockGuesses",
     "BlockTokensLogitsProcessor",
-    "check_generate_options",
+    "CandidatesUntilStop",
+    "ClipFinished",
+    "SeededNoise",
     "check_number",
     "check_seeds",
     "gumbel_noise",
     "noise_bits",
-    "sample_tokens",
     "token_limits",
-    "write_tokens",
-    "write_tokens_with_lookahead",
 ]

@@ -142,7 +142,11 @@ class AdapTokAttention(nn.Module):
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(
-        self, hidden_states: torch.Tensor, segments: Sequence[Segment], past_key_values: Cache | None = None
+        self,
+        hidden_states: torch.Tensor,
+        segments: Sequence[Segment],
+        past_key_values: Cache | None = None,
+        output_attentions: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the attention of the segments' queries, and its weights.
 
@@ -150,31 +154,42 @@ class AdapTokAttention(nn.Module):
             hidden_states: (batch, tokens, width).
             segments: which tokens are answered, and what they see.
             past_key_values: a cache whose keys and values come before those of `hidden_states`.
+            output_attentions: return weights, by one eager product over all keys.
 
         Returns:
-            (batch, queries, width); (batch, heads, queries, keys), 0 where a query does not see a key, or `None` unless
-            the attention is eager.
+            (batch, queries, width); (batch, heads, queries, keys), 0 where a query does not see a key, or `None`.
         """
         qkv = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, self.head_dim))
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (batch, heads, tokens, head_dim)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
-        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        implementation = "eager" if output_attentions else self.config._attn_implementation
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        if output_attentions:
+            mask = merge_masks(segments, query.shape[2], key.shape[2], query.device)
+            query = take(query, [segment.queries for segment in segments], 2)
+            output, weights = attention(self, query, key, value, mask, scaling=self.scaling, dropout=0.0)
+            return self.proj(output.flatten(2)), weights
         queries = cut(query, [(segment.queries,) for segment in segments], 2)
         keys, values = (cut(states, [segment.keys for segment in segments], 2) for states in (key, value))
-        outputs, weights = [hidden_states[:, :0]], []
+        outputs = [hidden_states[:, :0]]
         for segment, *states in zip(segments, queries, keys, values, strict=True):
-            output, segment_weights = attention(self, *states, segment.mask, scaling=self.scaling, dropout=0.0)
+            output, _ = attention(self, *states, segment.mask, scaling=self.scaling, dropout=0.0)
             outputs.append(output.flatten(2))
-            if segment_weights is not None:
-                weights.append(spread(segment_weights, segment.keys, key.shape[2]))
-        return self.proj(torch.cat(outputs, dim=1)), torch.cat(weights, dim=2) if weights else None
+        return self.proj(torch.cat(outputs, dim=1)), None
 
 
-def spread(weights: torch.Tensor, keys: Sequence[slice], length: int) -> torch.Tensor:
-    """Return `weights` (batch, heads, queries, keys seen) as (batch, heads, queries, length), 0 at the other keys."""
-    index = take(torch.arange(length, device=weights.device), keys, 0)
-    return weights.new_zeros(*weights.shape[:3], length).index_copy(3, index, weights)
+def merge_masks(segments: Sequence[Segment], num_queries: int, num_keys: int, device: torch.device) -> torch.Tensor:
+    """Return the mask of all segments' queries, (batch or 1, 1, queries, num_keys) bool, `True` where one sees the key."""
+    index, masks = torch.arange(num_keys, device=device), []
+    for segment in segments:
+        mask = segment.mask
+        if mask is None:
+            mask = index.new_ones(1, 1, len(range(num_queries)[segment.queries]), 1, dtype=torch.bool)
+        seen = take(index, segment.keys, 0)
+        mask = mask.expand(-1, -1, -1, len(seen))
+        masks.append(mask.new_zeros(*mask.shape[:3], num_keys).index_copy(3, seen, mask))
+    return torch.cat(masks, dim=2)
 
 
 class AdapTokMLP(nn.Module):
@@ -202,13 +217,28 @@ class AdapTokLayer(GradientCheckpointingLayer):
         hidden_states: torch.Tensor,
         segments: Sequence[Segment] = (Segment(),),
         past_key_values: Cache | None = None,
+        output_attentions: bool = False,
     ) -> torch.Tensor:
         """Return the outputs at the segments' queries, (batch, queries, width); by default every token sees all."""
-        attended, _ = self.attention(self.norm1(hidden_states), segments, past_key_values)
+        attended, _ = self.attention(self.norm1(hidden_states), segments, past_key_values, output_attentions)
         if attended.shape[1] < hidden_states.shape[1]:
             hidden_states = take(hidden_states, [segment.queries for segment in segments], 1)
         hidden_states = hidden_states + attended
         return hidden_states + self.mlp(self.norm2(hidden_states))
+
+
+def recorded_outputs(config, options: dict) -> dict[str, bool]:
+    """Return `output_hidden_states` and `output_attentions` of a call: its options, or else the configuration's.
+
+    `capture_outputs` records them; what computes them must know of it.
+
+    Raises:
+        TypeError: for another option.
+    """
+    names = ("output_hidden_states", "output_attentions")
+    if unknown := options.keys() - {*names}:
+        raise TypeError(f"unexpected keyword argument {min(unknown)!r}; accepted are {', '.join(names)} and return_dict")
+    return {name: bool(options.get(name, getattr(config, name))) for name in names}
 
 
 def init_layer_weights(module: nn.Module, std: float) -> None:

@@ -7,6 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
+from transformers.utils.output_capturing import capture_outputs
 
 from .attention_masks import check_token_counts, kept_tokens
 from .block_cache import BlockCache
@@ -14,6 +15,7 @@ from .block_sequence import lay_out, run_blocks
 from .checked_loading import CheckedLoading
 from .configuration_adaptok import AdapTokConfig
 from .layers import (
+    AdapTokAttention,
     AdapTokLayer,
     LearnedPositions,
     PatchEmbedding,
@@ -22,7 +24,9 @@ from .layers import (
     init_layer_weights,
     latent_positions,
     patch_positions,
+    recorded_outputs,
 )
+from .offloading import run_hooks
 from .quantization import VectorQuantizer
 
 
@@ -33,11 +37,15 @@ class AdapTokEncoderOutput(ModelOutput):
         codes: (batch, blocks, latents_per_block) long, codebook indices at full width.
         latents: (batch, blocks, latents_per_block, hidden_size), the encoder's output before quantisation.
         quantized: (batch, blocks, latents_per_block, hidden_size), the codes' vectors as decoder and scorer read them.
+        hidden_states: see [`AdapTokOutput`]; the encoder's only.
+        attentions: see [`AdapTokOutput`]; the encoder's only.
     """
 
     codes: torch.LongTensor | None = None
     latents: torch.FloatTensor | None = None
     quantized: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 @dataclass
@@ -45,15 +53,20 @@ class AdapTokDecoderOutput(ModelOutput):
     """
     Args:
         pixel_values_videos: (batch, blocks * tubelet_size, channels, height, width). Trained to lie in [0, 1], not clamped.
+        hidden_states: the input of the decoder's first layer and the output of each of its layers.
+        attentions: see [`AdapTokOutput`]; the decoder's only.
     """
 
     pixel_values_videos: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 @dataclass
 class AdapTokOutput(ModelOutput):
     """
     Args:
+        loss: scalar, mean absolute error of the pixels + 0.025 `commitment_loss` + 0.1 `codebook_loss`.
         pixel_values_videos: (batch, frames, channels, height, width), the reconstruction, not clamped.
         codes: (batch, blocks, latents_per_block) long.
         commitment_loss: scalar, mean squared distance of kept latents to their codebook vectors (gradient to the latents).
@@ -61,8 +74,14 @@ class AdapTokOutput(ModelOutput):
         latents: (batch, blocks, latents_per_block, hidden_size), before quantisation.
         quantized: (batch, blocks, latents_per_block, hidden_size), after quantisation.
         code_vectors: (batch, blocks, latents_per_block, codebook_dim), unit codebook vectors, straight-through gradient.
+        hidden_states: with `output_hidden_states`, the input of the encoder's first layer, the output of each of its layers
+            and then of each of the decoder's, (batch, tokens, hidden_size). The tokens lie block after block, latents
+            before patches; the decoder's are without the latents that no clip keeps.
+        attentions: with `output_attentions`, the weights of each layer of the encoder and then of the decoder, (batch,
+            heads, tokens, tokens), 0 where a token does not see another.
     """
 
+    loss: torch.FloatTensor | None = None
     pixel_values_videos: torch.FloatTensor | None = None
     codes: torch.LongTensor | None = None
     commitment_loss: torch.FloatTensor | None = None
@@ -70,6 +89,8 @@ class AdapTokOutput(ModelOutput):
     latents: torch.FloatTensor | None = None
     quantized: torch.FloatTensor | None = None
     code_vectors: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 class TypeEmbedding(nn.Module):
@@ -124,28 +145,35 @@ class AdapTokEncoder(nn.Module):
         self.latent_type = TypeEmbedding(config.hidden_size) if config.encoder_latent_type_embedding else None
         self.layers = nn.ModuleList(AdapTokLayer(config, i) for i in range(config.num_encoder_layers))
 
-    def forward(self, pixel_values_videos: torch.Tensor, past_key_values: BlockCache | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        pixel_values_videos: torch.Tensor,
+        past_key_values: BlockCache | None = None,
+        **recorded: bool,
+    ) -> torch.Tensor:
         """Return the latents of blocks.
 
         Args:
             pixel_values_videos: (batch, frames, channels, height, width).
             past_key_values: holds the blocks before these.
+            recorded: `output_hidden_states` and `output_attentions`, see `run_blocks`.
 
         Returns:
             (batch, blocks * latents_per_block, hidden_size).
         """
         config, cache = self.config, past_key_values
-        if not len(pixel_values_videos):
+        if not pixel_values_videos.shape[0]:
             num_latents = pixel_values_videos.shape[1] // config.tubelet_size * config.latents_per_block
             return pixel_values_videos.new_zeros(0, num_latents, config.hidden_size)
         patches = self.patch_embedding(pixel_values_videos).unflatten(1, (-1, config.patches_per_block))
         batch, num_blocks, num_patches = patches.shape[:3]
         # fixed position tables stay float32 when weights are loaded in half precision
-        dtype = self.patch_embedding.projection.weight.dtype
+        dtype = pixel_values_videos.dtype
         patches = patches + next_blocks(self.patch_positions(), self.patch_type, cache, (num_blocks, num_patches))
         latents = next_blocks(self.latent_queries(), self.latent_type, cache, (num_blocks, config.latents_per_block))
         sequence = lay_out(latents.to(dtype).expand(batch, -1, -1, -1), patches.to(dtype), None, cache)
-        return run_blocks(self.layers, config.encoder_attention_type, sequence, "latent", past_key_values=cache)
+        attention_type = config.encoder_attention_type
+        return run_blocks(self.layers, attention_type, sequence, "latent", past_key_values=cache, **recorded)
 
 
 class AdapTokDecoder(nn.Module):
@@ -169,6 +197,7 @@ class AdapTokDecoder(nn.Module):
         quantized: torch.Tensor,
         token_counts: torch.Tensor | None = None,
         past_key_values: BlockCache | None = None,
+        **recorded: bool,
     ) -> torch.Tensor:
         """Return the video of blocks, (batch, frames, channels, height, width).
 
@@ -176,6 +205,7 @@ class AdapTokDecoder(nn.Module):
             quantized: (batch, blocks, latents_per_block, hidden_size).
             token_counts: (batch, blocks) long, the leading latents of each block that are kept; `None` keeps all.
             past_key_values: holds the blocks before these.
+            recorded: `output_hidden_states` and `output_attentions`, see `run_blocks`.
         """
         config, cache, dtype = self.config, past_key_values, quantized.dtype
         batch, num_blocks, num_latents, width = quantized.shape
@@ -184,8 +214,10 @@ class AdapTokDecoder(nn.Module):
             return quantized.new_zeros(0, num_blocks * config.tubelet_size, *size)
         latents = quantized + next_blocks(self.latent_positions(), self.latent_type, cache, (num_blocks, num_latents))
         patches = next_blocks(self.patch_queries(), self.patch_type, cache, (num_blocks, config.patches_per_block))
-        sequence = lay_out(latents.to(dtype), patches.to(dtype).expand(batch, -1, -1, -1), token_counts, cache)
-        patches = run_blocks(self.layers, config.decoder_attention_type, sequence, "patch", past_key_values=cache)
+        patches = patches.to(dtype).expand(batch, -1, -1, -1)
+        sequence = lay_out(latents.to(dtype), patches, token_counts, cache, pack=not any(recorded.values()))
+        attention_type = config.decoder_attention_type
+        patches = run_blocks(self.layers, attention_type, sequence, "patch", past_key_values=cache, **recorded)
         return self.head(patches.reshape(batch, -1, width))
 
 
@@ -196,7 +228,9 @@ class AdapTokPreTrainedModel(CheckedLoading, PreTrainedModel):
     input_modalities = ("video",)
     _auto_class = "AutoModel"  # saved folders carry the code, for trust_remote_code
     supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # the loss is a mean over the batch: `Trainer` divides it when it accumulates gradients
     _no_split_modules = ["AdapTokLayer"]
+    _can_record_outputs = {"hidden_states": AdapTokLayer, "attentions": AdapTokAttention}
     _supports_sdpa = True
     _supports_flash_attn = False  # has no way to express the block masks
     _supports_attention_backend = True
@@ -225,6 +259,9 @@ class AdapTokModel(AdapTokPreTrainedModel):
         self.quantizer = VectorQuantizer(config)
         self.decoder = AdapTokDecoder(config)
         self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.encoder.patch_embedding.projection
 
     def _check_video(self, video: torch.Tensor, past_key_values: BlockCache | None = None) -> None:
         config = self.config
@@ -272,11 +309,14 @@ class AdapTokModel(AdapTokPreTrainedModel):
         """(batch, blocks * latents_per_block, ...) -> (batch, blocks, latents_per_block, ...)."""
         return tokens.unflatten(1, (-1, self.config.latents_per_block))
 
+    @run_hooks
+    @capture_outputs
     def encode(
         self,
         pixel_values_videos: torch.Tensor,
         sample_codes: bool = False,
         past_key_values: BlockCache | None = None,
+        **kwargs,
     ) -> AdapTokEncoderOutput:
         """Video -> codes.
 
@@ -285,12 +325,15 @@ class AdapTokModel(AdapTokPreTrainedModel):
             sample_codes: draw the codes at the quantiser's temperature instead of taking the nearest.
             past_key_values: a [`BlockCache`] with the blocks of the clip that were encoded before; `pixel_values_videos`
                 are the blocks that follow, at least one. An empty one at the beginning of a clip.
+            kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
 
         Raises:
             ValueError: for a shape that does not fit the configuration or the cache, and for values outside the range.
         """
+        recorded = recorded_outputs(self.config, kwargs)
         self._check_video(pixel_values_videos, past_key_values)
-        latents = self.encoder(self._to_pixels(pixel_values_videos), past_key_values)
+        pixels = self._to_pixels(pixel_values_videos)
+        latents = self.encoder(pixels, past_key_values, **recorded)
         quantizer_output = self.quantizer(latents, sample=sample_codes)
         return AdapTokEncoderOutput(
             codes=self._blocks(quantizer_output.codes),
@@ -298,6 +341,8 @@ class AdapTokModel(AdapTokPreTrainedModel):
             quantized=self._blocks(quantizer_output.quantized),
         )
 
+    @run_hooks
+    @capture_outputs
     def decode(
         self,
         codes: torch.Tensor | None = None,
@@ -305,6 +350,7 @@ class AdapTokModel(AdapTokPreTrainedModel):
         *,
         quantized: torch.Tensor | None = None,
         past_key_values: BlockCache | None = None,
+        **kwargs,
     ) -> AdapTokDecoderOutput:
         """Codes (or quantised latents) -> video.
 
@@ -315,12 +361,13 @@ class AdapTokModel(AdapTokPreTrainedModel):
             quantized: (batch, blocks, latents_per_block, hidden_size), instead of `codes`.
             past_key_values: a [`BlockCache`] with the blocks of the clip that were decoded before (not the encoder's);
                 the given blocks follow them. Only kept tokens are worked on.
+            kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
 
         Raises:
             ValueError: if not exactly one of `codes` and `quantized` is given, or for shapes, codes or counts that do
                 not fit the configuration.
         """
-        config = self.config
+        config, recorded = self.config, recorded_outputs(self.config, kwargs)
         if (codes is None) == (quantized is None):
             raise ValueError("decode takes exactly one of codes and quantized")
         given = codes if quantized is None else quantized
@@ -343,35 +390,49 @@ class AdapTokModel(AdapTokPreTrainedModel):
                 if low < 0 or high >= config.codebook_size:
                     raise ValueError(f"codes must lie in 0..{config.codebook_size - 1}, got {low}..{high}")
             quantized = self.quantizer.lookup(codes)
-        return AdapTokDecoderOutput(pixel_values_videos=self.decoder(quantized, token_counts, past_key_values))
+        video = self.decoder(quantized, token_counts, past_key_values, **recorded)
+        return AdapTokDecoderOutput(pixel_values_videos=video)
 
+    @capture_outputs
     def forward(
         self,
         pixel_values_videos: torch.Tensor,
         token_counts: torch.Tensor | None = None,
         sample_codes: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> AdapTokOutput | tuple:
+        return_loss: bool = True,
+        **kwargs,
+    ) -> AdapTokOutput:
         """Encode, drop the tail of each block, decode: the training pass.
 
         Args:
-            pixel_values_videos: as in `encode`; the values are not checked in training, which would wait for the device.
+            pixel_values_videos: as in `encode`; in training without `return_loss` their values are not checked, which would
+                wait for the device.
             token_counts: (batch, blocks) long, see `decode`; the quantiser's losses are averaged over kept tokens.
             sample_codes: default: in training, if the configuration's quantiser is stochastic.
+            return_loss: whether to compute `loss`, which a plain `Trainer` minimizes. It has those of the paper's terms
+                that need no other network; `training_scripts/train_tokenizer.py` has all.
+            kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
         """
+        recorded = recorded_outputs(self.config, kwargs)
         self._check_video(pixel_values_videos)
         num_blocks = pixel_values_videos.shape[1] // self.config.tubelet_size
         self._check_token_counts(token_counts, pixel_values_videos.shape[0], num_blocks)
         if sample_codes is None:
             sample_codes = self.training and self.config.stochastic_quantizer
-        latents = self.encoder(self._to_pixels(pixel_values_videos, check=not self.training))
+        pixels = self._to_pixels(pixel_values_videos, check=return_loss or not self.training)
+        latents = self.encoder(pixels, **recorded)
         kept = None
         if token_counts is not None:
             kept = kept_tokens(token_counts, self.config.latents_per_block).flatten(1).to(latents.device)
         quantizer_output = self.quantizer(latents, kept, sample_codes)
         quantized = self._blocks(quantizer_output.quantized)
-        output = AdapTokOutput(
-            pixel_values_videos=self.decoder(quantized, token_counts),
+        video, loss = self.decoder(quantized, token_counts, **recorded), None
+        if return_loss:
+            loss = (video.float() - pixels.float()).abs().mean()
+            loss = loss + 0.025 * quantizer_output.commitment_loss + 0.1 * quantizer_output.codebook_loss
+        return AdapTokOutput(
+            loss=loss,
+            pixel_values_videos=video,
             codes=self._blocks(quantizer_output.codes),
             commitment_loss=quantizer_output.commitment_loss,
             codebook_loss=quantizer_output.codebook_loss,
@@ -379,7 +440,6 @@ class AdapTokModel(AdapTokPreTrainedModel):
             quantized=quantized,
             code_vectors=self._blocks(quantizer_output.code_vectors),
         )
-        return output if (return_dict is None or return_dict) else output.to_tuple()
 
 
 __all__ = ["AdapTokModel", "AdapTokPreTrainedModel"]

@@ -14,6 +14,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 from transformers.cache_utils import Cache
+from transformers.generation.utils import GenerateOutput
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.models.llama.modeling_llama import (
     LlamaAttention,
@@ -26,16 +27,21 @@ from transformers.utils import can_return_tuple
 from .checked_loading import CheckedLoading
 from .configuration_adaptok_ar import AdapTokARConfig
 from .generation_adaptok import (
+    ActiveRows,
+    BlockGuesses,
     BlockTokensLogitsProcessor,
-    check_generate_options,
+    CandidatesUntilStop,
+    ClipFinished,
+    SeededNoise,
     check_number,
     check_seeds,
     token_limits,
-    write_tokens,
-    write_tokens_with_lookahead,
 )
+from .generation_options_adaptok import check_decoding, merge_options
 from .layers import LearnedPositions, SinCosPositions, init_layer_weights, latent_positions
-from .token_layout import pack, unpack
+from .replaceable_classes import ReplaceableClasses
+from .sequence_inputs import SequenceInputs
+from .token_layout import unpack
 
 
 class NoRotation(nn.Module):
@@ -73,10 +79,12 @@ def _init_ar_weights(module: nn.Module, std: float) -> bool:
     return False
 
 
-class AdapTokARModel(LlamaModel):
+class AdapTokARModel(CheckedLoading, LlamaModel):
     """Llama's stack, with dropout, and with an absolute position table if the configuration asks for it."""
 
     config_class = AdapTokARConfig
+    _auto_class = "AutoModel"  # saved folders carry the code, for trust_remote_code
+    _keys_to_ignore_on_load_unexpected = ["lm_head.weight"]
     _no_split_modules = ["AdapTokARDecoderLayer"]
     _can_record_outputs = {"hidden_states": AdapTokARDecoderLayer, "attentions": LlamaAttention}
 
@@ -133,7 +141,7 @@ class AdapTokARModel(LlamaModel):
         )
 
 
-class AdapTokARForCausalLM(CheckedLoading, LlamaForCausalLM):
+class AdapTokARForCausalLM(SequenceInputs, CheckedLoading, ReplaceableClasses, LlamaForCausalLM):
     """Generator of block sequences (AdapTok, arXiv 2505.17011): class-conditional, or continuing given frames.
 
     A sequence is a prompt (a class, or the codes of the condition clip and a separator), then the kept codes of each block,
@@ -207,114 +215,19 @@ class AdapTokARForCausalLM(CheckedLoading, LlamaForCausalLM):
             output = CausalLMOutputWithPast(loss=loss, **output)  # anew, since the loss is a tuple's first item
         return output
 
-    def build_prompt(
-        self,
-        class_labels: torch.Tensor | Sequence[int] | None = None,
-        condition_codes: torch.Tensor | None = None,
-    ) -> torch.LongTensor:
-        """What stands in front of a sequence.
-
-        Args:
-            class_labels: (batch,) class ids; a negative one means no class.
-            condition_codes: (batch, blocks, latents_per_block) long, the codes of the condition clip (the given frames,
-                the last of them repeated); the first `num_condition_codes` are used.
-
-        Returns:
-            (batch, prompt_length) long.
-
-        Raises:
-            ValueError: for the wrong kind of condition, a class that does not exist, or codes that do not fit.
-        """
-        config = self.config
-        wanted, other = (class_labels, condition_codes) if config.is_class_conditional else (condition_codes, class_labels)
-        if wanted is None or other is not None:
-            kind = "class_labels" if config.is_class_conditional else "condition_codes"
-            raise ValueError(f"this generator takes {kind}, and nothing else, as its condition")
-        if config.is_class_conditional:
-            labels = torch.as_tensor(class_labels, dtype=torch.long, device=self.device).reshape(-1)
-            if len(labels) and int(labels.max()) >= config.num_classes:
-                raise ValueError(f"class ids must lie in 0..{config.num_classes - 1}, got {int(labels.max())}")
-            ids = torch.where(labels < 0, config.null_class_token_id, config.first_class_token_id + labels)
-            return ids[:, None]
-        codes = condition_codes.to(self.device)
-        if codes.ndim != 3 or tuple(codes.shape[1:]) != (config.num_blocks, config.latents_per_block):
-            raise ValueError(
-                f"condition_codes has shape {tuple(codes.shape)}, expected (batch, {config.num_blocks}, "
-                f"{config.latents_per_block})"
-            )
-        if len(codes) and not 0 <= int(codes.min()) <= int(codes.max()) < config.codebook_size:
-            raise ValueError(f"codes must lie in 0..{config.codebook_size - 1}, got {int(codes.min())}..{int(codes.max())}")
-        return nn.functional.pad(
-            codes.flatten(1)[:, : config.num_condition_codes], (0, 1), value=config.condition_separator_token_id
-        )
-
-    def build_inputs(
-        self,
-        codes: torch.Tensor,
-        token_counts: torch.Tensor,
-        class_labels: torch.Tensor | None = None,
-        condition_codes: torch.Tensor | None = None,
-    ) -> dict[str, torch.Tensor]:
-        """Clips -> what `forward` takes for teacher forcing. Every kept code and every `<EOB>` is a target.
-
-        Args:
-            codes: (batch, blocks, latents_per_block) long, of whole clips.
-            token_counts: (batch, blocks) long. Blocks before `config.start_block` are left out.
-            class_labels, condition_codes: as in `build_prompt`.
-
-        Returns:
-            `input_ids`, `attention_mask` and `labels`, each (batch, sequence) long, padded on the right.
-        """
-        config = self.config
-        prompt = self.build_prompt(class_labels, condition_codes)
-        expected = (len(prompt), config.num_blocks, config.latents_per_block)
-        if tuple(codes.shape) != expected:
-            raise ValueError(
-                f"codes has shape {tuple(codes.shape)}, expected (batch, blocks, latents_per_block) = {expected}"
-            )
-        start = config.start_block
-        sequences, mask = pack(
-            codes[:, start:].to(self.device), token_counts[:, start:].to(self.device), config.eob_token_id
-        )
-        labels = sequences.masked_fill(~mask, -100)
-        return {
-            "input_ids": torch.cat([prompt, sequences], dim=1),
-            "attention_mask": torch.cat([torch.ones_like(prompt), mask.long()], dim=1),
-            "labels": torch.cat([torch.full_like(prompt, -100), labels], dim=1),
-        }
-
-    @torch.no_grad()
-    def replace_classes(self, names: Sequence[str]) -> None:
-        """Gives a class-conditional generator a new set of classes, to be fine-tuned to.
-
-        Codes and `<EOB>` keep what they learned; each new class starts as "no class". With peft, train the new rows beside
-        the adapter by `trainable_token_indices=model.config.conditioning_token_ids`.
-
-        Raises:
-            ValueError: without names, or for a frame-prediction generator.
-        """
-        config = self.config
-        if not config.is_class_conditional or not names:
-            raise ValueError("replace_classes needs a class-conditional generator and at least one name")
-        kept, null = config.eob_token_id + 1, config.null_class_token_id
-        for module in (self.model.embed_tokens, self.lm_head):
-            rows = torch.cat([module.weight[:kept], module.weight[null : null + 1].expand(len(names) + 1, -1)])
-            module.weight = nn.Parameter(rows.clone(), requires_grad=module.weight.requires_grad)
-        config.num_classes, config.vocab_size = len(names), kept + len(names) + 1
-        config.id2label = dict(enumerate(names))
-        config.label2id = {name: label for label, name in enumerate(names)}
-        self.model.embed_tokens.num_embeddings = self.lm_head.out_features = config.vocab_size
-        self.vocab_size = self.model.vocab_size = config.vocab_size
-        self.generation_config.suppress_tokens = config.conditioning_token_ids
-        self.tie_weights()
+    def save_pretrained(self, *args, **kwargs):
+        """Save as transformers does; the folder's code also has the model without its head, for `AutoModel`."""
+        base = f"{type(self.model).__module__.rpartition('.')[2]}.{type(self.model).__name__}"
+        self.config.auto_map = (getattr(self.config, "auto_map", None) or {}) | {"AutoModel": base}
+        super().save_pretrained(*args, **kwargs)
 
     def unpack_sequences(
-        self, sequences: torch.Tensor, condition_codes: torch.Tensor | None = None
+        self, sequences: torch.Tensor | GenerateOutput, condition_codes: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """What `generate` returned -> what the tokenizer decodes.
 
         Args:
-            sequences: (batch, length) long, prompts included.
+            sequences: (batch, length) long, prompts included, or transformers' output that holds them.
             condition_codes: as in `build_prompt`; their first `start_block` blocks stand, whole, before the generated ones.
 
         Returns:
@@ -322,7 +235,7 @@ class AdapTokARForCausalLM(CheckedLoading, LlamaForCausalLM):
             token_counts: (batch, blocks) long.
         """
         config = self.config
-        generated = sequences[:, config.prompt_length :]
+        generated = getattr(sequences, "sequences", sequences)[:, config.prompt_length :]
         if config.start_block:
             if condition_codes is None:
                 raise ValueError(f"condition_codes are needed: they hold the first {config.start_block} blocks")
@@ -342,23 +255,23 @@ class AdapTokARForCausalLM(CheckedLoading, LlamaForCausalLM):
         class_labels: torch.Tensor | Sequence[int] | None = None,
         condition_codes: torch.Tensor | None = None,
         seeds: torch.Tensor | Sequence[int] | None = None,
-        guidance_scale: float = 1.0,
+        guidance_scale: float | None = None,
         guidance_interval: int | None = None,
         max_tokens: int | torch.Tensor | Sequence[int] | None = None,
         lookahead: int = 1,
         **kwargs,
-    ) -> torch.LongTensor:
-        """Write valid block sequences, by [`GenerationMixin.generate`] with a decoding loop of this package.
+    ) -> GenerateOutput | torch.LongTensor:
+        """Write valid block sequences, by [`GenerationMixin.generate`] and its decoding loops.
 
-        Rows that have finished leave the batch once they are half of it.
+        Rows that have finished leave the model's batch once they are half of it.
 
         Args:
-            inputs: (batch, prompt_length) long, a prompt; or give `class_labels` or `condition_codes`, see
-                `build_prompt`.
+            inputs: (batch, length) long, a prompt, or a sequence's beginning with its prompt; or give `class_labels` or
+                `condition_codes`, see `build_prompt`.
             generation_config, logits_processor, stopping_criteria, kwargs: as usual. `do_sample`, `temperature`, `top_k`,
-                `top_p` and the like choose how tokens are sampled (default: those of the model's `generation_config`);
-                `cache_implementation="static"` and `compile_config` make it fast.
-            seeds: (batch,) one seed per row: the samples of a row depend on its seed, not on the rest of the batch.
+                `top_p`, `min_p` and the like choose how tokens are sampled (default: those of the model's
+                `generation_config`); `cache_implementation="static"` and `compile_config` make it fast.
+            seeds: one seed per sequence: the samples of a row depend on its seed, not on the rest of the batch.
                 Default: sampled from torch's global generator.
             guidance_scale: classifier-free guidance, `u + scale * (c - u)`; 1 is none. Class-conditional models only.
             guidance_interval: guidance stops after this token, counted from 0 after the first one, as in the original.
@@ -366,56 +279,69 @@ class AdapTokARForCausalLM(CheckedLoading, LlamaForCausalLM):
                 of shape (generated blocks,) or (batch, generated blocks) cap each block, for example at the counts that
                 were allocated to another clip.
             lookahead: tokens of one pass of the model, of which those stand that it would have written one by one (see
-                `write_tokens_with_lookahead`): the same sequence in fewer passes, up to float round-off. For a batch of 1
-                without guidance and with a dynamic cache.
+                `BlockGuesses`): the same sequence in fewer passes, up to float round-off. For a batch of 1 without
+                guidance and with a dynamic cache.
 
         Returns:
-            (batch, length) long, prompts included; rows are filled with `<EOB>`. See `unpack_sequences`.
+            (batch, length) long, prompts included; rows are filled with `<EOB>`. See `unpack_sequences`. Or transformers'
+            output, with `return_dict_in_generate=True`.
 
         Raises:
-            ValueError: for a bad condition or cap, guidance without a null class, lookahead where it does not apply, or an
-                option that is not supported.
+            ValueError: for a bad condition or cap, guidance without a null class, or an option that is not supported
+                or does not apply.
         """
-        config = self.config
         prompt = kwargs.pop("input_ids", inputs)
+        if generation_config is not None and generation_config.is_assistant:  # the other model has prepared everything
+            return super().generate(prompt, generation_config, logits_processor, stopping_criteria, **kwargs)
+        prompt = self._check_prompt(prompt, class_labels, condition_codes, kwargs.pop("attention_mask", None))
+        settings, kwargs = merge_options(self, prompt.shape[1], generation_config, kwargs)
+        scale = settings.guidance_scale if guidance_scale is None else guidance_scale
+        scale, settings.guidance_scale = 1.0 if scale is None else scale, None
+        self._check_guidance(scale, guidance_interval)
+        number = len(prompt) * (settings.num_return_sequences or 1)
+        check_decoding(settings, number, scale, lookahead, kwargs, seeds is not None)
+        has_beams = (settings.num_beams or 1) > 1
+        noise = None
+        if settings.do_sample and not has_beams:
+            seeds = torch.randint(2**63 - 1, (number,)) if seeds is None else seeds
+            noise = SeededNoise(check_seeds(seeds, number), self.config.prompt_length, bool(settings.output_scores))
+        elif seeds is not None:
+            check_seeds(seeds, number)
+        limits, total = token_limits(
+            max_tokens, len(prompt), self.config.num_generated_blocks, self.config.latents_per_block
+        )
+        rules = BlockTokensLogitsProcessor(self.config.prompt_length, self.config.eob_token_id, limits, total)
+        processors = LogitsProcessorList([*(logits_processor or []), rules])
+        criteria = StoppingCriteriaList([ClipFinished(self.config, prompt.shape[1], noise), *(stopping_criteria or [])])
+        if noise is not None:
+            processors.append(noise)
+        if lookahead > 1 or settings.prompt_lookup_num_tokens or kwargs.get("assistant_model") is not None:
+            settings.lookahead = lookahead
+            settings.prompt_lookup_num_tokens = settings.prompt_lookup_num_tokens or (lookahead - 1 or None)
+            kwargs["stops"] = criteria
+        elif not has_beams and (number > 1 or scale > 1):
+            may_leave = number > 1 and not settings.return_dict_in_generate and kwargs.get("past_key_values") is None
+            kwargs["rows"] = ActiveRows(self.config, scale, guidance_interval, may_leave)
+            processors.append(kwargs["rows"])
+        # prompts have no padding
+        output = super().generate(prompt, settings, processors, criteria, attention_mask=torch.ones_like(prompt), **kwargs)
+        if has_beams:  # transformers fills with -1 where no id ends a sequence
+            sequences = output.sequences if settings.return_dict_in_generate else output
+            sequences.masked_fill_(sequences < 0, settings.pad_token_id)
+        if scale > 1 and settings.return_dict_in_generate and output.past_key_values is not None:
+            output.past_key_values.reorder_cache(torch.arange(number, device=prompt.device))
+        return output
+
+    def _check_prompt(self, prompt, class_labels, condition_codes, mask) -> torch.LongTensor:
         if prompt is None:
             prompt = self.build_prompt(class_labels, condition_codes)
         elif class_labels is not None or condition_codes is not None:
             raise ValueError("give either a prompt or its condition, not both")
-        if prompt.ndim != 2 or prompt.shape[1] != config.prompt_length:
-            raise ValueError(f"a prompt must be (batch, {config.prompt_length}), got {tuple(prompt.shape)}")
-        settings = generation_config or self.generation_config
-        check_generate_options(settings, kwargs)
-        if settings.max_new_tokens is None and not {"max_new_tokens", "max_length"} & kwargs.keys():
-            kwargs["max_new_tokens"] = config.max_sequence_length  # transformers' default would cut a clip off
-        self._check_guidance(guidance_scale, guidance_interval)
-        check_number("lookahead", lookahead, 1, math.inf, whole=True)
-        if lookahead > 1 and (len(prompt) != 1 or guidance_scale != 1):
-            raise ValueError(
-                f"lookahead must be 1 for more than one sequence or with guidance; got {lookahead} for "
-                f"{len(prompt)} sequences and guidance_scale {guidance_scale}"
-            )
-        block_limits, total_limit = token_limits(
-            max_tokens, len(prompt), config.num_generated_blocks, config.latents_per_block
-        )
-        rules = BlockTokensLogitsProcessor(
-            config.prompt_length, config.eob_token_id, block_limits.to(prompt.device), total_limit
-        )
-        if lookahead > 1:
-            loop = {"custom_generate": write_tokens_with_lookahead, "lookahead": lookahead}
-        else:
-            guidance = {"guidance_scale": guidance_scale, "guidance_interval": guidance_interval}
-            loop = {"custom_generate": write_tokens, **guidance}
-        kwargs["attention_mask"] = torch.ones_like(prompt)  # prompts have no padding
-        return super().generate(
-            prompt,
-            generation_config,
-            LogitsProcessorList([rules, *(logits_processor or [])]),
-            StoppingCriteriaList(stopping_criteria or []),
-            seeds=None if seeds is None else check_seeds(seeds, len(prompt)),
-            **loop,
-            **kwargs,
-        )
+        if prompt.ndim != 2 or not len(prompt) or prompt.shape[1] < self.config.prompt_length:
+            raise ValueError(f"a prompt must be (batch, {self.config.prompt_length} or more), got {tuple(prompt.shape)}")
+        if mask is not None and (mask.shape != prompt.shape or not mask.all()):
+            raise ValueError(f"prompts have no padding: attention_mask must be ones of shape {tuple(prompt.shape)}")
+        return prompt
 
     def _check_guidance(self, scale: float, interval: int | None) -> None:
         check_number("guidance_scale", scale, 1, 1e6)
@@ -423,6 +349,36 @@ class AdapTokARForCausalLM(CheckedLoading, LlamaForCausalLM):
             check_number("guidance_interval", interval, 0, math.inf, whole=True)
         if scale != 1 and not self.config.is_class_conditional:
             raise ValueError(f"guidance_scale={scale} needs a class-conditional generator: this has no null class")
+
+    # What transformers' decoding loops call.
+
+    def prepare_inputs_for_generation(self, input_ids, *args, rows: ActiveRows | None = None, stops=None, **kwargs):
+        if rows is not None:
+            input_ids = rows.select(input_ids, kwargs.get("past_key_values"))
+            kwargs["position_ids"] = kwargs["position_ids"][:1]  # prompts have no padding
+            if kwargs.get("attention_mask") is not None:
+                kwargs["attention_mask"] = torch.ones_like(input_ids)
+        return super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
+
+    def _update_model_kwargs_for_generation(self, outputs, model_kwargs, *args, **kwargs):
+        if "rows" in model_kwargs:
+            model_kwargs["rows"].restore(outputs)
+        return super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
+
+    def _get_logits_processor(self, generation_config, *args, **kwargs) -> LogitsProcessorList:
+        processors = super()._get_logits_processor(generation_config, *args, **kwargs)
+        processors.sort(key=lambda processor: isinstance(processor, SeededNoise) - isinstance(processor, ActiveRows))
+        if processors and isinstance(processors[-1], SeededNoise):
+            generation_config.do_sample = False  # the largest score is the sample
+        return processors
+
+    def _get_candidate_generator(self, generation_config, *args, model_kwargs, **kwargs):
+        stops = model_kwargs.pop("stops", [])
+        if getattr(generation_config, "lookahead", 1) > 1:
+            candidates = BlockGuesses(self.config, generation_config.lookahead, generation_config.max_length)
+        else:
+            candidates = super()._get_candidate_generator(generation_config, *args, model_kwargs=model_kwargs, **kwargs)
+        return CandidatesUntilStop(candidates, StoppingCriteriaList(stops))
 
 
 __all__ = ["AdapTokARForCausalLM", "AdapTokARModel"]

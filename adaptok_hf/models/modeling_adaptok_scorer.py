@@ -6,23 +6,33 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
+from transformers.utils.output_capturing import capture_outputs
 
 from .attention_masks import check_token_counts, kept_tokens
 from .block_cache import BlockCache
 from .block_sequence import BlockTokens, run_blocks
 from .checked_loading import CheckedLoading
 from .configuration_adaptok_scorer import AdapTokScorerConfig
-from .layers import AdapTokLayer, LearnedPositions, init_layer_weights
+from .layers import AdapTokAttention, AdapTokLayer, LearnedPositions, init_layer_weights, recorded_outputs
+from .offloading import run_hooks
 
 
 @dataclass
 class AdapTokScorerOutput(ModelOutput):
     """
     Args:
+        loss: scalar, mean squared error of the standardized scores, `(scores - labels) / score_std`.
         scores: (batch, blocks, levels), the predicted perceptual loss of each block at each level, lower is better.
+        hidden_states: with `output_hidden_states`, the input of the first layer and the output of each, (batch, blocks *
+            latents_per_block, hidden_size).
+        attentions: with `output_attentions`, the weights of each layer, (batch, heads, latents, latents), 0 where a latent
+            does not see another.
     """
 
+    loss: torch.FloatTensor | None = None
     scores: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 class AdapTokScorerPreTrainedModel(CheckedLoading, PreTrainedModel):
@@ -31,7 +41,10 @@ class AdapTokScorerPreTrainedModel(CheckedLoading, PreTrainedModel):
     main_input_name = "latents"
     _auto_class = "AutoModel"  # saved folders carry the code, for trust_remote_code
     supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # the loss is a mean over the batch: `Trainer` divides it when it accumulates gradients
     _no_split_modules = ["AdapTokLayer"]
+    _can_record_outputs = {"hidden_states": AdapTokLayer, "attentions": AdapTokAttention}
+    _input_embed_layer = "project_in"
     _supports_sdpa = True
     _supports_flash_attn = False  # has no way to express the block masks
     _supports_attention_backend = True
@@ -58,24 +71,28 @@ class AdapTokScorerModel(AdapTokScorerPreTrainedModel):
         self.head_out = nn.Linear(2 * config.hidden_size, 1)
         self.post_init()
 
+    @capture_outputs
     def forward(
         self,
         latents: torch.Tensor,
         quantized: torch.Tensor,
         token_counts: torch.Tensor | None = None,
-        return_dict: bool | None = None,
-    ) -> AdapTokScorerOutput | tuple:
+        labels: torch.Tensor | None = None,
+        **kwargs,
+    ) -> AdapTokScorerOutput:
         """
         Args:
             latents: (batch, blocks, latents_per_block, latent_size), the tokenizer's, before quantisation.
             quantized: the same shape, after quantisation. Fewer than `config.num_blocks` blocks may be given.
             token_counts: (batch, blocks) long. To score block q as the original does: the counts chosen for the blocks
                 before q, `latents_per_block` for q, 0 for those after it. `None` keeps everything.
+            labels: (batch, blocks, levels) float, the losses measured at the levels; NaN where none was measured.
+            kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
 
         Raises:
             ValueError: for shapes or counts that do not fit the configuration.
         """
-        config = self.config
+        config, recorded = self.config, recorded_outputs(self.config, kwargs)
         if (
             latents.shape != quantized.shape
             or latents.ndim != 4
@@ -92,9 +109,15 @@ class AdapTokScorerModel(AdapTokScorerPreTrainedModel):
             check_token_counts(token_counts, batch, num_blocks, config.latents_per_block)
             kept = kept_tokens(token_counts, config.latents_per_block)
             latents, quantized = latents * kept[..., None], quantized * kept[..., None]
-        scores = self.scores_of(self._run(latents, quantized, kept)).unflatten(1, (num_blocks, config.num_levels))
-        output = AdapTokScorerOutput(scores=scores)
-        return output if (return_dict is None or return_dict) else output.to_tuple()
+        levels = self._run(latents, quantized, kept, **recorded)
+        scores, loss = self.scores_of(levels).unflatten(1, (num_blocks, config.num_levels)), None
+        if labels is not None:
+            if labels.shape != scores.shape:
+                raise ValueError(f"labels has shape {tuple(labels.shape)}, expected that of scores, {tuple(scores.shape)}")
+            measured = ~labels.isnan()
+            squared = ((scores - labels) / config.score_std).where(measured, 0).square()
+            loss = squared.sum() / measured.sum()
+        return AdapTokScorerOutput(loss=loss, scores=scores)
 
     def _run(
         self,
@@ -103,6 +126,7 @@ class AdapTokScorerModel(AdapTokScorerPreTrainedModel):
         kept: torch.Tensor | None = None,
         past_key_values: BlockCache | None = None,
         read: bool = True,
+        **recorded: bool,
     ) -> torch.Tensor:
         """Return the last layer's outputs at the last latents of levels, (batch, levels, hidden_size).
 
@@ -119,8 +143,9 @@ class AdapTokScorerModel(AdapTokScorerPreTrainedModel):
             for block in range(num_blocks)
         ]
         read, step = "latent" if read else None, config.score_step
-        return run_blocks(self.layers, config.attention_type, sequence, read, step, past_key_values)
+        return run_blocks(self.layers, config.attention_type, sequence, read, step, past_key_values, **recorded)
 
+    @run_hooks
     def score_block(self, latents: torch.Tensor, quantized: torch.Tensor, past_key_values: BlockCache) -> torch.FloatTensor:
         """The scores of the block that follows those in the cache. It is in the cache afterwards, with all its tokens.
 
@@ -143,6 +168,7 @@ class AdapTokScorerModel(AdapTokScorerPreTrainedModel):
         cache.check_next(config.attention_type, len(latents), 1, config.num_blocks)
         return self.scores_of(self._run(latents[:, None], quantized[:, None], past_key_values=cache))
 
+    @run_hooks
     def keep_tokens(
         self, latents: torch.Tensor, quantized: torch.Tensor, token_counts: torch.Tensor, past_key_values: BlockCache
     ) -> None:
@@ -165,6 +191,7 @@ class AdapTokScorerModel(AdapTokScorerPreTrainedModel):
             past_key_values.crop_block()
             self.add_block(latents, quantized, token_counts, past_key_values)
 
+    @run_hooks
     def add_block(
         self, latents: torch.Tensor, quantized: torch.Tensor, token_counts: torch.Tensor, past_key_values: BlockCache
     ) -> None:

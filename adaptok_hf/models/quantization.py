@@ -24,6 +24,25 @@ class QuantizerOutput:
     codebook_loss: torch.Tensor
 
 
+class FullPrecisionLinear(nn.Linear):
+    """A linear map in float32, whatever the type of its weights and of its input.
+
+    bfloat16 would leave 8 bits to cosines, and near codes differ by less.
+    """
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            return nn.functional.linear(hidden_states.float(), self.weight.float(), self.bias.float())
+
+
+class Codebook(nn.Embedding):
+    """Vectors of unit length. Called without arguments, so that hooks of a module that is offloaded see the call."""
+
+    def forward(self) -> torch.Tensor:
+        """Return (codebook_size, codebook_dim), unit rows in float32."""
+        return nn.functional.normalize(self.weight.float(), dim=-1)
+
+
 class VectorQuantizer(nn.Module):
     """Projects latents to `codebook_dim`, and replaces each by a unit codebook vector.
 
@@ -34,20 +53,17 @@ class VectorQuantizer(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.temperature = config.quantizer_temperature
-        self.project_in = nn.Linear(config.hidden_size, config.codebook_dim)
-        self.codebook = nn.Embedding(config.codebook_size, config.codebook_dim)
+        self.project_in = FullPrecisionLinear(config.hidden_size, config.codebook_dim)
+        self.codebook = Codebook(config.codebook_size, config.codebook_dim)
         self.project_out = nn.Linear(config.codebook_dim, config.hidden_size)
 
     def normalized_codebook(self) -> torch.Tensor:
         """(codebook_size, codebook_dim), unit rows in float32."""
-        return nn.functional.normalize(self.codebook.weight.float(), dim=-1)
+        return self.codebook()
 
     def project(self, latents: torch.Tensor) -> torch.Tensor:
         """(batch, tokens, hidden_size) -> (batch, tokens, codebook_dim), unit length, in float32."""
-        # bfloat16 would leave 8 bits to cosines, and near codes differ by less
-        with torch.autocast(latents.device.type, enabled=False):
-            weight, bias = self.project_in.weight.float(), self.project_in.bias.float()
-            return nn.functional.normalize(nn.functional.linear(latents.float(), weight, bias), dim=-1)
+        return nn.functional.normalize(self.project_in(latents).float(), dim=-1)
 
     def forward(self, latents: torch.Tensor, kept: torch.Tensor | None = None, sample: bool = False) -> QuantizerOutput:
         """
@@ -83,4 +99,4 @@ class VectorQuantizer(nn.Module):
         return self._out(nn.functional.embedding(codes, self.normalized_codebook()))
 
     def _out(self, code_vectors: torch.Tensor) -> torch.Tensor:
-        return self.project_out(code_vectors.to(self.project_out.weight.dtype))
+        return self.project_out(code_vectors.to(self.codebook.weight.dtype))

@@ -1,7 +1,8 @@
 """Videos that are encoded and wait for their token counts, and the steps that work on tensors of clips."""
 
+import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,8 @@ from ..allocation import Strategy
 from ..models.block_cache import BlockCache
 from ..models.modeling_adaptok import AdapTokModel
 from ..models.modeling_adaptok_scorer import AdapTokScorerModel
-from ..video.video_processing_adaptok import ClipBatch
+from ..video.clip_batch import ClipBatch
+from ..video.tiles import TiledClips
 
 
 @dataclass(eq=False)
@@ -23,7 +25,7 @@ class EncodedVideos:
     Everything is on the CPU. `encoded[2:5]` holds some of the videos.
 
     Args:
-        clips: the clips of each video.
+        clips: the clips of each video; with tiles, all tiles of its first clip, then those of the second.
         codes: (clips of all videos, blocks, latents_per_block) long.
         latents: (clips of all videos, blocks, latents_per_block, hidden_size), before quantization; `None` if no scorer
             will read them any more.
@@ -34,7 +36,7 @@ class EncodedVideos:
         seconds: wall-clock seconds of each stage.
     """
 
-    clips: list[ClipBatch]
+    clips: list[ClipBatch | TiledClips]
     codes: torch.Tensor
     latents: torch.Tensor | None
     resize_mode: str
@@ -54,6 +56,10 @@ class EncodedVideos:
         tables = {name: table[rows] for name, table in self.tables.items()}
         return EncodedVideos(chosen, self.codes[rows], latents, self.resize_mode, self.model_hash, True, tables)
 
+    def without_frames(self) -> "EncodedVideos":
+        """Return the same without pixels, which need most of the memory. It can be allocated, but not measured any more."""
+        return dataclasses.replace(self, clips=[clips.without_frames() for clips in self.clips])
+
     @property
     def valid_blocks(self) -> torch.Tensor:
         """(clips of all videos, blocks) bool, whether a block holds a real frame."""
@@ -64,18 +70,32 @@ class EncodedVideos:
         return take_clips(self.clips, rows)
 
 
-def join_valid_blocks(clips: list[ClipBatch], num_blocks: int) -> torch.Tensor:
+def join_videos(parts: Sequence[EncodedVideos]) -> EncodedVideos:
+    """Return videos that were encoded in several calls as those of one, so that they can share a budget."""
+    first = parts[0]
+    return EncodedVideos(
+        [clips for part in parts for clips in part.clips],
+        torch.cat([part.codes for part in parts]),
+        None if first.latents is None else torch.cat([part.latents for part in parts]),
+        first.resize_mode,
+        first.model_hash,
+        True,
+        {name: np.concatenate([part.tables[name] for part in parts]) for name in first.tables},
+    )
+
+
+def join_valid_blocks(clips: list[ClipBatch | TiledClips], num_blocks: int) -> torch.Tensor:
     """Return (clips of all videos, blocks) bool, of no video too."""
     return torch.cat([torch.empty(0, num_blocks, dtype=torch.bool), *(batch.valid_blocks for batch in clips)])
 
 
-def take_clips(clips: list[ClipBatch], rows: slice) -> torch.Tensor:
+def take_clips(clips: list[ClipBatch | TiledClips], rows: slice) -> torch.Tensor:
     """Return uint8 frames (clips, frames, 3, size, size) of the clips that `rows` counts over all videos."""
     taken, first = [], 0
     for batch in clips:
         start, stop = max(rows.start - first, 0), min(rows.stop - first, len(batch))
         if start < stop:
-            taken.append(batch.frames[start:stop])
+            taken.append(batch.take(start, stop))
         first += len(batch)
     return taken[0] if len(taken) == 1 else torch.cat(taken)
 
@@ -103,7 +123,7 @@ def decode_clips(tokenizer: AdapTokModel, codes: torch.Tensor, token_counts: tor
         (clips, frames, 3, size, size) float32 in [0, 1], on the tokenizer's device.
     """
     counts = token_counts.to(tokenizer.device) if tokenizer.config.adaptive else None
-    return tokenizer.decode(codes.to(tokenizer.device), counts).pixel_values_videos.float().clamp(0, 1)
+    return tokenizer.decode(codes.to(tokenizer.device), counts, return_dict=True).pixel_values_videos.float().clamp(0, 1)
 
 
 @torch.no_grad()
@@ -140,7 +160,7 @@ def allocate_by_block(
             if cache is None:
                 table = _score_last_block(tokenizer, scorer, latents, codes, token_counts[:, : block + 1])
             else:
-                inputs = latents[0][:, block].to(scorer.device), _lookup(tokenizer, codes[0][:, block])
+                inputs = latents[0][:, block].to(scorer.device), lookup_codes(tokenizer, codes[0][:, block])
                 table = scorer.score_block(*inputs, cache).cpu()
         here = parameters
         if isinstance(parameters.get("budget"), tuple):
@@ -167,10 +187,10 @@ def _score_last_block(
     scores, num_blocks = [], token_counts.shape[1]
     counts = token_counts.split([len(batch) for batch in codes])
     for batch_latents, batch_codes, batch_counts in zip(latents, codes, counts, strict=True):
-        quantized = _lookup(tokenizer, batch_codes[:, :num_blocks])
+        quantized = lookup_codes(tokenizer, batch_codes[:, :num_blocks])
         batch_latents, batch_counts = batch_latents[:, :num_blocks].to(scorer.device), batch_counts.to(scorer.device)
         if scorer.config.attention_type == "full":
-            scores.append(scorer(batch_latents, quantized, batch_counts).scores[:, -1].cpu())
+            scores.append(scorer(batch_latents, quantized, batch_counts, return_dict=True).scores[:, -1].cpu())
             continue
         cache = BlockCache()
         for block in range(num_blocks - 1):  # with the tokens that they keep
@@ -179,5 +199,7 @@ def _score_last_block(
     return torch.cat(scores)
 
 
-def _lookup(tokenizer: AdapTokModel, codes: torch.Tensor) -> torch.Tensor:
-    return tokenizer.quantizer.lookup(codes.to(tokenizer.device))
+def lookup_codes(tokenizer: AdapTokModel, codes: torch.Tensor) -> torch.Tensor:
+    """Return what the decoder reads for codes, on the tokenizer's device; computed where an offloaded one is just now."""
+    vectors = tokenizer.quantizer.lookup(codes.to(tokenizer.quantizer.codebook.weight.device))
+    return vectors.to(tokenizer.device)

@@ -78,7 +78,7 @@ def measure_losses(
             if by_level and cache is not None:
                 cache.crop_block()
             counts[:, -1] = level
-            decoded = tokenizer.decode(codes[:, given], counts, past_key_values=cache).pixel_values_videos
+            decoded = tokenizer.decode(codes[:, given], counts, past_key_values=cache, return_dict=True).pixel_values_videos
             error = decoded[:, -config.tubelet_size :].float().clamp(0, 1).sub_(original)
             by_level[level] = error.square_().flatten(1).mean(1).sqrt()
         losses.append(torch.stack([by_level[level] for level in levels], dim=1))

@@ -4,11 +4,13 @@
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils.modeling import get_state_dict_offloaded_model
 from diffusers import DiffusionPipeline
 
 from ..allocation import AllocationRequest, Strategy
@@ -16,13 +18,35 @@ from ..models.generation_adaptok import check_number
 from ..models.modeling_adaptok import AdapTokModel
 from ..models.modeling_adaptok_ar import AdapTokARForCausalLM
 from ..models.modeling_adaptok_scorer import AdapTokScorerModel
+from ..video.clip_batch import ClipBatch
+from ..video.overlaps import fade_clips
+from ..video.tiles import TiledClips
 from ..video.tokenized_video import TokenizedVideo
 from ..video.video_processing_adaptok import AdapTokVideoProcessor, is_video_list
-from .encoded_videos import EncodedVideos, allocate_by_block, decode_clips, join_valid_blocks, stopwatch, take_clips
+from .component_checks import check_components, check_generators
+from .encoded_videos import (
+    EncodedVideos,
+    allocate_by_block,
+    decode_clips,
+    join_valid_blocks,
+    lookup_codes,
+    stopwatch,
+    take_clips,
+)
 from .measured_losses import levels_to_measure, measure_losses
+from .pipeline_arguments import check_arguments
 from .pipeline_generation import GenerationMixin
 from .pipeline_loading import LoadingMixin
-from .pipeline_output import AdapTokGenerationOutput, AdapTokPipelineOutput, check_output_type, convert_frames
+from .pipeline_output import (
+    AdapTokGenerationOutput,
+    AdapTokPipelineOutput,
+    AdapTokPipelineOutputList,
+    Frames,
+    as_tuple,
+    check_output_type,
+    convert_frames,
+    join_videos,
+)
 from .pipeline_streaming import StreamingMixin
 
 
@@ -42,6 +66,8 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
     """
 
     _optional_components = ["scorer", "ar_model", "fp_model"]
+    # A model leaves the accelerator when the one after it here begins: the large generator before the tokenizer decodes.
+    model_cpu_offload_seq = "scorer->ar_model->tokenizer->fp_model"
 
     def __init__(
         self,
@@ -52,33 +78,38 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
         fp_model: AdapTokARForCausalLM | None = None,
     ):
         super().__init__()
-        _check_components(video_processor, tokenizer, scorer)
-        _check_generators(tokenizer, ar_model, fp_model)
+        check_components(video_processor, tokenizer, scorer)
+        check_generators(tokenizer, ar_model, fp_model)
         self.register_modules(
             video_processor=video_processor, tokenizer=tokenizer, scorer=scorer, ar_model=ar_model, fp_model=fp_model
         )
 
     def __call__(
-        self, video: Any = None, *, class_labels: Any = None, return_dict: bool = True, **kwargs
-    ) -> AdapTokPipelineOutput | AdapTokGenerationOutput | list | tuple:
+        self, video: Any = None, *, class_labels: Any = None, **kwargs
+    ) -> AdapTokPipelineOutput | AdapTokPipelineOutputList | AdapTokGenerationOutput | tuple:
         """`generate` where `class_labels` are given, `predict` with a video and `num_condition_frames`, else `reconstruct`.
-
-        With `return_dict=False`, outputs are tuples of their fields.
 
         Raises:
             ValueError: if not exactly one of `video` and `class_labels` is given.
+            TypeError: for arguments of diffusers' pipelines that make no sense here.
         """
+        kwargs = check_arguments(kwargs, self.tokenizer.config)
         if (video is None) == (class_labels is None):
             raise ValueError("give either a video or class_labels")
         if class_labels is not None:
-            output = self.generate(class_labels, **kwargs)
-        elif "num_condition_frames" in kwargs:
-            output = self.predict(video, **kwargs)
-        else:
-            output = self.reconstruct(video, **kwargs)
-        if return_dict:
-            return output
-        return [tuple(vars(each).values()) for each in output] if isinstance(output, list) else tuple(vars(output).values())
+            return self.generate(class_labels, **kwargs)
+        return self.predict(video, **kwargs) if "num_condition_frames" in kwargs else self.reconstruct(video, **kwargs)
+
+    def read(
+        self, video: Any, *, fps: float | None = None, resize_mode: str | None = None, overlap_blocks: int = 0
+    ) -> ClipBatch | TiledClips:
+        """Read a video and cut it into clips, as `encode` does, whose arguments these are."""
+        resize_mode = resize_mode or self.video_processor.resize_mode
+        if resize_mode != "tile":
+            return self.video_processor.clips(video, fps, resize_mode, overlap_blocks)
+        if overlap_blocks:
+            raise ValueError(f"overlap_blocks={overlap_blocks} is for 'crop' and 'squash', not for 'tile'")
+        return self.video_processor.tiled_clips(video, fps=fps)
 
     @torch.no_grad()
     def encode(
@@ -88,6 +119,7 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
         request: AllocationRequest | None = None,
         fps: float | None = None,
         resize_mode: str | None = None,
+        overlap_blocks: int = 0,
         batch_size: int = 8,
     ) -> EncodedVideos:
         """Read videos, cut them into clips, and encode these at full width: the first of four steps.
@@ -98,7 +130,10 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
             request: what will be allocated. If given, it is checked as soon as the number of blocks is known, and latents
                 are kept only if its strategy needs them: those of `joint` are scored at once, batch by batch, and dropped.
             fps: frames per second of an input that does not state it.
-            resize_mode: `"crop"` or `"squash"`, see [`AdapTokVideoProcessor`].
+            resize_mode: `"crop"`, `"squash"` or `"tile"`, see [`AdapTokVideoProcessor`]. Each block of each tile counts as
+                a block of the budget.
+            overlap_blocks: blocks that each clip of a long video shares with the one before, at most half of a clip's. It
+                hides the jump between them, for more tokens. Not for `"tile"`.
             batch_size: clips that are encoded together.
 
         Raises:
@@ -109,24 +144,24 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
         resize_mode = resize_mode or self.video_processor.resize_mode
         seconds: dict[str, float] = {}
         with stopwatch(seconds, "read", self.device):
-            videos = videos if is_list else [videos]
-            clips = [self.video_processor.clips(video, fps=fps, resize_mode=resize_mode) for video in videos]
+            options = {"fps": fps, "resize_mode": resize_mode, "overlap_blocks": overlap_blocks}
+            clips = [self.read(video, **options) for video in (videos if is_list else [videos])]
         if strategy is not None:
-            self._check_request(request, strategy, join_valid_blocks(clips, self.tokenizer.config.num_blocks))
+            self.check_request(request, join_valid_blocks(clips, self.tokenizer.config.num_blocks))
         needs_scorer = self.scorer is not None if request is None else strategy is not None and strategy.needs_scorer
         scores_at_once = strategy is not None and needs_scorer and strategy.order == "clip"
         codes, latents, scores = [], [], []
         for start in self._batches(sum(map(len, clips)), batch_size, "encode"):
             with stopwatch(seconds, "encode", self.device), torch.inference_mode():
                 frames = take_clips(clips, slice(start, start + batch_size)).to(self.device)
-                encoded = self.tokenizer.encode((frames / 255).to(self.tokenizer.dtype))
+                encoded = self.tokenizer.encode((frames / 255).to(self.tokenizer.dtype), return_dict=True)
                 codes.append(encoded.codes.cpu())
                 if needs_scorer and not scores_at_once:
                     latents.append(encoded.latents.cpu())
             if scores_at_once:
                 with stopwatch(seconds, "score", self.device), torch.inference_mode():
-                    quantized = self.tokenizer.quantizer.lookup(encoded.codes)
-                    scores.append(self.scorer(encoded.latents, quantized).scores.cpu())
+                    quantized = lookup_codes(self.tokenizer, encoded.codes)
+                    scores.append(self.scorer(encoded.latents, quantized, return_dict=True).scores.cpu())
         shape = (0, self.tokenizer.config.num_blocks, self.tokenizer.config.latents_per_block)
         codes = torch.cat([torch.empty(shape, dtype=torch.long), *codes])
         latents = torch.cat(latents) if latents else None
@@ -167,8 +202,9 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
                     frames = encoded.frames(rows).to(self.device) / 255
                     losses.append(measure_losses(self.tokenizer, frames, codes, levels).cpu())
                 else:
-                    quantized = self.tokenizer.quantizer.lookup(codes)
-                    losses.append(self.scorer(encoded.latents[rows].to(self.device), quantized).scores.cpu())
+                    quantized = lookup_codes(self.tokenizer, codes).to(self.device)
+                    latents = encoded.latents[rows].to(self.device)
+                    losses.append(self.scorer(latents, quantized, return_dict=True).scores.cpu())
         encoded.tables[kind] = torch.cat(losses).double().numpy()
         return encoded.tables[kind]
 
@@ -190,11 +226,11 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
         """
         request = request or AllocationRequest()
         strategy, valid = self._choose_strategy(request), encoded.valid_blocks
-        certificate: dict[str, float] = {}
+        facts: dict[str, float] = {}
         if strategy is None:
             token_counts = valid.long() * self.tokenizer.config.latents_per_block
         else:
-            self._check_request(request, strategy, valid)
+            self.check_request(request, valid)
             parameters = request.parameters(self.tokenizer.config.latents_per_block)
             if strategy.order == "block":
                 token_counts = self._allocate_by_block(encoded, strategy, parameters, batch_size)
@@ -206,9 +242,14 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
                 else:
                     table = self.score(encoded, measured=measured, batch_size=batch_size)
                 with stopwatch(encoded.seconds, "allocate", self.device):
-                    counts, certificate = strategy.allocate(table, step=levels.step, valid=valid.numpy(), **parameters)
+                    counts, facts = strategy.allocate(table, step=levels.step, valid=valid.numpy(), **parameters)
                 token_counts = torch.from_numpy(counts)
-        chosen_by = {"strategy": strategy.name if strategy else "all tokens"} | certificate
+            if strategy.needs == "budget" and valid.any():
+                budget, num_blocks = parameters["budget"], int(valid.sum())
+                if isinstance(budget, tuple):  # one number per block position
+                    budget = float((valid.numpy() * budget).sum()) / num_blocks
+                facts = {"budget": budget, "reached": int(token_counts.sum()) / num_blocks} | facts
+        chosen_by = {"strategy": strategy.name if strategy else "all tokens"} | facts
         tokens, start = [], 0
         for clips in encoded.clips:
             rows = slice(start, start + len(clips))
@@ -225,6 +266,8 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
                     resize_mode=encoded.resize_mode,
                     model_hash=encoded.model_hash,
                     allocation=dict(chosen_by),
+                    tiles=getattr(clips, "grid", None),
+                    overlap_blocks=getattr(clips, "overlap_blocks", 0),
                 )
             )
         return tokens if encoded.is_list else tokens[0]
@@ -237,10 +280,22 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
             batch_size: clips that are decoded together.
 
         Returns:
-            uint8 (frames, height, width, 3). Squashed videos get their proportions back.
+            uint8 (frames, height, width, 3). Squashed videos get their proportions back, tiles become whole frames.
 
         Raises:
             ValueError: if the tokens were made by another tokenizer, or their numbers do not fit it.
+        """
+        frames = self.decode_frames(tokens, batch_size=batch_size)
+        first = next(frames)
+        video = np.empty((tokens.num_frames, *first.shape), dtype=np.uint8)
+        for index, frame in enumerate(chain([first], frames)):
+            video[index] = frame
+        return video
+
+    def decode_frames(self, tokens: TokenizedVideo, *, batch_size: int = 8) -> Iterator[np.ndarray]:
+        """Decode as `decode` does, but return an iterator of single frames, so that a long video needs little memory.
+
+        Arguments and errors are those of `decode`, and raised at once.
         """
         if tokens.model_hash != self.model_hash:
             raise ValueError(
@@ -248,20 +303,31 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
                 f"{self.model_hash[:12]})"
             )
         config = self.tokenizer.config
-        num_clip_frames, num_clips = config.num_frames, len(tokens.codes)
+        num_clips, shared = len(tokens.codes), tokens.overlap_blocks * config.tubelet_size
+        if tokens.tiles is not None:
+            if tokens.tiles.size != config.image_size:
+                raise ValueError(f"tiles of {tokens.tiles.size} pixels are not this tokenizer's, {config.image_size}")
+            num_clips //= len(tokens.tiles)
         if tuple(tokens.codes.shape[1:]) != (config.num_blocks, config.latents_per_block):
             raise ValueError(f"codes of shape {tuple(tokens.codes.shape)} are not this tokenizer's")
-        if not (num_clips - 1) * num_clip_frames < tokens.num_frames <= num_clips * num_clip_frames:
-            raise ValueError(f"num_frames={tokens.num_frames} is not of {num_clips} clips of {num_clip_frames} frames")
-        size = tuple(tokens.source_size) if tokens.resize_mode == "squash" else (config.image_size,) * 2
-        frames = np.empty((tokens.num_frames, *size, 3), dtype=np.uint8)
+        if num_clips != max(-(-(tokens.num_frames - shared) // (config.num_frames - shared)), 1):
+            raise ValueError(f"num_frames={tokens.num_frames} is not of {num_clips} clips of {config.num_frames} frames")
+        return islice(fade_clips(self._decode_whole_clips(tokens, batch_size), shared), tokens.num_frames)
+
+    def _decode_whole_clips(self, tokens: TokenizedVideo, batch_size: int) -> Iterator[np.ndarray]:
+        """Yield each clip at the size of the output, uint8 (frames, height, width, 3)."""
+        size, tiles = tokens.source_size if tokens.resize_mode == "squash" else None, []
         for start in self._batches(len(tokens.codes), batch_size, "decode"):
             rows = slice(start, start + batch_size)
             video = decode_clips(self.tokenizer, tokens.codes[rows], tokens.token_counts[rows])
-            first = start * num_clip_frames
-            real = min(len(video) * num_clip_frames, tokens.num_frames - first)
-            frames[first : first + real] = self.video_processor.unclip(video, num_frames=real, output_size=size)
-        return frames
+            clips = np.split(self.video_processor.unclip(video, output_size=size), len(video))
+            if tokens.tiles is None:
+                yield from clips
+                continue
+            tiles += clips
+            while len(tiles) >= len(tokens.tiles):  # all of a clip
+                yield np.stack(list(tokens.tiles.join(tiles[: len(tokens.tiles)], *tokens.source_size)))
+                del tiles[: len(tokens.tiles)]
 
     def reconstruct(
         self,
@@ -273,34 +339,40 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
         allocation: str | None = None,
         rounding: str | None = None,
         resize_mode: str | None = None,
+        overlap_blocks: int = 0,
         fps: float | None = None,
         batch_size: int = 8,
         output_type: str = "np",
-    ) -> AdapTokPipelineOutput | list[AdapTokPipelineOutput]:
+        return_dict: bool = True,
+    ) -> AdapTokPipelineOutput | AdapTokPipelineOutputList | tuple:
         """Tokenize videos on a budget and decode them again; each output has as many frames as its input.
 
         Args:
-            videos, fps, resize_mode, batch_size: see `encode`.
+            videos, fps, resize_mode, overlap_blocks, batch_size: see `encode`.
             budget, price, threshold, rounding: see [`AllocationRequest`]; `allocation` is its `strategy`.
-            output_type: `"np"`, `"pt"` or `"pil"`.
+            output_type: `"np"`, `"pt"`, `"pil"` or `"uint8"`, see [`AdapTokPipelineOutput`].
+            return_dict: `False` gives a tuple of the output's fields, `frames` first; of a list of videos, of their lists.
 
         Returns:
-            The output; of a list of videos, a list.
+            The output; of a list of videos, an [`AdapTokPipelineOutputList`].
 
         Raises:
             ValueError: for something that is not a video, an unknown strategy, or a budget that cannot be met.
         """
         check_output_type(output_type)
         request = AllocationRequest(budget, price, threshold, allocation, rounding)
-        encoded = self.encode(videos, request=request, fps=fps, resize_mode=resize_mode, batch_size=batch_size)
+        settings = {"fps": fps, "resize_mode": resize_mode, "overlap_blocks": overlap_blocks, "batch_size": batch_size}
+        encoded = self.encode(videos, request=request, **settings)
         tokens = self.allocate(encoded, request, batch_size=batch_size)
-        outputs, seconds = [], {"score": 0.0, "allocate": 0.0} | encoded.seconds
+        outputs, seconds = AdapTokPipelineOutputList(), {"score": 0.0, "allocate": 0.0} | encoded.seconds
         for video, clips in zip(tokens if encoded.is_list else [tokens], encoded.clips, strict=True):
             with stopwatch(seconds, "decode", self.device):
-                frames = self.detokenize(video, batch_size=batch_size, output_type=output_type)
-            original = clips.frames.flatten(0, 1)[: clips.num_frames].permute(0, 2, 3, 1).numpy()
+                frames = convert_frames(self.decode(video, batch_size=batch_size)[None], output_type)
+            original = convert_frames(clips.original()[None], output_type)
             outputs.append(AdapTokPipelineOutput(frames=frames, tokens=video, original=original, seconds=seconds))
-        return outputs if encoded.is_list else outputs[0]
+        self.maybe_free_model_hooks()
+        output = outputs if encoded.is_list else outputs[0]
+        return output if return_dict else as_tuple(output)
 
     def tokenize(
         self,
@@ -312,20 +384,30 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
         allocation: str | None = None,
         rounding: str | None = None,
         resize_mode: str | None = None,
+        overlap_blocks: int = 0,
         fps: float | None = None,
         batch_size: int = 8,
     ) -> TokenizedVideo | list[TokenizedVideo]:
         """Turn videos into tokens: `encode`, then `allocate`. Arguments, results and errors are those of `reconstruct`."""
         request = AllocationRequest(budget, price, threshold, allocation, rounding)
-        encoded = self.encode(videos, request=request, fps=fps, resize_mode=resize_mode, batch_size=batch_size)
-        return self.allocate(encoded, request, batch_size=batch_size)
+        settings = {"fps": fps, "resize_mode": resize_mode, "overlap_blocks": overlap_blocks, "batch_size": batch_size}
+        encoded = self.encode(videos, request=request, **settings)
+        tokens = self.allocate(encoded, request, batch_size=batch_size)
+        self.maybe_free_model_hooks()
+        return tokens
 
     def detokenize(
-        self, tokens: TokenizedVideo, *, batch_size: int = 8, output_type: str = "np"
-    ) -> np.ndarray | torch.Tensor | list:
-        """Turn tokens into frames: `decode` in any form of [`AdapTokPipelineOutput`]."""
+        self, tokens: TokenizedVideo | Sequence[TokenizedVideo], *, batch_size: int = 8, output_type: str = "np"
+    ) -> Frames:
+        """Turn the tokens of a video or of several into frames: `decode` in the forms of [`AdapTokPipelineOutput`].
+
+        `frames[i]` is a video, also of a single one. Videos of different shapes make a list.
+        """
         check_output_type(output_type)
-        return convert_frames(self.decode(tokens, batch_size=batch_size), output_type)
+        videos = [tokens] if isinstance(tokens, TokenizedVideo) else tokens
+        frames = [convert_frames(self.decode(video, batch_size=batch_size)[None], output_type)[0] for video in videos]
+        self.maybe_free_model_hooks()
+        return join_videos(frames)
 
     @property
     def model_hash(self) -> str:
@@ -333,9 +415,16 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
         config = self.tokenizer.config
         architecture = {key: getattr(config, key) for key in sorted(type(config).__annotations__)}
         digest = hashlib.sha256(json.dumps(architecture, sort_keys=True).encode())
-        for name, tensor in sorted(self.tokenizer.state_dict().items()):
+        weights = self.tokenizer.state_dict()
+        if any(getattr(entry, "is_meta", False) for entry in weights.values()):  # offloaded module by module
+            weights = get_state_dict_offloaded_model(self.tokenizer)
+        for name, entry in sorted(weights.items()):
             digest.update(name.encode())
-            digest.update(tensor.detach().to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
+            for tensor in entry if isinstance(entry, tuple) else (entry,):  # int8 weights come with their bias
+                if not isinstance(tensor, torch.Tensor):
+                    continue
+                tensor = tensor.dequantize() if tensor.is_quantized else tensor
+                digest.update(tensor.detach().to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
         return digest.hexdigest()
 
     def _choose_strategy(self, request: AllocationRequest) -> Strategy | None:
@@ -351,8 +440,16 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
         step = self.scorer.config.score_step if self.scorer is not None else 1
         return levels_to_measure(per_block, step) if measured else range(step, per_block + 1, step)
 
-    def _check_request(self, request: AllocationRequest, strategy: Strategy, valid: torch.Tensor) -> None:
-        """Raise `ValueError` if these blocks cannot meet the request, before anything is encoded or scored."""
+    def check_request(self, request: AllocationRequest, valid_blocks: torch.Tensor | None = None) -> None:
+        """Raise `ValueError` if blocks cannot meet a request, before anything is encoded or scored.
+
+        Args:
+            valid_blocks: (clips, blocks) bool, see `EncodedVideos.valid_blocks`; default: one whole clip.
+        """
+        strategy = self._choose_strategy(request)
+        if strategy is None:
+            return
+        valid = torch.ones(1, self.tokenizer.config.num_blocks, dtype=torch.bool) if valid_blocks is None else valid_blocks
         levels = self._levels(strategy.scores == "measured")
         parameters = request.parameters(self.tokenizer.config.latents_per_block)
         table = np.zeros((*valid.shape, len(levels)))
@@ -380,34 +477,3 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
         bar = self.progress_bar(starts)
         bar.set_description(stage)
         return bar
-
-
-def _check_components(
-    video_processor: AdapTokVideoProcessor, tokenizer: AdapTokModel, scorer: AdapTokScorerModel | None
-) -> None:
-    config = tokenizer.config
-    for name in ("image_size", "num_frames", "tubelet_size"):
-        if getattr(video_processor, name) != getattr(config, name):
-            raise ValueError(
-                f"the video processor has {name}={getattr(video_processor, name)}, the tokenizer {getattr(config, name)}"
-            )
-    if scorer is not None:
-        ours = (config.hidden_size, config.num_blocks, config.latents_per_block)
-        theirs = (scorer.config.latent_size, scorer.config.num_blocks, scorer.config.latents_per_block)
-        if ours != theirs:
-            raise ValueError(f"the scorer is for (width, blocks, latents) {theirs}, the tokenizer has {ours}")
-
-
-def _check_generators(
-    tokenizer: AdapTokModel, ar_model: AdapTokARForCausalLM | None, fp_model: AdapTokARForCausalLM | None
-) -> None:
-    for name, model, is_class_conditional in (("ar_model", ar_model, True), ("fp_model", fp_model, False)):
-        if model is None:
-            continue
-        if model.config.is_class_conditional != is_class_conditional:
-            kind = "frame-prediction" if is_class_conditional else "class-conditional"
-            raise ValueError(f"{name} is a {kind} generator: it is in the place of the other")
-        for entry in ("codebook_size", "num_blocks", "latents_per_block"):
-            theirs, ours = getattr(model.config, entry), getattr(tokenizer.config, entry)
-            if theirs != ours:
-                raise ValueError(f"{name} has {entry}={theirs}, the tokenizer {ours}: they do not belong together")

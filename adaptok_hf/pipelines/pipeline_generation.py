@@ -2,78 +2,97 @@
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from ..models.generation_adaptok import check_number
 from ..models.modeling_adaptok_ar import AdapTokARForCausalLM
 from ..video.video_io import DEFAULT_FPS, check_fps
+from ..video.video_processing_adaptok import is_video_list
 from .encoded_videos import decode_clips
-from .pipeline_output import AdapTokGenerationOutput, check_output_type, convert_frames
+from .pipeline_arguments import BlockCallback, check_arguments, number_of_videos
+from .pipeline_output import AdapTokGenerationOutput, as_tuple, check_output_type, convert_frames
 
 
 class GenerationMixin:
     """`generate` and `predict` of [`AdapTokPipeline`]."""
 
+    _callback_tensor_inputs = ["sequences"]
+    _interrupt = False
+
     def generate(
         self,
         class_labels: int | str | Sequence[int | str],
         *,
-        num_videos_per_class: int = 1,
+        num_videos_per_class: int | None = None,
+        num_videos_per_prompt: int | None = None,
         guidance_scale: float = 1.0,
         guidance_interval: int | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
         max_tokens: int | Sequence[int] | None = None,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
         fps: float = DEFAULT_FPS,
         batch_size: int = 16,
         output_type: str = "np",
+        return_dict: bool = True,
+        callback_on_step_end: Callable | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("sequences",),
         **generate_kwargs,
-    ) -> AdapTokGenerationOutput:
+    ) -> AdapTokGenerationOutput | tuple:
         """Make videos of classes.
 
         Args:
             class_labels: class names or ids, see `class_names`.
-            num_videos_per_class: videos of each.
+            num_videos_per_class, num_videos_per_prompt: videos of each (default: 1); the second is diffusers' name for it.
             guidance_scale, guidance_interval: see [`AdapTokARForCausalLM.generate`].
             temperature, top_k, top_p: how tokens are sampled; default: the model's `generation_config`.
             max_tokens: the most tokens to write: of a whole clip, or one number for each generated block.
-            generator: seeds each video; the videos do not depend on `batch_size`.
+            generator: seeds each video; the videos do not depend on `batch_size`. Or a list with a generator for each.
             fps: of the output; the model knows nothing of time.
             batch_size: videos that are generated together.
-            output_type: `"np"`, `"pt"` or `"pil"`.
+            output_type: `"np"`, `"pt"`, `"pil"` or `"uint8"`, see [`AdapTokPipelineOutput`].
+            return_dict: `False` gives a tuple of the output's fields, `frames` first.
+            callback_on_step_end, callback_on_step_end_tensor_inputs: called after each block, see [`BlockCallback`].
+                Where it sets `pipeline._interrupt`, the rest is not written: the output has what was made so far.
             generate_kwargs: for transformers' `generate`, such as `cache_implementation="static"`.
 
         Raises:
             ValueError: if the pipeline has no class-conditional generator, for unknown classes (naming the closest) and
                 for impossible settings.
+            TypeError: for arguments of diffusers' pipelines that make no sense here.
         """
         if self.ar_model is None:
             raise ValueError("this pipeline has no class-conditional generator (ar_model)")
         check_output_type(output_type)
-        check_number("num_videos_per_class", num_videos_per_class, 1, math.inf, whole=True)
+        generate_kwargs = check_arguments(generate_kwargs, self.tokenizer.config)
+        copies = number_of_videos(num_videos_per_class=num_videos_per_class, num_videos_per_prompt=num_videos_per_prompt)
         fps = check_fps(fps)
         classes = [class_labels] if isinstance(class_labels, int | str) else list(class_labels)
-        labels = [class_id(self.ar_model, label) for label in classes for _ in range(num_videos_per_class)]
+        labels = [class_id(self.ar_model, label) for label in classes for _ in range(copies)]
         if not labels:
             raise ValueError("class_labels is empty")
         settings = sampling_arguments(temperature, top_k, top_p) | generate_kwargs
         settings |= {"guidance_scale": guidance_scale, "guidance_interval": guidance_interval, "max_tokens": max_tokens}
         seeds = sample_seeds(len(labels), generator)
+        settings |= self._watch(self.ar_model, callback_on_step_end, callback_on_step_end_tensor_inputs, settings)
         frames, codes, counts = [], [], []
         for start in self._batches(len(labels), batch_size, "generate"):
             rows = slice(start, start + batch_size)
-            sequences = self.ar_model.generate(class_labels=labels[rows], seeds=seeds[rows], **settings)
-            clips = self.ar_model.unpack_sequences(sequences)
+            clips = self._write(self.ar_model, settings, class_labels=labels[rows], seeds=seeds[rows])
             frames.append(self.decode_clips(*clips))
             codes.append(clips[0].cpu())
             counts.append(clips[1].cpu())
-        return AdapTokGenerationOutput(
+            if self.interrupt:
+                labels, seeds = labels[: rows.stop], seeds[: rows.stop]
+                break
+        self.maybe_free_model_hooks()
+        output = AdapTokGenerationOutput(
             frames=convert_frames(torch.cat(frames).movedim(2, 4).numpy(), output_type),
             codes=torch.cat(codes)[:, None],
             token_counts=torch.cat(counts)[:, None],
@@ -83,6 +102,7 @@ class GenerationMixin:
             num_condition_frames=0,
             fps=fps,
         )
+        return output if return_dict else as_tuple(output)
 
     def predict(
         self,
@@ -90,26 +110,30 @@ class GenerationMixin:
         *,
         num_condition_frames: int = 5,
         num_rollouts: int = 1,
-        num_videos: int = 1,
+        num_videos: int | None = None,
+        num_videos_per_prompt: int | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
         max_tokens: int | Sequence[int] | None = None,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
         resize_mode: str | None = None,
         fps: float | None = None,
         output_type: str = "np",
+        return_dict: bool = True,
+        callback_on_step_end: Callable | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("sequences",),
         **generate_kwargs,
-    ) -> AdapTokGenerationOutput:
-        """Continue the first frames of a video.
+    ) -> AdapTokGenerationOutput | tuple:
+        """Continue the first frames of a video, or of each of a list of videos.
 
         Args:
             video: anything that `tokenize` takes; only its first `num_condition_frames` frames are used.
             num_condition_frames: frames that the model is given.
             num_rollouts: clips to predict one after the other, each from the last `num_condition_frames` frames of the
                 previous one.
-            num_videos: different continuations.
-            temperature, top_k, top_p, generator, generate_kwargs: as in `generate`.
+            num_videos, num_videos_per_prompt: different continuations of each (default: 1).
+            temperature, top_k, top_p, generator, return_dict, callback_on_step_end, generate_kwargs: as in `generate`.
             max_tokens: as in `generate`, for each predicted clip; the blocks that are given do not count.
             resize_mode, fps: as in `tokenize`.
 
@@ -118,36 +142,36 @@ class GenerationMixin:
             from tokens, the given ones too.
 
         Raises:
-            ValueError: if the pipeline has no frame-prediction generator, or the video has too few frames.
+            ValueError: if the pipeline has no frame-prediction generator, a video has too few frames, or videos differ in
+                their frame rate.
+            TypeError: for arguments of diffusers' pipelines that make no sense here.
         """
         if self.fp_model is None:
             raise ValueError("this pipeline has no frame-prediction generator (fp_model)")
         check_output_type(output_type)
-        for name, value in (("num_rollouts", num_rollouts), ("num_videos", num_videos)):
-            check_number(name, value, 1, math.inf, whole=True)
+        generate_kwargs = check_arguments(generate_kwargs, self.tokenizer.config)
+        check_number("num_rollouts", num_rollouts, 1, math.inf, whole=True)
+        copies = number_of_videos(num_videos=num_videos, num_videos_per_prompt=num_videos_per_prompt)
         length = self.tokenizer.config.num_frames
         check_number("num_condition_frames", num_condition_frames, 1, length - 1, whole=True)
-        loaded = self.video_processor.load(video, fps=fps, max_frames=num_condition_frames)
-        if len(loaded.frames) < num_condition_frames:
-            raise ValueError(
-                f"the video has {len(loaded.frames)} frames, {num_condition_frames} are needed to continue it "
-                "(num_condition_frames)"
-            )
-        clip = self.video_processor.clips(loaded, resize_mode=resize_mode).frames[:1]
-        windows = clip.expand(num_videos, -1, -1, -1, -1)
+        windows, fps = self._given_frames(video, num_condition_frames, fps, resize_mode)
+        windows = windows.repeat_interleave(copies, dim=0)
         settings = sampling_arguments(temperature, top_k, top_p) | generate_kwargs | {"max_tokens": max_tokens}
+        settings |= self._watch(self.fp_model, callback_on_step_end, callback_on_step_end_tensor_inputs, settings)
         frames, codes, counts, seeds = [], [], [], []
         for rollout in range(num_rollouts):
             condition = self.tokenize_condition(windows, num_condition_frames)
-            seeds.append(sample_seeds(num_videos, generator))
-            sequences = self.fp_model.generate(condition_codes=condition, seeds=seeds[-1], **settings)
-            clips = self.fp_model.unpack_sequences(sequences, condition)
+            seeds.append(sample_seeds(len(windows), generator))
+            clips = self._write(self.fp_model, settings, condition_codes=condition, seeds=seeds[-1])
             windows = self.decode_clips(*clips)
             frames.append(windows if rollout == 0 else windows[:, num_condition_frames:])
             codes.append(clips[0].cpu())
             counts.append(clips[1].cpu())
             windows = windows[:, -num_condition_frames:]
-        return AdapTokGenerationOutput(
+            if self.interrupt:
+                break
+        self.maybe_free_model_hooks()
+        output = AdapTokGenerationOutput(
             frames=convert_frames(torch.cat(frames, dim=1).movedim(2, 4).numpy(), output_type),
             codes=torch.stack(codes, dim=1),
             token_counts=torch.stack(counts, dim=1),
@@ -155,8 +179,46 @@ class GenerationMixin:
             class_labels=None,
             class_names=None,
             num_condition_frames=num_condition_frames,
-            fps=loaded.fps,
+            fps=fps,
         )
+        return output if return_dict else as_tuple(output)
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether `generate` or `predict` was asked to stop, by `pipeline._interrupt = True` in its callback."""
+        return self._interrupt
+
+    def _given_frames(
+        self, video: Any, count: int, fps: float | None, resize_mode: str | None
+    ) -> tuple[torch.Tensor, float]:
+        """Return the first clip of each video, uint8 (videos, frames, 3, size, size), and their frame rate."""
+        videos = [
+            self.video_processor.load(each, fps=fps, max_frames=count)
+            for each in (video if is_video_list(video) else [video])
+        ]
+        for each in videos:
+            if len(each.frames) < count:
+                raise ValueError(
+                    f"the video has {len(each.frames)} frames, {count} are needed to continue it (num_condition_frames)"
+                )
+        if len(rates := {each.fps for each in videos}) != 1:
+            raise ValueError(f"videos that are continued together need one frame rate, got {sorted(rates)}")
+        clips = [self.video_processor.clips(each, resize_mode=resize_mode).frames[:1] for each in videos]
+        return torch.cat(clips), rates.pop()
+
+    def _watch(self, model: AdapTokARForCausalLM, callback: Callable | None, tensor_inputs: Sequence[str], settings: dict):
+        """Return the stopping criteria of a call: the given ones, and the one that calls the callback after each block."""
+        self._interrupt = False
+        watcher = BlockCallback(self, callback, list(tensor_inputs), model)
+        return {"stopping_criteria": [*(settings.get("stopping_criteria") or []), watcher]}
+
+    def _write(self, model: AdapTokARForCausalLM, settings: dict[str, Any], **given) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return codes and counts of a batch of clips; an interrupted one has no tokens in its last blocks."""
+        settings["stopping_criteria"][-1].start()
+        sequences = model.generate(**given, **settings)
+        if self.interrupt:
+            sequences = nn.functional.pad(sequences, (0, model.config.num_blocks), value=model.config.eob_token_id)
+        return model.unpack_sequences(sequences, given.get("condition_codes"))
 
     @property
     def class_names(self) -> list[str]:
@@ -178,7 +240,7 @@ class GenerationMixin:
         """
         index = torch.arange(self.tokenizer.config.num_frames).clamp(max=num_condition_frames - 1)
         video = (windows[:, index].to(self.device) / 255).to(self.tokenizer.dtype)
-        return self.tokenizer.encode(video).codes
+        return self.tokenizer.encode(video, return_dict=True).codes
 
     def decode_clips(self, codes: torch.Tensor, token_counts: torch.Tensor) -> torch.Tensor:
         """Return the frames of whole clips, uint8 (clips, frames, 3, height, width)."""
@@ -212,8 +274,16 @@ def _plain(name: str) -> str:
     return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
-def sample_seeds(count: int, generator: torch.Generator | None) -> torch.LongTensor:
-    """Return (count,) seeds from a generator (which may be on any device), or from torch's global one."""
+def sample_seeds(count: int, generator: torch.Generator | Sequence[torch.Generator] | None) -> torch.LongTensor:
+    """Return (count,) seeds from a generator (which may be on any device), one of each of a list, or torch's global one.
+
+    Raises:
+        ValueError: for a list of another length.
+    """
+    if isinstance(generator, list | tuple):
+        if len(generator) != count:
+            raise ValueError(f"got {len(generator)} generators for {count} videos, expected one for each")
+        return torch.cat([sample_seeds(1, each) for each in generator])
     device = generator.device if generator is not None else "cpu"
     return torch.randint(2**63 - 1, (count,), generator=generator, device=device).cpu()
 

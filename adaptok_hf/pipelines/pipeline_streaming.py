@@ -12,7 +12,7 @@ from ..allocation import AllocationRequest, RateController
 from ..allocation.budgets import is_finite_number
 from ..models.block_cache import BlockCache
 from ..video.frame_stream import Frame, iter_frames
-from .pipeline_output import StreamBlock, check_output_type, convert_frames
+from .pipeline_output import Frames, StreamBlock, check_output_type, convert_frames
 
 # scores of a block (levels,) -> its token count and the price that decided it
 CountRule = Callable[[np.ndarray], tuple[int, float | None]]
@@ -54,7 +54,7 @@ class StreamingMixin:
             fps: frames per second of frames that do not tell it (default: 24).
             resize_mode: `"crop"` or `"squash"`, see [`AdapTokVideoProcessor`].
             decode: whether to reconstruct the frames.
-            output_type: `"np"`, `"pt"` or `"pil"`.
+            output_type: `"np"`, `"pt"`, `"pil"` or `"uint8"`, see [`StreamBlock`].
 
         Yields:
             [`StreamBlock`], each as soon as its last frame has arrived. Without price, threshold, budget and bit rate all
@@ -89,11 +89,11 @@ class StreamingMixin:
 
         Args:
             blocks: what `stream` yields, in order. They may begin with the first block of any clip.
-            output_type: `"np"`, `"pt"` or `"pil"`.
+            output_type: `"np"`, `"pt"`, `"pil"` or `"uint8"`.
 
         Yields:
-            One frame after the other: uint8 (height, width, 3), float (3, height, width) in [0, 1] or an image. Squashed
-            videos get their proportions back.
+            One frame after the other: float32 (height, width, 3) or (3, height, width) in [0, 1], an image, or uint8
+            (height, width, 3). Squashed videos get their proportions back.
 
         Raises:
             ValueError: for blocks of another tokenizer, a missing block, and counts or codes that do not fit.
@@ -145,7 +145,7 @@ class StreamingMixin:
             clip = self.video_processor.clips(np.stack([frame for frame, _, _ in group]), fps, resize_mode)
             video = clip.frames[:, : config.tubelet_size]
             encoded = self.tokenizer.encode(
-                (video.to(self.device) / 255).to(self.tokenizer.dtype), past_key_values=encoder_cache
+                (video.to(self.device) / 255).to(self.tokenizer.dtype), past_key_values=encoder_cache, return_dict=True
             )
             latents, codes = encoded.latents[:, 0], encoded.codes[:, 0]
             count, price = config.latents_per_block, None
@@ -169,7 +169,7 @@ class StreamingMixin:
                 price=price,
                 model_hash=model_hash,
                 frames=None,
-                original=video[0, : len(group)].permute(0, 2, 3, 1).numpy(),
+                original=convert_frames(video[0, : len(group)].permute(0, 2, 3, 1).numpy(), output_type),
                 latency=0.0,
             )
             if decode:
@@ -179,10 +179,10 @@ class StreamingMixin:
 
     def _decode_block(
         self, codes: torch.Tensor, count: int, cache: BlockCache, block: StreamBlock, output_type: str
-    ) -> np.ndarray | torch.Tensor | list:
+    ) -> Frames:
         """The next block of a clip -> its real frames."""
         counts = torch.tensor([[count]], device=self.device) if self.tokenizer.config.adaptive else None
-        decoded = self.tokenizer.decode(codes[None, None].to(self.device), counts, past_key_values=cache)
+        decoded = self.tokenizer.decode(codes[None, None].to(self.device), counts, past_key_values=cache, return_dict=True)
         frames = self.video_processor.unclip(
             decoded.pixel_values_videos.float(),
             num_frames=block.num_frames,

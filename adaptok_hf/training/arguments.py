@@ -18,6 +18,7 @@ class DatasetArguments:
         default=None, metadata={"help": "A data set on the Hub with a column of videos, streamed."}
     )
     hub_split: str = field(default="train", metadata={"help": "Of hub_dataset."})
+    hub_video_column: str | None = field(default=None, metadata={"help": "Of hub_dataset; default: the one of videos."})
 
     def __post_init__(self):
         for one, other in (("ucf101_folder", "ucf101_splits"), ("kinetics_folder", "kinetics_csv")):
@@ -109,7 +110,10 @@ class RunArguments:
     checkpointing_steps: int = field(default=250)
     checkpoints_total_limit: int = field(default=2, metadata={"help": "How many of the newest are kept."})
     logging_steps: int = field(default=25)
-    report_to: Literal["none", "tensorboard", "wandb"] = field(default="none", metadata={"help": "A tracker for the log."})
+    report_to: str = field(
+        default="none",
+        metadata={"help": "A tracker for the log: tensorboard, wandb, trackio or another of accelerate's; or all."},
+    )
     resume_from_checkpoint: str | None = field(
         default=None, metadata={"help": "'latest' (from step 0 if there is none), or a name such as 'checkpoint-500'."}
     )
@@ -118,6 +122,7 @@ class RunArguments:
         names = ("gradient_accumulation_steps", "checkpoints_total_limit", "logging_steps", "validation_steps",
                  "checkpointing_steps", "max_train_steps")  # fmt: skip
         check_positive(self, *names)
+        check_tracker(self.report_to)
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
         resume = self.resume_from_checkpoint
@@ -147,6 +152,24 @@ def check_positive(args: Any, *names: str) -> None:
         value = getattr(args, name)
         if value is not None and value <= 0:
             raise ValueError(f"{name} must be positive, got {value}")
+
+
+def check_tracker(name: str) -> None:
+    """Raise an error unless accelerate has a tracker, which leaves out in silence what is not installed.
+
+    Raises:
+        ValueError: for an unknown tracker.
+        ImportError: if its package is missing.
+    """
+    if name in ("none", "all"):
+        return
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+    from accelerate.utils import LoggerType
+
+    if name not in LOGGER_TYPE_TO_CLASS:
+        raise ValueError(f"report_to must be one of none, all, {', '.join(LOGGER_TYPE_TO_CLASS)}; got {name!r}")
+    if name in LoggerType and name not in map(str, get_available_trackers()):
+        raise ImportError(f"report_to={name}: the package is missing: pip install {name.replace('_', '-')}")
 
 
 def epochs_to_steps(epochs: float, batch_size: int, num_videos: int | None) -> int:

@@ -154,5 +154,5 @@ def open_datasets(
     if args.kinetics_folder:
         sources.append(kinetics(root / args.kinetics_csv, root / args.kinetics_folder, class_names))
     if args.hub_dataset:
-        sources.append(hub_videos(args.hub_dataset, args.hub_split, **hub_columns))
+        sources.append(hub_videos(args.hub_dataset, args.hub_split, video_column=args.hub_video_column, **hub_columns))
     return sources

@@ -96,14 +96,15 @@ class RunFolder:
         self.accelerator.log({k: v for k, v in record.items() if k != "step"}, step=record.get("step"))
 
     def save_picture(self, name: str, picture: np.ndarray, step: int) -> None:
-        """Write a picture, uint8 (height, width, 3), to `validation/` and give it to the trackers."""
+        """Write a picture, uint8 (height, width, 3), to `validation/`, and give it to trackers that take pictures."""
         folder = self.path / "validation"
         folder.mkdir(exist_ok=True)
         with atomic_file(folder / f"step-{step:06d}.png") as partial:
             Image.fromarray(picture).save(partial)
         for tracker in self.accelerator.trackers:
-            layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-            tracker.log_images({name: picture[None]}, step=step, **layout)
+            if tracker.name in ("tensorboard", "wandb", "swanlab"):  # the others have no method, or one of another kind
+                layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                tracker.log_images({name: picture[None]}, step=step, **layout)
 
     def save(
         self, model: PreTrainedModel, step: int, checkpoints_total_limit: int, model_ema: PreTrainedModel | None = None

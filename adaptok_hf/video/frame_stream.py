@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from .frame_arrays import is_frame
+from .picture_files import is_file
 from .video_io import DEFAULT_FPS, check_fps, iter_container, iter_video, source_name
 from .video_processing_adaptok import AdapTokVideoProcessor
 
 ACCEPTED = (
-    "an iterable of frames (PIL images, arrays or tensors (height, width, 3) or (3, height, width), or several of them "
-    "stacked), a path, an address such as rtsp://..., a camera such as /dev/video0, an open PyAV container, a Video, or "
-    "an array of frames"
+    "an iterable of frames (PIL images, pictures, arrays or tensors (height, width, 3) or (3, height, width), or several "
+    "of them stacked), a path (also of a picture, or a folder of them), an address such as rtsp://..., a camera such as "
+    "/dev/video0, an open PyAV container, a Video, or an array of frames"
 )
 
 Frame = tuple[np.ndarray, float, float]
@@ -54,19 +56,20 @@ def iter_frames(video: Any, processor: AdapTokVideoProcessor, fps: float | None 
 
 
 def _open(video: Any, processor: AdapTokVideoProcessor, fps: float | None) -> Iterator[Frame]:
-    knows_fps = isinstance(video, str | bytes) or any(
-        hasattr(video, name) for name in ("read", "__fspath__", "demux", "metadata", "timestamps")
-    )
+    is_live = isinstance(video, str) and (("://" in video and not os.path.exists(video)) or video.startswith("/dev/video"))
+    knows_fps = is_live or any(hasattr(video, name) for name in ("demux", "metadata", "timestamps"))
     if knows_fps and fps is not None:
         raise ValueError(f"got fps={fps}, but a {type(video).__name__} has a frame rate")
-    if isinstance(video, str) and (("://" in video and not os.path.exists(video)) or video.startswith("/dev/video")):
+    if is_live:
         return _iter_live(video)
     if hasattr(video, "demux"):
         return iter_container(video, source_name(video))
-    if isinstance(video, str | bytes) or hasattr(video, "read") or hasattr(video, "__fspath__"):
-        return iter_video(video)
+    if is_file(video):
+        return iter_video(video, fps)
     if hasattr(video, "timestamps"):
         return ((frame, float(time), video.fps) for frame, time in zip(video.frames, video.timestamps, strict=True))
+    if is_frame(video):  # one picture, or a gray video
+        video = processor.load(video).frames
     if not isinstance(video, Iterable) or isinstance(video, dict | set):
         raise ValueError(f"cannot stream frames from {type(video).__name__}; expected {ACCEPTED}")
     if hasattr(video, "metadata"):  # torchcodec

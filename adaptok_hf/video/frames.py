@@ -12,25 +12,25 @@ def to_uint8(frames: torch.Tensor) -> torch.Tensor:
     return frames.float().clamp(0, 1).mul(255).round().to(torch.uint8)
 
 
-def interpolate(frames: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Return (batch, channels, height, width) in another size, by antialiased bilinear interpolation."""
+def interpolate(frames: torch.Tensor, size: tuple[int, int], mode: str = "bilinear") -> torch.Tensor:
+    """Return (batch, channels, height, width) in another size, by antialiased interpolation: a mode of torch's."""
     if tuple(frames.shape[2:]) == tuple(size):
         return frames
-    return torch.nn.functional.interpolate(frames, size=tuple(size), mode="bilinear", antialias=True)
+    return torch.nn.functional.interpolate(frames, size=tuple(size), mode=mode, antialias=mode != "nearest-exact")
 
 
-def resize(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def resize(frames: np.ndarray, size: tuple[int, int], mode: str = "bilinear") -> np.ndarray:
     """Return uint8 (..., height, width, 3) in another size."""
     height, width = frames.shape[-3:-1]
     if (height, width) == tuple(size):
         return frames
     writable = np.require(frames, requirements=["C", "W"])  # torch warns of arrays that cannot be written
     pixels = torch.from_numpy(writable).view(-1, height, width, 3).permute(0, 3, 1, 2)
-    resized = interpolate(pixels, size).permute(0, 2, 3, 1)
+    resized = interpolate(pixels, size, mode).permute(0, 2, 3, 1)
     return resized.reshape(*frames.shape[:-3], *size, 3).numpy()
 
 
-def resize_short_side(frames: np.ndarray, size: int) -> np.ndarray:
+def resize_short_side(frames: np.ndarray, size: int, mode: str = "bilinear") -> np.ndarray:
     """Return uint8 (..., height, width, 3) with a short side of `size` pixels and the same proportions.
 
     Raises:
@@ -43,10 +43,18 @@ def resize_short_side(frames: np.ndarray, size: int) -> np.ndarray:
             f"frames of {height}x{width} are too narrow to crop a square: the long side may be {_MAX_ASPECT} times the "
             'short one (the video processor\'s resize_mode="squash" takes any)'
         )
-    return resize(frames, (round(height * size / short), round(width * size / short)))
+    return resize(frames, (round(height * size / short), round(width * size / short)), mode)
 
 
-def center_crop(frames: np.ndarray, size: int) -> np.ndarray:
-    """Return the central square of (..., height, width, 3); both sides must have at least `size` pixels."""
-    top, left = ((side - size) // 2 for side in frames.shape[-3:-1])
-    return frames[..., top : top + size, left : left + size, :]
+def center_crop(frames: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
+    """Return the center of (..., height, width, 3), a square or of a height and width.
+
+    Raises:
+        ValueError: for frames that are smaller.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    sides = frames.shape[-3:-1]
+    if sides[0] < height or sides[1] < width:
+        raise ValueError(f"frames of {sides[0]}x{sides[1]} (height x width) are too small to crop {height}x{width}")
+    top, left = (sides[0] - height) // 2, (sides[1] - width) // 2
+    return frames[..., top : top + height, left : left + width, :]

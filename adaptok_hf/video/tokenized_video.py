@@ -11,10 +11,12 @@ import numpy as np
 import torch
 
 from ..atomic_files import atomic_file
+from .tiles import TileGrid
 
 FORMAT = "adaptok-tokens-1"
-# Files of version 1 have neither a version nor a checksum; readers of version 1 can read version 2.
-VERSION = "2"
+# Files of version 1 have neither a version nor a checksum; readers of version 1 can read version 2. Files of tiles and of
+# clips that overlap are of version 3; others stay at version 2, so that earlier readers take them.
+VERSIONS = ("2", "3")
 _METADATA = ({"format", "info"}, {"format", "version", "info", "checksum"})
 _TENSORS = {"codes": ("I32", 1), "token_counts": ("I32", 2), "timestamps": ("F64", 1)}  # type and dimensions
 
@@ -29,7 +31,7 @@ class TokenizedVideo:
     """Codes and counts of a video's clips, and what decoding them needs: the result of `tokenize`.
 
     Args:
-        codes: (clips, blocks, latents_per_block) long, at full width.
+        codes: (clips, blocks, latents_per_block) long, at full width. With tiles, all of the first clip come first.
         token_counts: (clips, blocks) long, how many leading codes of each block count. Blocks after the video's end
             (padding of the last clip) have 0.
         codebook_size: V; a code costs log2(V) bits.
@@ -39,8 +41,11 @@ class TokenizedVideo:
         source_size: height and width of the video that was tokenized.
         resize_mode: see `AdapTokVideoProcessor`.
         model_hash: fingerprint of the tokenizer's configuration and weights.
-        allocation: how the counts were chosen: `strategy`, and for `joint` and `measured` their certificate, `objective`
-            (the summed loss, predicted or measured) and `bound` (no allocation of this budget has a lower one).
+        allocation: how the counts were chosen: `strategy`; with a budget, the tokens per block that were asked for
+            (`budget`) and spent (`reached`) by all that share it; for `joint` and `measured` their certificate, `objective`
+            (the summed loss, predicted or measured) and `bound` (no allocation of this size has a lower one).
+        tiles: their places, for `resize_mode="tile"`.
+        overlap_blocks: blocks that each clip shares with the one before.
     """
 
     codes: torch.Tensor
@@ -53,6 +58,8 @@ class TokenizedVideo:
     resize_mode: str
     model_hash: str
     allocation: dict[str, str | float] = field(default_factory=dict)
+    tiles: TileGrid | None = None
+    overlap_blocks: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -60,8 +67,17 @@ class TokenizedVideo:
 
     @property
     def num_blocks(self) -> int:
-        """Number of blocks that hold real frames."""
+        """Number of blocks that hold real frames; those of each tile count."""
         return int((self.token_counts > 0).sum())
+
+    def counts_over_time(self) -> torch.Tensor:
+        """Return the tokens for each block of time: of clips that overlap in sum, of tiles on average."""
+        counts = self.token_counts.unflatten(0, (-1, len(self.tiles) if self.tiles else 1)).float().mean(1)
+        step = counts.shape[1] - self.overlap_blocks
+        total = torch.zeros((len(counts) - 1) * step + counts.shape[1])
+        for clip, row in enumerate(counts):
+            total[clip * step : clip * step + len(row)] += row
+        return total
 
     @property
     def seconds(self) -> float:
@@ -103,12 +119,19 @@ class TokenizedVideo:
         kept = torch.arange(self.codes.shape[2]) < self.token_counts[..., None]
         info = {key: value for key, value in asdict(self).items() if key not in _TENSORS}
         info["latents_per_block"] = self.codes.shape[2]
+        for name in ("tiles", "overlap_blocks"):
+            if not info[name]:
+                del info[name]
         tensors = {
             "codes": self.codes[kept].to(torch.int32),
             "token_counts": self.token_counts.to(torch.int32).contiguous(),
             "timestamps": torch.from_numpy(np.array(self.timestamps, dtype=np.float64)),
         }
-        metadata = {"format": FORMAT, "version": VERSION, "info": json.dumps(info, allow_nan=False)}
+        metadata = {
+            "format": FORMAT,
+            "version": VERSIONS["tiles" in info or "overlap_blocks" in info],
+            "info": json.dumps(info, allow_nan=False),
+        }
         metadata["checksum"] = _checksum(tensors, metadata["info"])
         with atomic_file(path) as partial:
             save_file(tensors, partial, metadata=metadata)
@@ -151,8 +174,9 @@ class TokenizedVideo:
         metadata = header.pop("__metadata__", {})
         if metadata.get("format") != FORMAT:
             raise ValueError(f"its format is not {FORMAT!r}")
-        if set(metadata) not in _METADATA or metadata.get("version", VERSION) != VERSION:
-            raise ValueError(f"version {metadata.get('version')!r} with {sorted(metadata)}, expected {VERSION!r}")
+        version = metadata.get("version", VERSIONS[0])
+        if set(metadata) not in _METADATA or version not in VERSIONS:
+            raise ValueError(f"version {version!r} with {sorted(metadata)}, expected {' or '.join(VERSIONS)}")
         if set(header) != set(_TENSORS):
             raise ValueError(f"it holds {sorted(header)}, expected {sorted(_TENSORS)}")
         for name, expected in _TENSORS.items():
@@ -168,6 +192,10 @@ class TokenizedVideo:
         per_block = info.pop("latents_per_block")
         _check_whole("latents_per_block", per_block, _MOST_LATENTS_PER_BLOCK)
         info["source_size"] = tuple(info["source_size"])
+        if (version == "3") != ("tiles" in info or "overlap_blocks" in info):
+            raise ValueError(f"version {version!r} with info of {sorted(info)}: tiles and overlaps belong to version '3'")
+        if "tiles" in info:
+            info["tiles"] = TileGrid(**{name: _as_tuple(value) for name, value in info["tiles"].items()})
         counts = tensors["token_counts"].long()
         if not 0 <= int(counts.min()) <= int(counts.max()) <= per_block:
             raise ValueError(f"token_counts from {int(counts.min())} to {int(counts.max())}, expected 0..{per_block}")
@@ -207,8 +235,18 @@ class TokenizedVideo:
             _check_whole("source_size", side)
         if self.source_size[0] * self.source_size[1] > _MOST_PIXELS:
             raise ValueError(f"source_size={self.source_size}, expected at most {_MOST_PIXELS} pixels")
-        if self.resize_mode not in ("crop", "squash"):
-            raise ValueError(f"resize_mode={self.resize_mode!r}, expected 'crop' or 'squash'")
+        if self.resize_mode not in (("crop", "squash") if self.tiles is None else ("tile",)):
+            raise ValueError(
+                f"resize_mode={self.resize_mode!r} with tiles={self.tiles}, expected 'crop', 'squash', or 'tile' with tiles"
+            )
+        most = 0 if self.tiles else self.codes.shape[1] // 2
+        if type(self.overlap_blocks) is not int or not 0 <= self.overlap_blocks <= most:
+            raise ValueError(f"overlap_blocks={self.overlap_blocks!r}, expected a whole number from 0 to {most}")
+        if self.tiles is not None:
+            _check_whole("tile size", self.tiles.size)
+            self.tiles.check(*self.source_size)
+            if len(self.codes) % len(self.tiles):
+                raise ValueError(f"{len(self.codes)} clips of {len(self.tiles)} tiles each")
         if not isinstance(self.model_hash, str):
             raise ValueError(f"model_hash={self.model_hash!r}, expected text")
         if not isinstance(self.allocation, dict) or not all(
@@ -220,6 +258,10 @@ class TokenizedVideo:
 def _check_whole(name: str, value: object, most: int = 2**40) -> None:
     if type(value) is not int or not 1 <= value <= most:
         raise ValueError(f"{name}={value!r}, expected a whole number from 1 to {most}")
+
+
+def _as_tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _refuse_constant(name: str) -> None:

@@ -1,6 +1,6 @@
 """Reading video files.
 
-PyAV decodes containers (mp4, mov, webm, mkv, avi, ...), Pillow decodes animated GIF, WebP and PNG. A damaged file raises
+PyAV decodes containers (mp4, mov, webm, mkv, avi, ...), Pillow decodes GIF, WebP, PNG and pictures. A damaged file raises
 an error and is never silently shortened; docs/reliability.md says what each format can promise. `av` and `PIL` are imported
 where they are used: importing this module is cheap.
 """
@@ -24,6 +24,7 @@ from .damage import VideoError, as_video_error, damage_error, gif_is_cut_short
 from .decoding_limits import TimeBudget, check_size
 from .frame_times import FrameTimes, nominal_rate
 from .geometry import display_converter
+from .picture_files import picture_files
 from .truncation import begins_like_a_video, video_is_cut_short
 
 logger = logging.getLogger(__name__)
@@ -31,14 +32,16 @@ logger = logging.getLogger(__name__)
 # The frame rate of arrays and lists of images, which have none.
 DEFAULT_FPS = 24.0
 
-ACCEPTED = "a video file (mp4, mov, webm, mkv, avi, ...) or an animated GIF, WebP or PNG"
+ACCEPTED = "a video file (mp4, mov, webm, mkv, avi, ...), a GIF, a picture (png, jpg, webp, ...), or a folder of pictures"
 
 # The formats that FFmpeg may recognize. Its others open files and addresses named in playlists, or draw text as a video.
 CONTAINER_FORMATS = (
     "mov,mp4,m4a,3gp,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,ivf,nut,mxf,dv,rm,h264,hevc,m4v,"
     "yuv4mpegpipe,mp3,wav,flac,aac"
 )
-_STILL_BRANDS = {"avif", "heic", "heix", "mif1"}
+_STILL_BRANDS = {"heic", "heix", "mif1"}
+_PICTURE_MARKS = (b"GIF8", b"\x89PNG", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*")
+_PICTURE_FORMATS = ("GIF", "PNG", "WEBP", "JPEG", "BMP", "TIFF", "AVIF")
 
 # A frame, seconds from the first frame, nominal frames per second.
 TimedFrame = tuple[np.ndarray, float, float | None]
@@ -84,36 +87,56 @@ def read_video(
     *,
     max_frames: int | None = None,
     transform: Callable[[np.ndarray], np.ndarray] | None = None,
+    fps: float | None = None,
 ) -> Video:
     """Decode a video file into memory (6 MB per 1080p frame; see `iter_video` for long videos).
 
     Args:
         source: a path, the bytes of a file, a binary file object, or an open PyAV container (read from its start and
-            not closed). Frames are what a player shows: square pixels, rotation and mirroring applied.
+            not closed). Frames are what a player shows: square pixels, rotation and mirroring applied. A picture is a video
+            of one frame; a list of pictures, or a folder of them, sorted (frame2 before frame10), one of several.
         max_frames: decode only the first frames. What follows them is then not checked for damage.
         transform: applied to each uint8 `(height, width, 3)` frame as it is decoded, so that a long video
             need not be held at full size.
+        fps: only for pictures, which have no frame rate; 24 by default.
 
     Returns:
         The video; its `fps` is the container's frame rate where the timestamps agree with it, otherwise their average.
 
     Raises:
-        FileNotFoundError, IsADirectoryError, PermissionError: where the path is not a file that may be read.
-        VideoError: a `ValueError` that names the file. For an empty file, a file that is no video, a still image, a file
-            without video stream or without frames, a damaged or truncated file, a pipe or device, frames or work beyond
-            the limits (docs/reliability.md).
+        FileNotFoundError, IsADirectoryError, PermissionError: where the path is not a file that may be read, or a folder
+            without pictures.
+        VideoError: a `ValueError` that names the file. For an empty file, a file that is no video, a file without video
+            stream or without frames, a damaged or truncated file, a pipe or device, pictures of different sizes, frames or
+            work beyond the limits (docs/reliability.md).
+        ValueError: for `fps` and something that has a frame rate.
     """
     if max_frames is not None and (not isinstance(max_frames, int) or max_frames < 1):
         raise ValueError(f"max_frames must be a positive integer or None, got {max_frames!r}")
-    with closing(iter_video(source)) as decoded:
+    with closing(iter_video(source, fps)) as decoded:
         frames = itertools.islice(decoded, max_frames)
         return _collect(frames, transform or (lambda frame: frame), source_name(source))
+
+
+def read_picture(path: str | os.PathLike) -> np.ndarray:
+    """Return a picture file as uint8 RGB `(height, width, 3)`.
+
+    Raises:
+        VideoError: a `ValueError` that names the file, for one of several frames and for all that `read_video` raises.
+    """
+    with closing(_iter_file(path)) as decoded:
+        frame = next(decoded)[0]
+        if next(decoded, None) is not None:
+            raise VideoError(f"{path}: a video in a list of frames; expected a picture")
+    return frame
 
 
 def pil_to_rgb(image: Any) -> np.ndarray:
     """Return a PIL image as uint8 RGB `(height, width, 3)`; transparent parts become white."""
     from PIL import Image
 
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode[0] in "IF":
         raise ValueError(f"a PIL image of mode {image.mode!r} has no defined range; convert it to 'RGB' first")
     image = image.convert("RGBA")
@@ -220,15 +243,38 @@ def open_container(file: BinaryIO) -> Any:
     return av.open(_Input(file), options=options, metadata_errors="replace")
 
 
-def iter_video(source: VideoSource) -> Iterator[TimedFrame]:
+def iter_video(source: VideoSource, fps: float | None = None) -> Iterator[TimedFrame]:
     """Decode a video file one frame at a time, in constant memory.
 
-    Sources and errors are those of `read_video`; the frames before a damage are yielded before the error.
+    Arguments and errors are those of `read_video`; the frames before a damage are yielded before the error.
 
     Yields:
         A uint8 RGB frame `(height, width, 3)`, all of one size, its time in seconds from the first frame, and the nominal
         frames per second of the file, `None` if unknown.
     """
+    paths = picture_files(source)
+    if paths is not None:
+        yield from _iter_pictures(paths, DEFAULT_FPS if fps is None else check_fps(fps))
+    elif fps is not None:
+        raise ValueError(f"got fps={fps}, but a {type(source).__name__} has a frame rate")
+    else:
+        yield from _iter_file(source)
+
+
+def _iter_pictures(paths: Sequence[str | os.PathLike], fps: float) -> Iterator[TimedFrame]:
+    first = None
+    for index, path in enumerate(paths):
+        frame = read_picture(path)
+        first = first or frame.shape
+        if frame.shape != first:
+            raise VideoError(
+                f"{path}: {frame.shape[0]}x{frame.shape[1]} (height x width), but {paths[0]} is {first[0]}x{first[1]}; all "
+                "frames of a video must be of one size"
+            )
+        yield frame, index / fps, fps
+
+
+def _iter_file(source: VideoSource) -> Iterator[TimedFrame]:
     name = source_name(source)
     if hasattr(source, "demux"):
         source.seek(0)
@@ -244,7 +290,7 @@ def iter_video(source: VideoSource) -> Iterator[TimedFrame]:
         head, budget = file.read(32), TimeBudget(name, num_bytes)
         if not head:
             raise VideoError(f"{name}: the file is empty (0 bytes); expected {ACCEPTED}")
-        if head.startswith((b"GIF8", b"\x89PNG", b"\xff\xd8\xff")) or head[8:12] == b"WEBP":
+        if head.startswith(_PICTURE_MARKS) or head[8:12] == b"WEBP" or head[4:12] == b"ftypavif":
             check_size(name, *_animation_size(head))
             yield from _iter_animation(file, name, budget)
             return
@@ -280,7 +326,7 @@ def video_stream(container: Any, name: str, cut_short: bool | None = False) -> A
     import av
 
     if container.metadata.get("major_brand", "").strip() in _STILL_BRANDS:
-        raise VideoError(f"{name}: a still image is not a video; expected {ACCEPTED}")
+        raise VideoError(f"{name}: a HEIC picture cannot be read; expected {ACCEPTED}")
     cover = av.stream.Disposition.attached_pic  # the picture of a music file is a video stream too
     stream = next((s for s in container.streams.video if not s.disposition & cover), None)
     if stream is None:
@@ -368,30 +414,33 @@ def _animation_size(head: bytes) -> tuple[int, int]:
 
 
 def _iter_animation(file: BinaryIO, name: str, budget: TimeBudget) -> Iterator[TimedFrame]:
-    """Decode an animated GIF, WebP or PNG; a frame without duration is shown for 0.1 s, as browsers do."""
-    from PIL import Image
+    """Decode a GIF, WebP, PNG or picture; a frame without duration is shown for 0.1 s, as browsers do."""
+    from PIL import Image, ImageOps
 
     index, seconds = 0, 0.0
     try:
-        with Image.open(file, formats=("GIF", "PNG", "WEBP", "JPEG", "MPO")) as image:
+        Image.init()  # or some formats are unknown
+        with Image.open(file, formats=_PICTURE_FORMATS) as image:
             width, height = image.size
             check_size(name, width, height)
-            # a photo in several JPEG parts is still a photo
-            total = image.n_frames if image.format in ("GIF", "PNG", "WEBP") else 1
-            for index in range(total if total > 1 else 0):
+            # a photo in several JPEG parts, or with a thumbnail, is still a photo
+            kind = image.format
+            total = 1 if kind in ("JPEG", "MPO") else getattr(image, "n_frames", 1)
+            if total == 1:
+                image = ImageOps.exif_transpose(image)
+                width, height = image.size
+            for index in range(total):
                 image.seek(index)
                 check_size(name, *image.size)
                 frame = pil_to_rgb(image)[:height, :width]  # Pillow enlarges a GIF whose frames leave its screen
                 duration = (image.info.get("duration") or 100) / 1000
                 budget.check()
                 with budget.paused():
-                    yield frame, seconds, 1 / duration
+                    yield frame, seconds, 1 / duration if total > 1 else None
                 seconds += duration
-            if image.format == "GIF" and gif_is_cut_short(file):
+            if kind == "GIF" and gif_is_cut_short(file):
                 raise damage_error(name, total)
     except (VideoError, MemoryError):
         raise
     except Exception as error:  # Pillow meets damage with exceptions of any kind
         raise damage_error(name, index) from error
-    if total == 1:
-        raise VideoError(f"{name}: a still image is not a video; expected {ACCEPTED}")

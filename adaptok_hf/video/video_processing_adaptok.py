@@ -1,65 +1,48 @@
 """Video processor of AdapTok: any video in, clips in [0, 1] out, and back to uint8 frames."""
 
 import os
-from dataclasses import dataclass
-from typing import Any, TypedDict
+from copy import copy
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import BatchFeature, ImageProcessingMixin
+from transformers.processing_utils import VideosKwargs
 from transformers.video_processing_utils import VideoProcessorMixin
 
+from .clip_batch import ClipBatch
+from .frame_arrays import frames_from_array, frames_from_list, is_frame, read_decoder
 from .frames import center_crop, interpolate, resize, resize_short_side, to_uint8
-from .video_io import DEFAULT_FPS, Video, check_fps, pil_to_rgb, read_video
+from .picture_files import is_file, is_picture_file
+from .processor_calls import clip_for_call, metadata_of_each
+from .processor_options import STANDARD_OPTIONS, check_options, resolve_options, resolve_size
+from .tiles import TiledClips, tile_video
+from .video_io import DEFAULT_FPS, Video, check_fps, read_video
 
-RESIZE_MODES = ("crop", "squash")
+RESIZE_MODES = ("crop", "squash", "tile")
 
 ACCEPTED = (
-    "a path, a list of PIL images, a numpy array or tensor of shape (frames, height, width, 3) or "
-    "(frames, 3, height, width), a torchcodec VideoDecoder, a PyAV container or a Video"
+    "a path (of a video, a picture or a folder of pictures), a PIL image, an array or tensor of shape (frames, height, "
+    "width, 3) or (frames, 3, height, width), or of one frame, a list of images, pictures or 3-D arrays (frames of one "
+    "video), a torchcodec VideoDecoder, a PyAV container or a Video"
 )
 
 # Frames converted to float at once: bounds the working memory of a long or large video.
 _CHUNK = 16
 
+# What a saved configuration or transformers itself gives besides options.
+_NO_OPTIONS = {"video_processor_type", "image_processor_type", "feature_extractor_type", "processor_class", "auto_map"}
+_LOADING_OPTIONS = {"return_unused_kwargs", "trust_remote_code", "code_revision"}
+# Options of a call that would make clips other than the models read.
+_CALL_ONLY = ("do_resize", "resample", "do_rescale", "rescale_factor", "do_normalize", "do_sample_frames")
 
-class AdapTokVideoProcessorKwargs(TypedDict, total=False):
+
+class AdapTokVideoProcessorKwargs(VideosKwargs, total=False):
     """Options that `from_pretrained(..., name=value)` may override."""
 
     image_size: int
-    num_frames: int
     tubelet_size: int
     resize_mode: str
-
-
-@dataclass(eq=False)
-class ClipBatch:
-    """A video cut into clips, see `AdapTokVideoProcessor.clips`.
-
-    Args:
-        frames: uint8, `(num_clips, clip frames, 3, image_size, image_size)`. The last clip is filled
-            up with copies of the last frame.
-        valid_blocks: bool, `(num_clips, K)`; whether a block holds at least one real frame, as a clip's first ones do.
-        num_frames: real frames over all clips.
-        source_size: height and width of the video before resizing.
-        fps: average frames per second.
-        timestamps: float64 seconds of the real frames, `(num_frames,)`.
-    """
-
-    frames: torch.Tensor
-    valid_blocks: torch.Tensor
-    num_frames: int
-    source_size: tuple[int, int]
-    fps: float
-    timestamps: np.ndarray
-
-    @property
-    def pixel_values_videos(self) -> torch.Tensor:
-        """All clips as float32 in [0, 1], four times the memory of `frames`."""
-        return self.frames / 255
-
-    def __len__(self) -> int:
-        return len(self.frames)
 
 
 # ImageProcessingMixin adds nothing here, but is a base class by which diffusers knows a component that it can save.
@@ -75,7 +58,15 @@ class AdapTokVideoProcessor(VideoProcessorMixin, ImageProcessingMixin):
         resize_mode (`str`, *optional*, defaults to `"crop"`):
             `"crop"`: the short side becomes `image_size`, then the center square is cut out; proportions are kept,
             the ends of the long side are lost. `"squash"`: the whole frame is squeezed into the square; nothing is
-            lost, and `unclip(..., output_size=clips.source_size)` restores the proportions.
+            lost, and `unclip(..., output_size=clips.source_size)` restores the proportions. `"tile"`: nothing is resized;
+            the frame is cut into squares that overlap, which only the pipeline's whole-video steps and `tiled_clips` do.
+        size (*optional*): `image_size` in transformers' words: a number or `{"shortest_edge": 128}`; `{"height": 128,
+            "width": 128}` also sets `resize_mode="squash"`, for that is what these words mean.
+        kwargs: other options of a transformers video processor, which become the defaults of a call; see `preprocess`.
+
+    Raises:
+        TypeError: for an unknown option.
+        ValueError: for a value that is not accepted.
 
     Example:
         ```python
@@ -88,33 +79,87 @@ class AdapTokVideoProcessor(VideoProcessorMixin, ImageProcessingMixin):
     model_input_names = ["pixel_values_videos"]
     valid_kwargs = AdapTokVideoProcessorKwargs
 
+    do_resize, do_rescale, do_convert_rgb = True, True, True
+    do_normalize = do_sample_frames = do_pad = return_metadata = False
+    resample = 2  # Pillow's BILINEAR
+    fps = image_mean = image_std = input_data_format = device = None
+    data_format, return_tensors = "channels_first", "pt"
+
     def __init__(
         self,
         image_size: int = 128,
         num_frames: int = 16,
         tubelet_size: int = 4,
         resize_mode: str = "crop",
+        size: Any = None,
         **kwargs,
     ):
-        super().__init__(**kwargs)
+        if unknown := sorted(set(kwargs) - set(STANDARD_OPTIONS) - _NO_OPTIONS):
+            accepted = ("image_size", "tubelet_size", "resize_mode", *STANDARD_OPTIONS)
+            raise TypeError(f"the video processor takes no option {unknown[0]!r}; accepted are {', '.join(accepted)}")
         for name, value in (("image_size", image_size), ("num_frames", num_frames), ("tubelet_size", tubelet_size)):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a positive integer, got {value!r}")
         if num_frames % tubelet_size:
             raise ValueError(f"num_frames={num_frames} must be a multiple of tubelet_size={tubelet_size}")
-        _check_resize_mode(resize_mode)
         self.image_size = image_size
         self.num_frames = num_frames
         self.tubelet_size = tubelet_size
-        self.resize_mode = resize_mode
+        self.resize_mode = _check_resize_mode(resize_mode)
+        if size is not None:
+            self.size = size
+        options = {name: kwargs.pop(name) for name in STANDARD_OPTIONS if kwargs.get(name) is not None}
+        check_options(options)
+        for name in ("crop_size", "do_center_crop", "default_to_square", "video_metadata"):
+            value = options.pop(name, None)
+            value = {"height": value, "width": value} if name == "crop_size" and isinstance(value, int) else value
+            if value is not None and value != (ours := getattr(self, name, None)):
+                raise ValueError(
+                    f"{name}={value!r} is not that of image_size={self.image_size} and resize_mode={self.resize_mode!r}, "
+                    f"which is {ours!r}; a call takes any"
+                )
+        super().__init__(**kwargs, **options)
+
+    @property
+    def size(self) -> dict[str, int]:
+        """How frames are resized, in transformers' words."""
+        if self.resize_mode == "crop":
+            return {"shortest_edge": self.image_size}
+        return {"height": self.image_size, "width": self.image_size}
+
+    @size.setter
+    def size(self, value: Any) -> None:
+        size = resolve_size(value, self.default_to_square)
+        if not isinstance(size, int):
+            if size[0] != size[1]:
+                raise ValueError(f"size={value!r}: clips are squares; a call takes any size")
+            size, self.resize_mode = size[0], "squash" if isinstance(value, dict | list | tuple) else self.resize_mode
+        elif self.resize_mode == "squash":
+            self.resize_mode = "crop"
+        self.image_size = size
+
+    @property
+    def crop_size(self) -> dict[str, int]:
+        """The center that a call cuts out, in transformers' words."""
+        return {"height": self.image_size, "width": self.image_size}
+
+    @property
+    def do_center_crop(self) -> bool:
+        """Whether the center is cut out."""
+        return self.resize_mode == "crop"
+
+    @property
+    def default_to_square(self) -> bool:
+        """Whether a number given as `size` is that of both sides, not of the short one."""
+        return self.resize_mode != "crop"
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args, **kwargs):
-        """Load a processor as transformers does.
+        """Load a processor as transformers does; any option may be overridden.
 
         Raises:
             OSError: if there is no such file.
-            ValueError: if it is damaged, or a value is out of range.
+            ValueError: if it is damaged, or an option is unknown or out of range.
         """
         try:
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
@@ -127,64 +172,115 @@ class AdapTokVideoProcessor(VideoProcessorMixin, ImageProcessingMixin):
         ) as error:
             raise ValueError(f"the video processor of {pretrained_model_name_or_path}: {error}") from error
 
-    def preprocess(self, videos: Any, return_tensors: str = "pt", resize_mode: str | None = None) -> BatchFeature:
+    @classmethod
+    def from_dict(cls, video_processor_dict: dict[str, Any], **kwargs):
+        """Make a processor of what `to_dict` returned; an unknown option raises `TypeError` by name."""
+        unknown = sorted(set(kwargs) - set(cls.valid_kwargs.__annotations__) - _LOADING_OPTIONS)
+        if unknown and not kwargs.get("return_unused_kwargs"):
+            raise TypeError(f"no option {unknown[0]!r}; accepted are {', '.join(cls.valid_kwargs.__annotations__)}")
+        return super().from_dict(video_processor_dict, **kwargs)
+
+    def preprocess(self, videos: Any, resize_mode: str | None = None, **kwargs) -> BatchFeature:
         """Return the first clip of each video; a shorter video is filled up with copies of its last frame.
 
+        The options are those of a transformers video processor. One of a wrong value, and one that would do nothing, such
+        as `fps` without `do_sample_frames`, raises by name.
+
         Args:
-            videos: one video as `load` takes it, a list of them, or a 5-D array or tensor (a batch). A list of PIL
-                images or of 3-D arrays is one video.
-            return_tensors: `"pt"` or `"np"`.
-            resize_mode: instead of the processor's.
+            videos: one video as `load` takes it, a list of them, or a 5-D array or tensor (a batch). A list of PIL images,
+                of 2-D or 3-D arrays, or of picture files is one video.
+            resize_mode: instead of the processor's; sets `size` and `do_center_crop`.
+            kwargs: in place of the processor's:
+                do_sample_frames, fps, num_frames: take `num_frames` frames of the whole video, evenly spaced, or as many
+                per second as `fps` says, of these the first clip.
+                do_resize, size, resample, default_to_square: of a frame; `{"height": 64, "width": 96}`, or
+                `{"shortest_edge": 64}` to keep the proportions. `resample` is 0 (nearest), 2 (bilinear) or 3 (bicubic).
+                do_center_crop, crop_size: after resizing; by default to the size.
+                do_rescale, rescale_factor: multiply 0..255 by it. Without, values stay as they were given.
+                do_normalize, image_mean, image_std: subtract, then divide.
+                do_convert_rgb, do_pad: `True` and `False`, no others.
+                input_data_format, data_format: `"channels_first"` or `"channels_last"`.
+                video_metadata: of arrays, a `VideoMetadata` or dict, or one for each: their `fps`.
+                return_metadata: add `video_metadata`, a list.
+                return_tensors, device: `"pt"` or `"np"`, and where.
 
         Returns:
-            `pixel_values_videos`, float32 in [0, 1], `(batch, num_frames, 3, image_size, image_size)`.
+            `pixel_values_videos`, by default float32 in [0, 1], `(batch, num_frames, 3, image_size, image_size)`.
 
         Raises:
-            ValueError: see `load`.
+            TypeError: for an unknown option.
+            ValueError: for a value that is not accepted, and as `load` does.
         """
-        loaded = [self.load(video, max_frames=self.num_frames) for video in (videos if is_video_list(videos) else [videos])]
-        clips = [self.clips(video, resize_mode=resize_mode).pixel_values_videos for video in loaded]
-        clips = torch.cat([torch.empty(0, self.num_frames, 3, self.image_size, self.image_size), *clips])
-        return BatchFeature({"pixel_values_videos": clips}, tensor_type=return_tensors)
+        _check_resize_mode(resize_mode or self.resize_mode, RESIZE_MODES[:2])
+        modes = self if resize_mode is None else _with_resize_mode(self, resize_mode)
+        options = resolve_options(modes, kwargs)
+        videos = videos if is_video_list(videos) else [videos]
+        metadata = metadata_of_each(options.video_metadata, len(videos))
+        clips, described = [], []
+        for video, about in zip(videos, metadata, strict=True):
+            clip, description = clip_for_call(self, video, about, options)
+            clips.append(clip)
+            described.append(description)
+        if len({clip.shape for clip in clips}) > 1:
+            sizes = ", ".join(sorted({"x".join(map(str, clip.shape)) for clip in clips}))
+            raise ValueError(f"videos of different sizes {sizes} make no batch; give one per call, or do_resize and a size")
+        height_and_width = (self.image_size,) * 2
+        batch = torch.stack(clips) if clips else torch.empty(0, self.num_frames, 3, *height_and_width)
+        if options.data_format == "channels_last":
+            batch = batch.movedim(2, -1)
+        if options.device is not None:
+            batch = batch.to(options.device)
+        batch = BatchFeature({"pixel_values_videos": batch.cpu() if options.return_tensors == "np" else batch})
+        batch = batch.convert_to_tensors(options.return_tensors)
+        if options.return_metadata:
+            batch["video_metadata"] = described
+        return batch
 
-    def load(self, video: Any, fps: float | None = None, max_frames: int | None = None) -> Video:
+    def load(
+        self, video: Any, fps: float | None = None, max_frames: int | None = None, input_data_format: str | None = None
+    ) -> Video:
         """Read one video of any form.
 
         Args:
-            video: a path (or the bytes of a file, or a binary file object), a list of PIL images or of `(H, W, 3)`
-                arrays, a numpy array or torch tensor `(T, H, W, 3)` or `(T, 3, H, W)`
-                of integers 0..255 or of floats in [0, 1],
-                a torchcodec `VideoDecoder`, an open PyAV container (read from its start), or a `Video`.
-            fps: only for images, arrays and tensors, which have no frame rate; 24 by default.
+            video: a path (or the bytes of a file, or a binary file object) of a video or a picture; a folder of pictures,
+                sorted (frame2 before frame10); a PIL image; a numpy array or torch tensor `(T, H, W, 3)` or `(T, 3, H, W)`
+                of integers 0..255 or of floats in [0, 1]; without `T` for one frame, with 1 in place of 3 for gray; a list
+                of pictures: paths, PIL images or arrays; a torchcodec `VideoDecoder`, an open PyAV container (read from its
+                start), or a `Video`.
+            fps: only for pictures, arrays and tensors, which have no frame rate; 24 by default.
             max_frames: only the first frames.
+            input_data_format: `"channels_first"` or `"channels_last"`, where an array's shape leaves it open.
 
         Returns:
             uint8 frames `(T, H, W, 3)`, fps and timestamps.
 
         Raises:
-            FileNotFoundError, IsADirectoryError: where a path is not a file.
+            FileNotFoundError, IsADirectoryError: where a path is not a file, and for a folder without pictures.
             ValueError: for anything that is not a video: see `read_video` for files; for arrays a wrong or ambiguous
                 shape, another dtype, NaN, floats outside [0, 1]; images of different sizes; no frames.
         """
         if max_frames is not None and (not isinstance(max_frames, int) or max_frames < 1):
             raise ValueError(f"max_frames must be a positive integer or None, got {max_frames!r}")
-        from_memory = isinstance(video, list | tuple | np.ndarray | torch.Tensor)
-        if fps is not None and not from_memory:
-            raise ValueError(f"got fps={fps}, but a {type(video).__name__} has a frame rate")
-        if from_memory:
+        if hasattr(video, "convert") and hasattr(video, "mode"):
+            video = [video]
+        if is_file(video):
+            return read_video(video, max_frames=max_frames, fps=fps)
+        if isinstance(video, list | tuple | np.ndarray | torch.Tensor):
             fps = DEFAULT_FPS if fps is None else check_fps(fps)
-            frames = _frames_from_list(video, max_frames) if isinstance(video, list | tuple) else video
-            frames = _frames_from_array(frames, max_frames)
+            frames = frames_from_list(video, max_frames) if isinstance(video, list | tuple) else video
+            frames = frames_from_array(frames, max_frames, input_data_format)
             return Video(frames, fps, np.arange(len(frames)) / fps)
+        if fps is not None:
+            raise ValueError(f"got fps={fps}, but a {type(video).__name__} has a frame rate")
         if _is_video(video):
             return Video(video.frames[:max_frames], video.fps, video.timestamps[:max_frames])
         if hasattr(video, "get_frames_in_range") and hasattr(video, "metadata"):  # torchcodec
-            return _read_decoder(video, max_frames)
-        if _is_file(video):
-            return read_video(video, max_frames=max_frames)
+            return read_decoder(video, max_frames)
         raise ValueError(f"cannot read a video from {type(video).__name__}; expected {ACCEPTED}")
 
-    def clips(self, video: Any, fps: float | None = None, resize_mode: str | None = None) -> ClipBatch:
+    def clips(
+        self, video: Any, fps: float | None = None, resize_mode: str | None = None, overlap_blocks: int = 0
+    ) -> ClipBatch:
         """Cut a video of any length into clips of `num_frames` frames, resized to the square of `image_size`.
 
         Frames of a file are resized as they are decoded, so that a long video is never held at full size.
@@ -193,6 +289,7 @@ class AdapTokVideoProcessor(VideoProcessorMixin, ImageProcessingMixin):
             video: anything that `load` takes.
             fps: see `load`.
             resize_mode: instead of the processor's.
+            overlap_blocks: blocks that each clip shares with the one before, at most half of a clip's.
 
         Returns:
             the clips and what is needed to turn them back into a video.
@@ -200,8 +297,12 @@ class AdapTokVideoProcessor(VideoProcessorMixin, ImageProcessingMixin):
         Raises:
             ValueError: see `load`; an unknown `resize_mode`, and frames too narrow to crop.
         """
-        resize_mode = _check_resize_mode(resize_mode or self.resize_mode)
-        if _is_file(video) and fps is None:
+        resize_mode = _check_resize_mode(resize_mode or self.resize_mode, RESIZE_MODES[:2])
+        most = self.num_frames // self.tubelet_size // 2
+        if not isinstance(overlap_blocks, int) or not 0 <= overlap_blocks <= most:
+            raise ValueError(f"overlap_blocks must be a whole number from 0 to {most}, got {overlap_blocks!r}")
+        self._check_call_only()
+        if is_file(video):
             source_size = None
 
             def shrink(frame):
@@ -209,7 +310,7 @@ class AdapTokVideoProcessor(VideoProcessorMixin, ImageProcessingMixin):
                 source_size = frame.shape[:2]
                 return self._square(frame, resize_mode)
 
-            video = read_video(video, transform=shrink)
+            video = read_video(video, transform=shrink, fps=fps)
             squares = np.require(video.frames, requirements=["C", "O", "W"])
             frames = squares.reshape(len(squares), 3, self.image_size, self.image_size)  # the same memory: no second copy
             for start in range(0, len(video), _CHUNK):
@@ -222,6 +323,8 @@ class AdapTokVideoProcessor(VideoProcessorMixin, ImageProcessingMixin):
                 chunk = self._square(video.frames[start : start + _CHUNK], resize_mode)
                 frames[start : start + len(chunk)] = chunk.transpose(0, 3, 1, 2)
         total = len(frames)
+        if overlap_blocks:
+            return self._overlapping_clips(frames, overlap_blocks, source_size, video)
         num_clips = -(-total // self.num_frames)
         if total < num_clips * self.num_frames:
             frames = frames if frames.base is None else frames.base
@@ -236,6 +339,40 @@ class AdapTokVideoProcessor(VideoProcessorMixin, ImageProcessingMixin):
             fps=video.fps,
             timestamps=video.timestamps,
         )
+
+    def _overlapping_clips(
+        self, frames: np.ndarray, overlap_blocks: int, source_size: tuple[int, int], video: Video
+    ) -> ClipBatch:
+        """Return the clips of (frames, 3, height, width), each beginning some blocks before the end of the last."""
+        total, shared = len(frames), overlap_blocks * self.tubelet_size
+        starts = np.arange(0, max(total - shared, 1), self.num_frames - shared)[:, None]
+        return ClipBatch(
+            frames=torch.from_numpy(frames[np.minimum(starts + np.arange(self.num_frames), total - 1)]),
+            valid_blocks=torch.from_numpy(starts + np.arange(0, self.num_frames, self.tubelet_size) < total),
+            num_frames=total,
+            source_size=source_size,
+            fps=video.fps,
+            timestamps=video.timestamps,
+            overlap_blocks=overlap_blocks,
+        )
+
+    def tiled_clips(self, video: Any, fps: float | None = None) -> TiledClips:
+        """Cut a video of any length and size into clips and these into tiles: squares of `image_size` that overlap.
+
+        A file is not held in memory; it is read again where its frames are needed.
+
+        Args:
+            video: anything that `load` takes.
+            fps: see `load`.
+
+        Raises:
+            ValueError: see `load`.
+        """
+        self._check_call_only()
+        can_be_read_again = is_file(video) and not (hasattr(video, "seekable") and not video.seekable())
+        if not can_be_read_again:
+            video, fps = self.load(video, fps), None
+        return tile_video(video, fps, self.image_size, self.num_frames, self.tubelet_size)
 
     def unclip(
         self,
@@ -278,6 +415,12 @@ class AdapTokVideoProcessor(VideoProcessorMixin, ImageProcessingMixin):
             video[start : start + len(chunk)] = chunk.permute(0, 2, 3, 1).cpu().numpy()
         return video
 
+    def _check_call_only(self) -> None:
+        """Raise `ValueError` if an option of the configuration asks for clips that the models do not read."""
+        for name in _CALL_ONLY:
+            if getattr(self, name, None) != getattr(type(self), name, None):
+                raise ValueError(f"{name}={getattr(self, name)!r} is for calls of the processor; clips are made without it")
+
     def _square(self, frames: np.ndarray, resize_mode: str) -> np.ndarray:
         """uint8 `(..., height, width, 3)` to `(..., image_size, image_size, 3)`."""
         size = self.image_size
@@ -286,9 +429,9 @@ class AdapTokVideoProcessor(VideoProcessorMixin, ImageProcessingMixin):
         return center_crop(resize_short_side(frames, size), size)
 
 
-def _check_resize_mode(resize_mode: str) -> str:
-    if resize_mode not in RESIZE_MODES:
-        raise ValueError(f"resize_mode must be one of {', '.join(map(repr, RESIZE_MODES))}, got {resize_mode!r}")
+def _check_resize_mode(resize_mode: str, modes: tuple[str, ...] = RESIZE_MODES) -> str:
+    if resize_mode not in modes:
+        raise ValueError(f"resize_mode must be one of {', '.join(map(repr, modes))}, got {resize_mode!r}")
     return resize_mode
 
 
@@ -297,84 +440,14 @@ def _is_video(value: Any) -> bool:
     return all(hasattr(value, name) for name in ("frames", "fps", "timestamps"))
 
 
-def _is_file(value: Any) -> bool:
-    """Return whether it is a path, the bytes of a file, a file object or an open PyAV container."""
-    return isinstance(value, str | os.PathLike | bytes) or hasattr(value, "read") or hasattr(value, "demux")
-
-
-def _is_image(value: Any) -> bool:
-    """Return whether it is one frame: a PIL image or a 3-D array."""
-    return (hasattr(value, "convert") and hasattr(value, "mode")) or getattr(value, "ndim", None) == 3
-
-
 def is_video_list(videos: Any) -> bool:
     """Return whether this is several videos: a 5-D array, or a list whose items are not single frames."""
     if isinstance(videos, np.ndarray | torch.Tensor):
         return videos.ndim == 5
-    return isinstance(videos, list | tuple) and bool(videos) and not _is_image(videos[0])
+    return isinstance(videos, list | tuple) and bool(videos) and not (is_frame(videos[0]) or is_picture_file(videos[0]))
 
 
-def _frames_from_list(images: list | tuple, max_frames: int | None) -> np.ndarray:
-    """Return PIL images or 3-D arrays of one size, stacked."""
-    if not images:
-        raise ValueError("the list of frames is empty; a video needs at least one frame")
-    frames = []
-    for index, image in enumerate(images[:max_frames]):
-        if not _is_image(image):
-            raise ValueError(f"frame {index} of the list is {type(image).__name__}; expected a PIL image or 3-D array")
-        frames.append(_to_numpy(image) if hasattr(image, "ndim") else pil_to_rgb(image))
-        if frames[-1].shape != frames[0].shape or frames[-1].dtype != frames[0].dtype:
-            raise ValueError(
-                f"frame {index} of the list is {frames[-1].dtype} {frames[-1].shape}, but the first is "
-                f"{frames[0].dtype} {frames[0].shape}; all frames must be alike"
-            )
-    return np.stack(frames)
-
-
-def _to_numpy(array: np.ndarray | torch.Tensor) -> np.ndarray:
-    if isinstance(array, torch.Tensor):
-        array = array.detach().cpu()
-        array = (array.float() if array.is_floating_point() else array).numpy()
-    return np.asarray(array)
-
-
-def _frames_from_array(video: np.ndarray | torch.Tensor, max_frames: int | None = None) -> np.ndarray:
-    """Check a 4-D array or tensor and return it as uint8 `(T, H, W, 3)`."""
-    shape = tuple(video.shape)
-    if len(shape) != 4 or 3 not in (shape[1], shape[3]) or 0 in shape:
-        raise ValueError(
-            f"got an array of shape {shape}; expected (frames, height, width, 3) or (frames, 3, height, width)"
-        )
-    if shape[1] == shape[3]:
-        raise ValueError(f"shape {shape} is ambiguous: both dimension 1 and dimension 3 could be the 3 colors")
-    video = _to_numpy(video[:max_frames])
-    if shape[1] == 3:
-        video = video.transpose(0, 2, 3, 1)
-    if video.dtype == np.uint8:
-        return video
-    if video.dtype.kind in "iu" and 0 <= video.min() and video.max() <= 255:
-        return video.astype(np.uint8)
-    if video.dtype.kind != "f":
-        values = f" from {video.min()} to {video.max()}" if video.dtype.kind in "iu" else ""
-        raise ValueError(f"got values of dtype {video.dtype}{values}; expected integers 0..255, or floats in [0, 1]")
-    frames = np.empty(video.shape, dtype=np.uint8)
-    for index, frame in enumerate(video):
-        # a hair outside is rounding (half precision, resizing)
-        if not (frame.min() >= -1e-3 and frame.max() <= 1 + 1e-3):
-            raise ValueError(
-                f"frame {index} has values from {frame.min():.4g} to {frame.max():.4g}; a float video must lie in "
-                "[0, 1] without NaN (divide by 255, or map (x + 1) / 2, or pass uint8)"
-            )
-        frames[index] = to_uint8(torch.from_numpy(frame.copy()))
-    return frames
-
-
-def _read_decoder(decoder: Any, max_frames: int | None) -> Video:
-    """Return the frames of a torchcodec `VideoDecoder`."""
-    stop = min(len(decoder), max_frames or len(decoder))
-    if stop == 0:
-        raise ValueError("the video decoder holds no frames")
-    batch = decoder.get_frames_in_range(start=0, stop=stop)
-    timestamps = batch.pts_seconds.double().numpy()
-    fps = decoder.metadata.average_fps or DEFAULT_FPS
-    return Video(_frames_from_array(batch.data), fps, timestamps - timestamps[0])
+def _with_resize_mode(processor: AdapTokVideoProcessor, resize_mode: str) -> AdapTokVideoProcessor:
+    processor = copy(processor)
+    processor.resize_mode = resize_mode
+    return processor

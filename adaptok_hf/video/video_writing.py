@@ -27,8 +27,8 @@ def write_video(
     copy of its last row or column.
 
     Args:
-        path: ends in `.mp4`; its folder must exist.
-        frames: uint8 RGB `(frames, height, width, 3)`, or an iterable of `(height, width, 3)` frames of one size.
+        path: ends in `.mp4`, or for a single frame in `.png`; its folder must exist.
+        frames: RGB `(frames, height, width, 3)`, uint8 or floats in [0, 1], or an iterable of such frames of one size.
         fps: frames per second, 0.01 to 1000.
         timestamps: seconds, strictly increasing, one per frame; written relative to the first. Gives a
             video of variable frame rate, exact to 1/90000 s. By default frames are evenly spaced.
@@ -40,11 +40,14 @@ def write_video(
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; expected the name of an .mp4 file")
-    if path.suffix.lower() != ".mp4":
-        raise ValueError(f"{path}: only .mp4 files can be written, got the ending {path.suffix!r}")
+    if path.suffix.lower() not in (".mp4", ".png"):
+        raise ValueError(f"{path}: only .mp4 files and .png pictures can be written, got the ending {path.suffix!r}")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: the folder {path.parent} does not exist")
     check_fps(fps)
+    if path.suffix.lower() == ".png":
+        _write_picture(path, list(frames))
+        return
     ticks = None
     if timestamps is not None:
         timestamps = check_timestamps(timestamps)
@@ -61,6 +64,15 @@ def write_video(
                 if isinstance(reason, OSError):  # such as a full disk, which comes from the file object
                     raise OSError(reason.errno, reason.strerror, os.fspath(path)) from error
             raise ValueError(f"{path}: FFmpeg cannot write this video ({error.strerror})") from error
+
+
+def _write_picture(path: Path, frames: list[np.ndarray]) -> None:
+    from PIL import Image
+
+    if len(frames) != 1:
+        raise ValueError(f"{path}: a picture holds one frame, got {len(frames)}; write an .mp4 file")
+    with atomic_file(path) as partial:
+        Image.fromarray(frames[0]).save(partial, format="PNG")
 
 
 class _WholeWrites(io.FileIO):
@@ -96,9 +108,12 @@ def _encode(path: Path, frames: Iterable[np.ndarray], fps: float, ticks: np.ndar
         for frame in frames:
             frame = np.asarray(frame)
             shape = shape or frame.shape
+            if np.issubdtype(frame.dtype, np.floating) and ((frame >= 0) & (frame <= 1)).all():
+                frame = np.rint(frame * 255).astype(np.uint8)
             if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape != shape or shape[2] != 3 or 0 in shape:
                 raise ValueError(
-                    f"frame {count} is {frame.dtype} {frame.shape}; expected uint8 (height, width, 3) of one size"
+                    f"frame {count} is {frame.dtype} {frame.shape}; expected uint8 (height, width, 3) of one "
+                    "size, or floats in [0, 1]"
                 )
             frame = np.pad(frame, ((0, shape[0] % 2), (0, shape[1] % 2), (0, 0)), mode="edge")
             if count == 0:

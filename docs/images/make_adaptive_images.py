@@ -113,11 +113,11 @@ def draw_budget_over_time(pipeline: AdapTokPipeline) -> None:
     output = pipeline.reconstruct(EXAMPLE, budget="25%")
     frames_per_block = pipeline.tokenizer.config.tubelet_size
     blocks_per_clip = pipeline.tokenizer.config.num_blocks
-    counts = output.token_counts.flatten()[: -(-len(output.original) // frames_per_block)].numpy()
+    counts = output.token_counts.flatten()[: -(-len(output.original[0]) // frames_per_block)].numpy()
     seconds = output.timestamps[::frames_per_block]
     width = np.diff(seconds).mean()
     with figure_file(HERE / "adaptive_over_time.png", 8, 3.4, 3, 1, height_ratios=[0.62, 0.62, 2]) as (_, axes):
-        for axis, frames, name in ((axes[0, 0], output.original, "original"), (axes[1, 0], output.frames, "decoded")):
+        for axis, frames, name in ((axes[0, 0], output.original[0], "original"), (axes[1, 0], output.frames[0], "decoded")):
             strip = np.concatenate(frames[frames_per_block // 2 :: frames_per_block], axis=1)
             axis.imshow(strip, aspect="auto", extent=(seconds[0], seconds[-1] + width, 0, 1))
             axis.set_ylabel(name, rotation=0, ha="right", va="center")

@@ -31,13 +31,14 @@ def main() -> None:
     pipeline.set_progress_bar_config(disable=True)
     rows = []
     for video in filter(None, (EXAMPLE, arguments.extra)):
-        outputs = [pipeline.reconstruct(video, budget=budget) for budget in (128, 64, 32, 16, 8)]
-        row = [outputs[0].original[arguments.frame], *(output.frames[arguments.frame] for output in outputs)]
+        outputs = [pipeline.reconstruct(video, budget=budget, output_type="uint8") for budget in (128, 64, 32, 16, 8)]
+        row = [outputs[0].original[0, arguments.frame], *(output.frames[0, arguments.frame] for output in outputs)]
         rows.append(np.concatenate(row, axis=1))
     strip = Image.fromarray(np.concatenate(rows))
     strip.save(HERE / "budgets.png", optimize=True)
     with tempfile.TemporaryDirectory() as folder:
-        write_report(Path(folder) / "report", pipeline.reconstruct(EXAMPLE, budget=32), pipeline, {"budget": 32})
+        output = pipeline.reconstruct(EXAMPLE, budget=32, output_type="uint8")
+        write_report(Path(folder) / "report", output, pipeline, {"budget": 32})
         (Path(folder) / "report" / "tokens.png").replace(HERE / "tokens.png")
         for name, command in COMMANDS.items():
             if adaptok([*command.split(), "--output", f"{folder}/{name}"]) != 0:

@@ -87,11 +87,11 @@ def test_floor_depends_on_the_batch_size():
     assert ipal(scores[:1], step=64, budget=456, rounding="floor").tolist() == [[448] * 4]
     assert ipal(scores, step=64, budget=456, rounding="floor").mean(axis=0).tolist() == [456] * 4
     with pytest.raises(ValueError, match="block position 0.*budgets are 448 and 512"):
-        ipal(scores[:1], step=64, budget=456)
+        ipal(scores[:1], step=64, budget=456, rounding="exact")
 
 
 def test_error_names_the_block_position():
-    with pytest.raises(ValueError, match="block position 2: a budget of 65"):
+    with pytest.raises(ValueError, match="block position 2: .*65"):
         ipal(falling(2, 3, 8), step=8, budget=(8, 64, 65))
 
 

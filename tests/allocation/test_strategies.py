@@ -64,8 +64,9 @@ def test_larger_threshold_gives_fewer_tokens():
 def test_fixed():
     assert fixed(table(), step=8, budget=24).tolist() == [[24] * 3] * 4
     assert fixed(table()[:, 0], step=8, budget=64.0).tolist() == [64] * 4
-    with pytest.raises(ValueError, match="budgets are 24 and 32"):
-        fixed(table(), step=8, budget=28)  # four blocks could meet 28 on average, a single one cannot
+    assert fixed(table(), step=8, budget=28.7).tolist() == [[28] * 3] * 4  # any whole number of leading tokens
+    with pytest.raises(ValueError, match="28 and 29"):
+        fixed(table(), step=8, budget=28.7, rounding="exact")
     with pytest.raises(ValueError, match="nearest feasible budget is 64"):
         fixed(table(), step=8, budget=72)
     with pytest.raises(ValueError, match="nearest feasible budget is 8"):

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
-from unittest import mock
 
 import torch
 from torch.nn import functional
 
-from adaptok_hf.models import generation_adaptok
 from adaptok_hf.models.modeling_adaptok_ar import AdapTokARForCausalLM
 from adaptok_hf.models.token_layout import pack
 
@@ -204,20 +202,16 @@ def filtering(parity: Parity) -> Iterator[Comparison]:
     for top_k, top_p in ((1, 1.0), (10, 1.0), (0, 0.7), (0, 0.05), (20, 0.5)):
         name = f"top_k{top_k}_top_p{top_p}"
         for temperature in (1.0, 0.8):
-            seen = []
-
-            def record(scores, seeds, position, seen=seen):
-                seen.append(scores[:, :SIZE])
-                return scores.argmax(-1)
-
             hook = model.lm_head.register_forward_hook(lambda *call: padded)
-            with mock.patch.object(generation_adaptok, "sample_tokens", record):
-                sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-                model.generate(class_labels=[0] * 5, max_new_tokens=2, **sampling)
+            sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+            output = model.generate(
+                class_labels=[0] * 5, max_new_tokens=2, return_dict_in_generate=True, output_scores=True, **sampling
+            )
             hook.remove()
+            scores = output.scores[1][:, :SIZE]
             if temperature == 1:
-                yield f"{name}, -inf", seen[1].isinf(), golden[name].isinf(), 0
+                yield f"{name}, -inf", scores.isinf(), golden[name].isinf(), 0
                 kept = ~golden[name].isinf()
-                yield name, seen[1][kept], golden[name][kept], 0
+                yield name, scores[kept], golden[name][kept], 0
             else:
-                yield f"{name}.probs_T0.8", seen[1].softmax(-1), golden[f"{name}.probs_T0.8"], 1e-6
+                yield f"{name}.probs_T0.8", scores.softmax(-1), golden[f"{name}.probs_T0.8"], 1e-6

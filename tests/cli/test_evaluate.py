@@ -80,8 +80,10 @@ def test_generation(videos, model, tmp_path, capsys):
 def test_prediction(videos, model, tmp_path, capsys):
     out = tmp_path / "out"
     argv = ["evaluate", "prediction", str(videos), "-o", str(out), "--model", model, "--condition-frames", "4", *QUIET]
-    assert main(argv) == 0
+    assert main([*argv, "--json"]) == 0
+    printed = capsys.readouterr()
     report = json.loads((out / "results.json").read_text())
+    assert json.loads(printed.out) == report and "| tiny |" in printed.err
     assert [result["strategy"] for result in report["results"]] == ["predicted", "last given frame"]
     curve = np.array(report["psnr_of_frames"]["last given frame"])
     assert curve.shape == (12,) and (curve[:4] == 100).all() and (np.diff(curve[4:]) < 1).all()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from builders.token_data import make_pipeline
 from builders.video_files import make_frames, write_mp4, write_webm
+from PIL import Image
 
 from adaptok_hf import AdapTokARConfig, AdapTokARForCausalLM, read_video, write_video
 from adaptok_hf.cli import outputs
@@ -212,9 +213,22 @@ def test_any_name(model, here, capfd, name):
 def test_this_folder(model, here, capfd):
     video = write_mp4(here.parent / "clip.mp4")
     assert main(["reconstruct", str(video), "--model", model, "-o", "."]) == 0
-    assert {path.name for path in here.iterdir()} == set(outputs.REPORT_FILES)
+    assert {path.name for path in here.iterdir()} == set(outputs.REPORT_FILES) - {"reconstruction.png"}
     assert {path.name for path in here.parent.iterdir()} == {"clip.mp4", "here"}
     refused(["tokenize", str(video), "--model", model, "-o", "."], "folder", capfd)
+
+
+def test_pictures_and_tiles(model, here):
+    (here / "frames").mkdir()
+    for number, frame in enumerate(make_frames(11, 20, 30)):
+        Image.fromarray(frame).save(here / "frames" / f"{number}.png")
+    tiles = ["--resize-mode", "tile", "--model", model]
+    assert main(["reconstruct", "frames/0.png", *tiles]) == 0
+    assert Image.open(here / "0-adaptok" / "reconstruction.png").size == (30, 20)
+    assert main(["tokenize", "frames", *tiles]) == 0
+    assert main(["detokenize", "frames.safetensors", "--model", model]) == 0
+    assert read_video(here / "frames.mp4").frames.shape == (11, 20, 30, 3)
+    assert main(["detokenize", "frames.safetensors", "--model", model, "-o", "frames.png"]) == 2
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ def noisy_video(num_frames: int, height: int = 16, width: int = 16) -> np.ndarra
 def output(tiny_pipeline):
     """A squashed video of 18 frames: two clips, five blocks."""
     times = np.cumsum(np.linspace(0.05, 0.15, 18))
-    return tiny_pipeline(Video(noisy_video(18, 24, 40), 10.0, times), budget=4.4, resize_mode="squash")
+    return tiny_pipeline(Video(noisy_video(18, 24, 40), 10.0, times), budget=4.4, resize_mode="squash", output_type="uint8")
 
 
 def test_identical_videos_have_100_db(output):
@@ -29,10 +29,10 @@ def test_identical_videos_have_100_db(output):
 
 
 def test_psnr_is_that_of_the_error(output):
-    output.original = np.full((18, 16, 16, 3), 100, np.uint8)
+    output.original = np.full((1, 18, 16, 16, 3), 100, np.uint8)
     output.frames = output.original.copy()
-    output.frames[4:8] += 20  # the second block
-    output.frames[16:] += 10  # the last, of two frames
+    output.frames[0, 4:8] += 20  # the second block
+    output.frames[0, 16:] += 10  # the last, of two frames
     quality = measure(output, 4)
     expected = [-20 * np.log10(error / 255) for error in (20, 10)]
     assert quality["psnr_per_block"] == pytest.approx([100, expected[0], 100, 100, expected[1]], abs=1e-2)

@@ -2,12 +2,13 @@ import json
 import tarfile
 from functools import partial
 from itertools import islice
+from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
 from builders.video_files import write_mp4, write_text
-from datasets import ClassLabel, Dataset, Features, Value, Video
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, Video
 from torch.utils.data import DataLoader
 
 from adaptok_hf.data import ClipStream, HubVideos, hub_videos, random_window
@@ -83,11 +84,52 @@ def test_bad_rows_are_skipped(videos, tmp_path):
 def test_columns(videos):
     named = make_dataset(videos).cast_column("label", Value("string"))
     assert [item.label for item in HubVideos(named, label_column="name").read_shard(0)] == [0, 1, 2]
-    assert {item.label for item in HubVideos(named).read_shard(0)} == {-1}
+    assert {item.label for item in HubVideos(named).read_shard(0)} == {-1}, "no classes"
     with pytest.raises(ValueError, match=r"'labels'.*'clip', 'label', 'name'"):
         HubVideos(named, label_column="labels")
     with pytest.raises(ValueError, match=r"\[\] of"):
         HubVideos(named.remove_columns("clip"))
+
+
+def read_all(source: HubVideos) -> list[tuple[bytes, int]]:
+    """The content and the label of each video."""
+    items = [item for shard in range(source.num_shards) for item in source.read_shard(shard)]
+    return [(item.video if isinstance(item.video, bytes) else Path(item.video).read_bytes(), item.label) for item in items]
+
+
+KINDS = ["paths", "bytes", "large bytes", "records", "decoded", "not decoded"]
+
+
+@pytest.mark.parametrize(("kind", "column"), zip(KINDS, ["video", "mp4", "file", "clip", "other", "video"], strict=True))
+def test_columns_of_videos(videos, kind, column):
+    """What data sets on the Hub call videos, and store as videos; no decoder is needed, and labels need not be named."""
+    record = {"bytes": Value("binary"), "path": Value("string")}
+    features = {"paths": Value("string"), "bytes": Value("binary"), "large bytes": Value("large_binary")}
+    features |= {"records": record, "decoded": Video(), "not decoded": Video(decode=False)}
+    contents = [video.read_bytes() for video in videos]
+    values = {"paths": list(map(str, videos)), "bytes": contents, "large bytes": contents}
+    values = values.get(kind, [{"bytes": content, "path": "x.mp4"} for content in contents])
+    rows = Dataset.from_dict(
+        {column: values, "action": [0, 1] * 4},
+        features=Features({column: features[kind], "action": ClassLabel(names=["run", "jump"])}),
+    )
+    for dataset in (rows, rows.to_iterable_dataset(num_shards=2)):
+        source = HubVideos(dataset)
+        assert source.class_names == ["run", "jump"]
+        assert read_all(source) == [(content, index % 2) for index, content in enumerate(contents)]
+    assert len(list(ClipStream(HubVideos(rows), CHOOSE, 16, num_epochs=1))) == 8
+    named = HubVideos(rows.rename_column(column, "recording"), video_column="recording")
+    assert read_all(named) == read_all(source)
+
+
+def test_columns_that_are_no_videos_or_classes(videos):
+    rows = Dataset.from_dict({"video": ["a.mp4"], "mp4": ["a.mp4"], "action": ["run"]})
+    with pytest.raises(ValueError, match=r"\['video', 'mp4'\] of"):
+        HubVideos(rows)
+    with pytest.raises(ValueError, match="action='run'.*class_encode_column"):
+        read_all(HubVideos(rows, label_column="action", video_column="mp4"))
+    with pytest.raises(ValueError, match=r"'train'"):
+        HubVideos(DatasetDict({"train": rows}))
 
 
 def test_tar_shards_stream_through_datasets(videos, tmp_path, monkeypatch):

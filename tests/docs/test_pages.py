@@ -124,7 +124,7 @@ def test_first_command_does_what_it_says(folder, capsys):
     written = ["reconstruction.mp4", "report.json", "side_by_side.mp4", "tokens.png"]
     assert sorted(path.name for path in (folder / "surfing-adaptok").iterdir()) == written
     budget = float(command[command.index("--budget") + 1])
-    assert f"({budget:.1f} per block" in capsys.readouterr().out
+    assert f"({budget:.1f} of {budget:g} tokens per block" in capsys.readouterr().out
 
 
 def read_commands(code: str) -> list[list[str]]:

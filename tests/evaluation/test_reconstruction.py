@@ -161,7 +161,7 @@ def test_impossible_settings_are_refused(tiny_pipeline, videos, tmp_path):
         ({"strategies": ["best"]}, "strategy is one of"),
         ({"budgets": ["many"]}, "got 'many'"),
         ({"budgets": [7]}, "not between 1 and the 6 tokens"),
-        ({"budgets": [3]}, "nearest feasible budgets are 2 and 4"),
+        ({"budgets": [1]}, " 2 tokens"),
         ({"budgets": []}, "nothing to evaluate"),
         ({"strategies": ["ipal"], "ipal_budgets": "published"}, "Budget tables were published for"),
         ({"strategies": ["ipal"], "batches": [0]}, "'ipal'.* 0"),
@@ -199,21 +199,21 @@ def test_settings_have_names_of_their_own():
             Setting(**wrong)
 
 
-def test_attention_maps_are_those_of_eager_attention(tiny_tokenizer, tiny_video):
+def test_attention_maps_are_the_softmax_of_queries_and_keys(tiny_tokenizer, tiny_video):
     tokens = [0, 3, 5]
     maps = attention_maps(tiny_tokenizer, tiny_video[0], tokens)
     assert maps.shape == (3, 3, 2, 2)
-    weights = []
-    layer = tiny_tokenizer.encoder.layers[-1].attention
-    tiny_tokenizer.set_attn_implementation("eager")
-    handle = layer.register_forward_hook(lambda module, given, output: weights.append(output[1]))
+    inputs, layer = [], tiny_tokenizer.encoder.layers[-1].attention
+    handle = layer.register_forward_pre_hook(lambda module, given: inputs.append(given[0]))
     with torch.no_grad():
         tiny_tokenizer.encode(tiny_video[:1])
+        query, key, _ = layer.qkv(inputs[0][0]).unflatten(-1, (3, 2, 16)).permute(1, 2, 0, 3)
     handle.remove()
-    wanted = weights[0].mean(1)[0]  # queries: 3 blocks of 6 latents; keys: 3 blocks of 6 latents and 4 patches
+    block = torch.arange(30) // 10  # 3 blocks of 6 latents and 4 patches
+    wanted = (query @ key.mT / 4).masked_fill(block[:, None] < block, -torch.inf).softmax(-1).mean(0)
     for row, token in enumerate(tokens):
         for block in range(3):
-            found = wanted[6 * block + token, 10 * block + 6 : 10 * block + 10].view(2, 2)
+            found = wanted[10 * block + token, 10 * block + 6 : 10 * block + 10].view(2, 2)
             np.testing.assert_allclose(maps[row, block], found, atol=1e-6)
     np.testing.assert_allclose(attention_maps(tiny_tokenizer, tiny_video[0], tokens), maps, atol=1e-6)
     with pytest.raises(ValueError, match="0 to 5, got 6"):

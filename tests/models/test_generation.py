@@ -8,7 +8,7 @@ from builders.generators import tiny, tiny_fp
 from torch.nn import functional
 from transformers import LogitsProcessor, StoppingCriteria, TextStreamer
 
-from adaptok_hf.models.generation_adaptok import BlockTokensLogitsProcessor, gumbel_noise, noise_bits, sample_tokens
+from adaptok_hf.models.generation_adaptok import BlockTokensLogitsProcessor, SeededNoise, gumbel_noise, noise_bits
 
 INF = torch.inf
 
@@ -219,7 +219,8 @@ def test_samples_follow_the_softmax():
     probabilities = scores.softmax(0)
     kept = probabilities > 0
     for seeds, position in ((torch.arange(20000), 3), (torch.arange(20000) * 2**40 - 2**55, 900)):
-        tokens = sample_tokens(scores.expand(20000, -1), seeds, position)
+        ids = torch.zeros(1, 1, dtype=torch.long).expand(20000, position)
+        tokens = SeededNoise(seeds, 0)(ids, scores.expand(20000, -1)).argmax(1)
         counts = torch.bincount(tokens, minlength=8).double()
         assert counts[5] == 0
         expected = 20000 * probabilities.double()
@@ -335,16 +336,23 @@ def test_guidance_by_hand():
         ({"top_p": 1.5}, ["top_p", "1.5"]),
         ({"top_k": -3}, ["top_k", "-3"]),
         ({"temperature": 0.0}, ["temperature", "0"]),
-        ({"num_beams": 2}, ["num_beams=2"]),
-        ({"num_return_sequences": 3}, ["num_return_sequences=3"]),
-        ({"return_dict_in_generate": True}, ["return_dict_in_generate=True"]),
-        ({"output_scores": True}, ["output_scores=True"]),
-        ({"prompt_lookup_num_tokens": 3}, ["prompt_lookup_num_tokens=3"]),
-        ({"streamer": TextStreamer(None)}, ["streamer="]),
+        ({"num_beams": 2, "seeds": [1, 2]}, ["num_beams=2", "seeds"]),
+        ({"num_beams": 2, "guidance_scale": 2.0}, ["num_beams=2", "guidance_scale=2.0"]),
+        ({"num_beams": 2, "streamer": TextStreamer(None)}, ["num_beams=2", "streamer"]),
+        ({"num_return_sequences": 3, "do_sample": False}, ["num_return_sequences", "3"]),
+        ({"num_return_sequences": 3, "seeds": [1, 2]}, ["2 seeds", "6 sequences"]),
+        ({"output_scores": True}, ["output_scores=True", "return_dict_in_generate=True"]),
+        ({"prompt_lookup_num_tokens": 3}, ["prompt_lookup_num_tokens=3", "2 sequences"]),
+        ({"class_labels": [0], "prompt_lookup_num_tokens": 3, "guidance_scale": 2.0}, ["lookup_num_tokens=3", "scale=2.0"]),
+        ({"class_labels": [0], "prompt_lookup_num_tokens": 3, "lookahead": 4}, ["lookahead=4", "lookup_num_tokens=3"]),
         ({"lookahead": 0}, ["lookahead", "0"]),
-        ({"lookahead": 4}, ["lookahead", "got 4 for 2 sequences"]),
-        ({"class_labels": [0], "lookahead": 4, "guidance_scale": 2}, ["lookahead", "guidance_scale 2"]),
-        ({"class_labels": [0], "lookahead": 4, "cache_implementation": "static"}, ["lookahead=4", "StaticCache"]),
+        ({"lookahead": 4}, ["lookahead=4", "2 sequences"]),
+        ({"class_labels": [0], "lookahead": 4, "guidance_scale": 2}, ["lookahead=4", "guidance_scale=2"]),
+        ({"class_labels": [0], "lookahead": 4, "cache_implementation": "static"}, ["lookahead=4", "'static'"]),
+        ({"class_labels": [0], "lookahead": 4, "use_cache": False}, ["lookahead=4", "use_cache=False"]),
+        ({"attention_mask": torch.zeros(2, 1)}, ["attention_mask"]),
+        ({"class_labels": []}, ["a prompt", "(0, 1)"]),
+        ({"max_length": 1}, ["max_length=1"]),
         ({"min_q": 0.1}, ["min_q"]),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
@@ -370,7 +378,7 @@ def test_refuses_guidance_without_a_null_class_and_wrong_prompts():
     codes = torch.zeros(1, 3, 4, dtype=torch.long)
     with pytest.raises(ValueError, match="guidance_scale=2.0"):
         tiny_fp().generate(condition_codes=codes, guidance_scale=2.0)
-    with pytest.raises(ValueError, match=r"a prompt must be \(batch, 7\), got \(1, 3\)"):
+    with pytest.raises(ValueError, match=r"a prompt must be \(batch, 7 or more\), got \(1, 3\)"):
         tiny_fp().generate(torch.zeros(1, 3, dtype=torch.long))
 
 
@@ -394,7 +402,6 @@ def test_given_blocks_come_back_whole():
         (tiny, {"temperature": 0.5}, 2),
         (tiny, {"max_tokens": 6}, 20),
         (tiny, {"max_new_tokens": 5}, 4),
-        (tiny, {"use_cache": False}, 3),
         (tiny_fp, {"do_sample": False}, 2),
         (tiny_fp, {"temperature": 0.5, "max_tokens": [2, 5]}, 5),
     ],

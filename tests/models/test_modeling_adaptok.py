@@ -218,6 +218,74 @@ def test_gradient_checkpointing_changes_nothing(tiny_tokenizer, tiny_video):
     assert len(calls) == 4  # each of the two layers ran again in the backward pass
 
 
+def test_the_loss_is_made_of_the_outputs(tiny_tokenizer, tiny_video):
+    output = tiny_tokenizer(tiny_video, torch.tensor([[3, 1, 6], [1, 5, 2]]))
+    pixels = (output.pixel_values_videos - tiny_video).abs().mean()
+    assert_close(output.loss, pixels + 0.025 * output.commitment_loss + 0.1 * output.codebook_loss)
+    assert tiny_tokenizer(tiny_video, return_dict=False)[0].ndim == 0
+    assert tiny_tokenizer(tiny_video, return_loss=False).loss is None
+    whole = (tiny_video * 255).round()
+    assert_close(tiny_tokenizer(whole.to(torch.uint8)).loss, tiny_tokenizer(whole / 255).loss)
+
+
+# --- recorded outputs ---------------------------------------------------------------------------------------------
+
+
+def test_hidden_states_and_attentions(tiny_tokenizer, tiny_video):
+    """3 blocks of 6 latents and 4 patches through 2 + 2 layers."""
+    plain = tiny_tokenizer(tiny_video)
+    assert plain.hidden_states is None and plain.attentions is None
+    output = tiny_tokenizer(tiny_video, output_hidden_states=True, output_attentions=True)
+    assert_close(output.pixel_values_videos, plain.pixel_values_videos)
+    assert [state.shape for state in output.hidden_states] == [(2, 30, 32)] * 5
+    assert [weights.shape for weights in output.attentions] == [(2, 2, 30, 30)] * 4
+    latents = output.hidden_states[2].unflatten(1, (3, 10))[:, :, :6]
+    assert_close(latents, output.latents)
+    for weights in output.attentions:
+        assert_close(weights.sum(-1), torch.ones(2, 2, 30))
+        assert not weights[:, :, :10, 10:].any() and weights[:, :, 20:, :6].any()  # nothing later, something earlier
+    encoded = tiny_tokenizer.encode(tiny_video, output_hidden_states=True)
+    decoded = tiny_tokenizer.decode(encoded.codes, output_attentions=True)
+    assert len(encoded.hidden_states) == 3 and encoded.attentions is None
+    assert len(decoded.attentions) == 2 and decoded.hidden_states is None
+    assert_close(decoded.attentions[1], output.attentions[3])
+
+
+def test_recorded_outputs_of_clips_with_different_counts(tiny_tokenizer, tiny_video):
+    """Clips stay apart, though without recording they would form one sequence."""
+    counts = torch.tensor([[3, 0, 6], [1, 5, 2]])
+    output = tiny_tokenizer(tiny_video, counts, output_hidden_states=True, output_attentions=True)
+    tokens = 3 + 5 + 6 + 12
+    assert output.hidden_states[-1].shape == (2, tokens, 32) and output.attentions[-1].shape == (2, 2, tokens, tokens)
+    assert_close(output.pixel_values_videos, tiny_tokenizer(tiny_video, counts).pixel_values_videos)
+    assert not output.attentions[-1][1, :, -4:, 1:3].any()  # the second clip dropped these
+
+
+def test_the_configuration_asks_for_outputs(tiny_tokenizer, tiny_video):
+    tiny_tokenizer.config.output_hidden_states = True
+    assert len(tiny_tokenizer(tiny_video).hidden_states) == 5
+    assert tiny_tokenizer(tiny_video, output_hidden_states=False).hidden_states is None
+    tiny_tokenizer.config.return_dict = False
+    assert isinstance(tiny_tokenizer.encode(tiny_video), tuple)
+    assert tiny_tokenizer.encode(tiny_video, return_dict=True).codes.shape == (2, 3, 6)
+
+
+def test_selected_hidden_states(tiny_tokenizer, tiny_video):
+    every = tiny_tokenizer.encode(tiny_video, output_hidden_states=True).hidden_states
+    first, second, last = tiny_tokenizer.encode(tiny_video, output_hidden_states=[1]).hidden_states
+    assert first is None and last is None and torch.equal(second, every[1])
+
+
+def test_unknown_options_are_named(tiny_tokenizer, tiny_scorer, tiny_video):
+    for call in (tiny_tokenizer, tiny_tokenizer.encode):
+        with pytest.raises(TypeError, match="interpolate_pos_encoding"):
+            call(tiny_video, interpolate_pos_encoding=True)
+    with pytest.raises(TypeError, match="use_cache"):
+        tiny_tokenizer.decode(torch.zeros(1, 3, 6, dtype=torch.long), use_cache=True)
+    with pytest.raises(TypeError, match="attention_mask"):
+        tiny_scorer(torch.zeros(1, 3, 6, 32), torch.zeros(1, 3, 6, 32), attention_mask=None)
+
+
 # --- attention implementations, precision, compilation ------------------------------------------------------------
 
 
@@ -249,7 +317,8 @@ def test_half_precision_runs(tiny_tokenizer, tiny_video, dtype):
     assert (half(tiny_video).pixel_values_videos.float() - expected).abs().mean() < 0.1 * expected.abs().mean()
 
 
-@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
 def test_compiled_model_is_the_model(tiny_tokenizer, tiny_video, backend):
     counts = torch.tensor([[3, 0, 6], [1, 5, 2]])
     with torch.no_grad():

@@ -10,9 +10,10 @@ from builders.generators import tiny, tiny_fp
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
-from transformers import AutoConfig, AutoModelForCausalLM, set_seed
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, set_seed
 
 from adaptok_hf import AdapTokARConfig, AdapTokARForCausalLM
+from adaptok_hf.models.modeling_adaptok_ar import AdapTokARModel
 from adaptok_hf.models.token_layout import pack
 
 NO_DROPOUT = dict.fromkeys(("embedding_dropout", "residual_dropout", "mlp_dropout", "class_dropout"), 0.0)
@@ -114,12 +115,33 @@ def test_save_and_load(tmp_path, changes):
     assert torch.equal(model(**inputs).logits, loaded(**inputs).logits)
 
 
+@pytest.mark.parametrize("position_embedding", ["rope", "absolute"])
+def test_without_its_head(tmp_path, position_embedding):
+    model = tiny(position_embedding=position_embedding)
+    ids = model.build_inputs(**clips(model))["input_ids"]
+    model.save_pretrained(tmp_path)
+    base, info = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert type(base) is AdapTokARModel and not any(info[key] for key in ("missing_keys", "unexpected_keys"))
+    output = base(ids, output_hidden_states=True)
+    assert torch.equal(output.last_hidden_state, model.model(ids).last_hidden_state)
+    assert len(output.hidden_states) == 1 + model.config.num_hidden_layers
+    base.save_pretrained(tmp_path / "base")
+    assert torch.equal(AutoModel.from_pretrained(tmp_path / "base")(ids)[0], output[0])
+    with pytest.raises(ValueError, match="lm_head.weight"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="norm.weight"):
+        AutoModel.from_pretrained(tmp_path)
+
+
 STOCK = """
 import sys
 sys.modules["adaptok_hf"] = None  # importing it fails, even where it is installed
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
+from transformers import AutoModel, AutoModelForCausalLM, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
 
 class Blocks(LogitsProcessor):  # 3 blocks of at most 4 codes; the rules again, row by row
     def __call__(self, ids, scores):
@@ -142,11 +164,14 @@ with torch.no_grad():
     assert type(model) is not LlamaForCausalLM
     greedy = model.generate(ids[:, :1], do_sample=False)
     results |= {"absolute logits": model(ids).logits, "absolute greedy": greedy}
+    base = AutoModel.from_pretrained("absolute", trust_remote_code=True).eval()
+    assert torch.equal(base(ids).last_hidden_state, model.model(ids).last_hidden_state)
 assert not any(name.split(".")[0] == "adaptok_hf" for name in sys.modules if sys.modules[name] is not None)
 save_file(results, "results")
 """
 
 
+@pytest.mark.slow  # every part of an export is loaded so in tests/hub
 def test_without_the_package(tmp_path):
     """A rope checkpoint is a plain Llama's, generation settings included; any checkpoint brings its code."""
     models = {name: tiny(position_embedding=name) for name in ("rope", "absolute")}

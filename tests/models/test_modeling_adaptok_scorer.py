@@ -105,6 +105,35 @@ def test_a_clip_does_not_depend_on_its_neighbours(tiny_scorer, inputs):
         assert_close(alone[0], together[i], atol=1e-6, rtol=1e-6)
 
 
+# --- recorded outputs, loss ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("counts", [None, COUNTS])
+def test_hidden_states_and_attentions(tiny_scorer, inputs, counts):
+    output = tiny_scorer(*inputs, counts, output_hidden_states=True, output_attentions=True)
+    assert [state.shape for state in output.hidden_states] == [(2, 18, 16)] * 3
+    assert [weights.shape for weights in output.attentions] == [(2, 2, 18, 18)] * 2
+    assert_close(output.attentions[0].sum(-1), torch.ones(2, 2, 18))
+    assert not output.attentions[0][:, :, :6, 6:].any()
+    assert_close(output.scores, tiny_scorer(*inputs, counts).scores)
+
+
+def test_the_loss_is_that_of_standardized_scores(tiny_scorer, inputs):
+    tiny_scorer.config.score_std = 0.5
+    labels = torch.rand(2, 3, 3)
+    output = tiny_scorer(*inputs, labels=labels)
+    assert_close(output.loss, (output.scores - labels).square().mean() * 4)
+    assert tiny_scorer(*inputs).loss is None
+    partial = torch.full_like(labels, torch.nan)
+    partial[:, -1] = labels[:, -1]
+    last = tiny_scorer(*inputs, labels=partial)
+    assert_close(last.loss, (output.scores - labels)[:, -1].square().mean() * 4)
+    last.loss.backward()
+    assert all(parameter.grad.isfinite().all() for parameter in tiny_scorer.parameters())
+    with pytest.raises(ValueError, match=r"\(2, 3\).*\(2, 3, 3\)"):
+        tiny_scorer(*inputs, labels=labels[:, :, 0])
+
+
 # --- output scale, attention, precision ---------------------------------------------------------------------------
 
 

@@ -56,6 +56,8 @@ def test_pixels_of_other_ranges_are_refused(tiny_tokenizer, tiny_video, change):
         with pytest.raises(ValueError, match=r"\[0, 1\]"):
             method(change(tiny_video))
     tiny_tokenizer.encode(tiny_video * 1.0005)  # rounding
+    with pytest.raises(ValueError, match=r"\[0, 1\]"):
+        tiny_tokenizer.train()(change(tiny_video))
 
 
 def test_empty_batches_give_empty_results(tiny_pipeline, tiny_video):
@@ -66,7 +68,7 @@ def test_empty_batches_give_empty_results(tiny_pipeline, tiny_video):
     assert tokenizer.decode(codes, torch.zeros(0, 3, dtype=torch.long)).pixel_values_videos.shape == none.shape
     videos = np.zeros((0, 12, 16, 16, 3), np.uint8)
     assert tiny_pipeline.video_processor(videos).pixel_values_videos.shape == none.shape
-    assert tiny_pipeline.tokenize(videos) == tiny_pipeline.reconstruct(videos) == []
+    assert tiny_pipeline.tokenize(videos) == tiny_pipeline.reconstruct(videos) == tiny_pipeline(videos).frames == []
 
 
 @pytest.mark.parametrize("value", NOT_FINITE)
@@ -95,4 +97,4 @@ def test_numbers_must_be_finite(complete_pipeline, value):
 
 def test_outputs_as_tuples(complete_pipeline):
     video = complete_pipeline(np.zeros((12, 16, 16, 3), np.uint8), return_dict=False)
-    assert isinstance(video, tuple) and video[0].shape == (12, 16, 16, 3)
+    assert isinstance(video, tuple) and video[0].shape == (1, 12, 16, 16, 3)

@@ -195,7 +195,7 @@ def test_padding_blocks(varied_pipeline, num_frames):
     blocks = -(-num_frames // 4)
     valid = (torch.arange(-(-num_frames // 12) * 3) < blocks).view(-1, 3)
     output = varied_pipeline.reconstruct(video, budget=4, allocation="measured")
-    assert output.frames.shape == video.shape
+    assert output.frames[0].shape == video.shape
     table = losses_by_hand(varied_pipeline, clips_of(varied_pipeline, video), [2, 4, 6])
     assert torch.equal(output.token_counts > 0, valid) and output.tokens.num_tokens == 4 * blocks
     expected = joint(table, step=2, budget=4, valid=valid.numpy())
@@ -211,7 +211,7 @@ def test_batch_size_has_no_influence(varied_pipeline):
     for other in (one, three):
         assert torch.equal(other.token_counts, all_.token_counts)
         assert other.tokens.allocation["objective"] == pytest.approx(all_.tokens.allocation["objective"], abs=1e-5)
-        assert np.abs(other.frames.astype(int) - all_.frames).max() <= 1
+        assert np.abs(other.frames - all_.frames).max() <= 1.01 / 255
     assert len(all_.token_counts[all_.token_counts > 0].unique()) == 3
 
 
@@ -235,14 +235,14 @@ def test_half_precision(varied_pipeline, tmp_path):
 
 
 def test_rounding_down(varied_pipeline):
-    tokens = varied_pipeline.tokenize(uneven_video(12), budget=3, allocation="measured", rounding="floor")
+    tokens = varied_pipeline.tokenize(uneven_video(12), budget=3, allocation="measured")
     assert tokens.num_tokens == 8
 
 
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"budget": 3}, "3.0 .*2.666.* and 3.333"),
+        ({"budget": 3, "rounding": "exact"}, "3.0 .*2.666.* and 3.333"),
         ({"budget": 1}, " 2 "),
         ({"budget": 7}, " 6 "),
         ({"budget": 1, "rounding": "floor"}, " 2 "),

@@ -8,7 +8,6 @@ from builders.pipelines import noisy_video
 from builders.video_files import make_frames, write_mp4
 from diffusers import DiffusionPipeline
 from PIL import Image
-from torch.testing import assert_close
 from transformers import AutoModel
 
 from adaptok_hf import (
@@ -47,8 +46,8 @@ def test_frames_and_padding(tiny_pipeline, num_frames):
     video, valid = noisy_video(num_frames), valid_blocks(num_frames)
     for parameters in ({}, {"budget": 4}, {"price": 0.0}, {"budget": 2, "allocation": "ipal"}):
         output = tiny_pipeline(video, **parameters)
-        assert output.frames.shape == video.shape and output.frames.dtype == np.uint8
-        assert np.array_equal(output.original, video)
+        assert output.frames.shape == (1, *video.shape) and output.frames.dtype == np.float32
+        assert np.array_equal(output.original[0], np.float32(video) / 255)
         assert output.token_counts.shape == valid.shape
         assert torch.equal(output.token_counts > 0, valid)
     assert torch.equal(tiny_pipeline(video).token_counts, valid * 6)
@@ -121,16 +120,29 @@ def test_joint_is_the_best_of_all_allocations(tiny_pipeline):
     assert tokens.allocation["bound"] <= objective + 1e-9
 
 
-def test_rounding_down(tiny_pipeline):
-    with pytest.raises(ValueError, match="nearest feasible"):
-        tiny_pipeline.tokenize(noisy_video(12), budget=3)
-    assert tiny_pipeline.tokenize(noisy_video(12), budget=3, rounding="floor").num_tokens == 8
+@pytest.mark.parametrize("budget", [3, "50%", np.float32(3)])
+def test_rounding_down(tiny_pipeline, budget):
+    tokens = tiny_pipeline.tokenize(noisy_video(12), budget=budget)
+    assert tokens.num_tokens == 8
+    assert (tokens.allocation["budget"], tokens.allocation["reached"]) == (3, pytest.approx(8 / 3))
+    with pytest.raises(ValueError, match="2.666.* and 3.333"):
+        tiny_pipeline.tokenize(noisy_video(12), budget=budget, rounding="exact")
+
+
+def test_what_was_reached_is_about_all_that_shares_the_budget(tiny_pipeline):
+    videos = tiny_pipeline.tokenize([noisy_video(12), noisy_video(5, seed=1)], budget=3.5)
+    assert {video.allocation["reached"] for video in videos} == {16 / 5}
+    assert sum(video.num_tokens for video in videos) == 16
+    tokens = tiny_pipeline.tokenize(noisy_video(16), budget=[2, 6, 5], allocation="ipal")
+    assert (tokens.allocation["budget"], tokens.allocation["reached"]) == ((2 * 2 + 6 + 5) / 4, (2 * 2 + 6 + 4) / 4)
 
 
 @pytest.mark.parametrize("allocation", ["bithr", "bidelta"])
 def test_threshold_searches_stay_near_the_budget(tiny_pipeline, allocation):
     tokens = tiny_pipeline.tokenize(noisy_video(60), budget=4, allocation=allocation)
-    assert set(tokens.token_counts.unique().tolist()) <= {2, 4, 6} and tokens.allocation == {"strategy": allocation}
+    assert set(tokens.token_counts.unique().tolist()) <= {2, 4, 6}
+    reached = tokens.num_tokens / tokens.num_blocks
+    assert tokens.allocation == {"strategy": allocation, "budget": 4, "reached": reached} and reached <= 4
     few, many = (
         tiny_pipeline.tokenize(noisy_video(60), budget=budget, allocation=allocation).num_tokens for budget in (2, 6)
     )
@@ -188,7 +200,7 @@ def test_batch_size_has_no_influence(tiny_pipeline, parameters):
     for other in (one, two):
         assert torch.equal(other.token_counts, all_.token_counts)
         assert torch.equal(other.tokens.codes, all_.tokens.codes)
-        assert np.abs(other.frames.astype(int) - all_.frames).max() <= 1
+        assert np.abs(other.frames - all_.frames).max() <= 1.01 / 255
 
 
 def test_reconstruct_is_tokenize_then_detokenize(tiny_pipeline):
@@ -202,12 +214,12 @@ def test_reconstruct_is_tokenize_then_detokenize(tiny_pipeline):
 
 def test_reconstruct_is_the_tokenizer(tiny_pipeline):
     video = noisy_video(24)
-    output = tiny_pipeline.reconstruct(video, budget=4)
+    output = tiny_pipeline.reconstruct(video, budget=4, output_type="uint8")
     pixels = torch.from_numpy(video).permute(0, 3, 1, 2).unflatten(0, (2, 12)).float() / 255
     with torch.no_grad():
         expected = tiny_pipeline.tokenizer(pixels, output.token_counts).pixel_values_videos
     expected = (expected.clamp(0, 1) * 255).round().byte().flatten(0, 1).permute(0, 2, 3, 1).numpy()
-    assert np.abs(output.frames.astype(int) - expected).max() <= 1
+    assert np.abs(output.frames[0].astype(int) - expected).max() <= 1
     assert output.frames.std() > 1
 
 
@@ -250,13 +262,14 @@ def test_every_kind_of_input(tiny_pipeline, tmp_path):
 
 def test_every_kind_of_output(tiny_pipeline):
     video = noisy_video(5)
-    frames = tiny_pipeline(video).frames
-    tensor = tiny_pipeline(video, output_type="pt").frames
-    assert tensor.shape == (5, 3, 16, 16) and tensor.dtype == torch.float32
-    assert_close(tensor.permute(0, 2, 3, 1) * 255, torch.from_numpy(frames).float())
-    images = tiny_pipeline(video, output_type="pil").frames
-    assert all(isinstance(image, Image.Image) for image in images)
-    assert np.array_equal(np.stack([np.asarray(image) for image in images]), frames)
+    array, tensor, images, integers = (tiny_pipeline(video, output_type=kind) for kind in ("np", "pt", "pil", "uint8"))
+    for name in ("frames", "original"):
+        expected = getattr(integers, name)
+        assert expected.shape == (1, 5, 16, 16, 3) and expected.dtype == np.uint8
+        assert np.array_equal(getattr(array, name), np.float32(expected) / 255) and getattr(array, name).dtype == np.float32
+        assert torch.equal(getattr(tensor, name), torch.from_numpy(getattr(array, name)).permute(0, 1, 4, 2, 3))
+        assert np.array_equal(np.stack([np.asarray(image) for image in getattr(images, name)[0]]), expected[0])
+    assert tiny_pipeline(video).frames.dtype == np.float32 and isinstance(images.frames[0][0], Image.Image)
     with pytest.raises(ValueError, match="'jpg'"):
         tiny_pipeline(video, output_type="jpg")
 
@@ -264,8 +277,8 @@ def test_every_kind_of_output(tiny_pipeline):
 def test_squash_restores_proportions(tiny_pipeline):
     video = make_frames(5, 24, 40)
     cropped, squashed = (tiny_pipeline(video, resize_mode=mode) for mode in ("crop", "squash"))
-    assert cropped.frames.shape == (5, 16, 16, 3) and squashed.frames.shape == (5, 24, 40, 3)
-    assert squashed.original.shape == (5, 16, 16, 3)
+    assert cropped.frames.shape == (1, 5, 16, 16, 3) and squashed.frames.shape == (1, 5, 24, 40, 3)
+    assert squashed.original.shape == (1, 5, 16, 16, 3)
     assert not np.array_equal(squashed.original, cropped.original)
     assert squashed.tokens.resize_mode == "squash" and tiny_pipeline.tokenize(video).resize_mode == "crop"
 
@@ -326,9 +339,9 @@ def test_half_precision(tiny_pipeline, tmp_path):
     video = noisy_video(15)
     tokens = tiny_pipeline.tokenize(video, budget=4)
     frames = loaded.detokenize(tokens)
-    assert np.abs(frames.astype(int) - tiny_pipeline.detokenize(tokens)).mean() < 3
+    assert np.abs(frames - tiny_pipeline.detokenize(tokens)).mean() < 3 / 255
     output = loaded(video, budget=4)
-    assert output.tokens.num_tokens == 16 and output.frames.dtype == np.uint8
+    assert output.tokens.num_tokens == 16 and output.frames.dtype == np.float32
 
 
 # --- errors -------------------------------------------------------------------------------------------------------
@@ -347,12 +360,15 @@ def test_tokens_of_another_model_are_refused(tiny_pipeline, tiny_config):
         ({"budget": 0}, " 2 "),
         ({"budget": 7}, " 6 "),
         ({"budget": -1}, " 2 "),
-        ({"budget": 3}, "2.666.* and 3.333"),
+        ({"budget": 3, "rounding": "exact"}, "2.666.* and 3.333"),
+        ({"budget": "30%"}, " 2 "),
         ({"budget": float("nan")}, "finite"),
         ({"budget": float("inf")}, "finite"),
         ({"budget": 0, "allocation": "ipal"}, " 2 "),
-        ({"budget": 3, "allocation": "ipal"}, "2 and 4"),
-        ({"budget": 3, "allocation": "fixed"}, "2 and 4"),
+        ({"budget": 3, "allocation": "ipal", "rounding": "exact"}, "2 and 4"),
+        ({"budget": 3.5, "allocation": "fixed", "rounding": "exact"}, "3 and 4"),
+        ({"budget": 1, "allocation": "fixed"}, " 2 "),
+        ({"budget": 4, "allocation": "bithr", "rounding": "exact"}, "'bithr'.*`rounding`"),
         ({"budget": "many"}, "'many'"),
         ({"budget": "200%"}, " 6 "),
         ({"budget": [4, 4, 4]}, "budget"),
@@ -413,7 +429,7 @@ def test_the_detailed_checkpoint():
     found = {}
     for share in ("12.5%", "25%", "50%", "100%"):
         output = pipeline.reconstruct(video, budget=share, allocation="fixed")
-        found[share] = -10 * np.log10(np.square((output.frames - output.original.astype(float)) / 255).mean())
+        found[share] = -10 * np.log10(np.square(output.frames - output.original.astype(float)).mean())
     assert sorted(found.values()) == list(found.values()) and found["100%"] > 22, found
 
 

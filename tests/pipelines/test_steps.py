@@ -15,13 +15,25 @@ def test_the_steps_are_the_whole(tiny_pipeline):
     scores = tiny_pipeline.score(encoded)
     assert scores.shape == (3, 3, 3) and tiny_pipeline.score(encoded) is scores
     tokens = tiny_pipeline.allocate(encoded, request)
-    whole = tiny_pipeline.reconstruct(video, budget=4)
+    whole = tiny_pipeline.reconstruct(video, budget=4, output_type="uint8")
     assert torch.equal(tokens.codes, whole.tokens.codes) and torch.equal(tokens.token_counts, whole.token_counts)
-    assert tokens.allocation == whole.tokens.allocation and np.array_equal(tiny_pipeline.decode(tokens), whole.frames)
+    assert tokens.allocation == whole.tokens.allocation and np.array_equal(tiny_pipeline.decode(tokens), whole.frames[0])
     expected = allocate(scores, strategy="joint", step=2, budget=4, valid=encoded.valid_blocks.numpy())
     assert tokens.token_counts.tolist() == expected.tolist()
     everything = tiny_pipeline.allocate(encoded)
     assert torch.equal(everything.token_counts, tiny_pipeline.tokenize(video).token_counts)
+
+
+def test_models_that_return_tuples_by_their_configuration(tiny_pipeline):
+    video, options = (
+        noisy_video(12),
+        ({"budget": 4}, {"budget": 4, "allocation": "ipal"}, {"budget": 4, "allocation": "measured"}),
+    )
+    expected = [tiny_pipeline.reconstruct(video, **each).frames for each in options]
+    tiny_pipeline.tokenizer.config.return_dict = tiny_pipeline.scorer.config.return_dict = False
+    for each, frames in zip(options, expected, strict=True):
+        assert np.array_equal(tiny_pipeline.reconstruct(video, **each).frames, frames)
+    assert len(list(tiny_pipeline.stream(video, price=0.001))) > 0
 
 
 @pytest.mark.parametrize("request_", [{"budget": 4}, {"budget": 4, "strategy": "ipal"}, {"price": 0.001}, {}], ids=str)
@@ -39,7 +51,9 @@ def test_a_list_of_videos_shares_one_budget(tiny_pipeline, request_):
         assert not torch.equal(counts, torch.cat([each.token_counts for each in alone]))
     for video, each in zip(videos, tokens, strict=True):
         assert torch.equal(each.codes, tiny_pipeline.tokenize(video).codes)
-        assert np.array_equal(tiny_pipeline.decode(each), tiny_pipeline.detokenize(each, batch_size=1))
+        assert np.array_equal(
+            tiny_pipeline.decode(each)[None], tiny_pipeline.detokenize(each, batch_size=1, output_type="uint8")
+        )
     some = encoded[1:]
     assert len(some) == 2 and torch.equal(some.codes, encoded.codes[1:]) and len(some.latents) == 4
     assert [len(each.codes) for each in tiny_pipeline.allocate(some, AllocationRequest())] == [3, 1]
@@ -48,9 +62,14 @@ def test_a_list_of_videos_shares_one_budget(tiny_pipeline, request_):
 def test_reconstructions_of_a_list(tiny_pipeline):
     videos = [noisy_video(12), noisy_video(30)]
     outputs = tiny_pipeline(videos, budget=4)
-    assert [len(output.frames) for output in outputs] == [12, 30] and isinstance(outputs, list)
+    assert [output.frames.shape[:2] for output in outputs] == [(1, 12), (1, 30)] and isinstance(outputs, list)
+    assert [len(video) for video in outputs.frames] == [12, 30]  # as diffusers has it: a batch of videos
     assert sum(output.tokens.num_tokens for output in outputs) == 4 * sum(output.tokens.num_blocks for output in outputs)
-    assert np.array_equal(tiny_pipeline(np.stack([noisy_video(12)] * 2))[1].frames, tiny_pipeline(noisy_video(12)).frames)
+    batch, alone = np.stack([noisy_video(12)] * 2), tiny_pipeline(noisy_video(12)).frames
+    assert np.array_equal(tiny_pipeline(batch)[1].frames, alone)
+    assert np.array_equal(tiny_pipeline(batch).frames, np.concatenate([alone, alone]))
+    assert tiny_pipeline(batch, output_type="pt").frames.shape == (2, 12, 3, 16, 16)
+    assert [len(video) for video in tiny_pipeline(batch, output_type="pil").frames] == [12, 12]
 
 
 def test_nothing_is_encoded_for_a_request_that_cannot_be_met(tiny_pipeline, monkeypatch):
@@ -85,4 +104,4 @@ def test_a_new_strategy_is_a_function_and_a_row(tiny_pipeline, monkeypatch):
     row = Strategy("thrifty", thrifty, "budget", (), "none", "clip", False, "test", "one step for every block")
     monkeypatch.setitem(STRATEGIES, "thrifty", row)
     tokens = tiny_pipeline.tokenize(noisy_video(15), budget=4, allocation="thrifty")
-    assert tokens.token_counts.tolist() == [[2, 2, 2], [2, 0, 0]] and tokens.allocation == {"strategy": "thrifty"}
+    assert tokens.token_counts.tolist() == [[2, 2, 2], [2, 0, 0]] and tokens.allocation["strategy"] == "thrifty"

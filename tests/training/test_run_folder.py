@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import LoggerType
 from builders.script_runs import SCRIPTS, run_script
 from builders.video_files import make_frames, write_audio_only, write_avi, write_empty, write_text
 from transformers import AutoModel
@@ -26,7 +28,7 @@ from adaptok_hf.training import recipes
 from adaptok_hf.training.ar import arguments as ar_arguments
 from adaptok_hf.training.arguments import RunArguments, epochs_to_steps, require
 from adaptok_hf.training.closed_form.arguments import ScorerInitialization, TokenizerInitialization
-from adaptok_hf.training.run_folder import Progress, RunFolder, RunningMeans, claim_run_folder
+from adaptok_hf.training.run_folder import Progress, RunFolder, RunningMeans, claim_run_folder, start_run
 from adaptok_hf.training.scorer import arguments as scorer_arguments
 from adaptok_hf.training.tokenizer import arguments as tokenizer_arguments
 from adaptok_hf.training.tokenizer import training_step as tokenizer_training_step
@@ -327,6 +329,36 @@ def test_missing_libraries_are_named(monkeypatch, name):
 
 
 # --- after a kill, and two runs at once ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["trackio", "wandb", "tensorboard", "comet_ml"])
+def test_a_missing_tracker_is_named_before_training(parse_arguments, tmp_path, monkeypatch, name):
+    monkeypatch.setattr("accelerate.tracking._available_trackers", [])
+    (tmp_path / "recipe.json").write_text(json.dumps(TINY | {"report_to": name}))
+    command = [tmp_path / "recipe.json", "--data_root", tmp_path, "--output_dir", tmp_path / "run"]
+    with pytest.raises(ImportError, match=f"{name}.*pip install {name.replace('_', '-')}$"):
+        parse_arguments(*command)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError, match="trackio.*'my_board'"):
+        parse_arguments(*command, "--report_to", "my_board")
+    assert parse_arguments(*command, "--report_to", "all").report_to == "all"
+
+
+def test_trackio_gets_the_log(tmp_path, monkeypatch):
+    """A stand-in for the package, of the functions that accelerate calls."""
+    logged = []
+    run = SimpleNamespace(log=lambda values, step: logged.append((step, values)), finish=lambda: logged.append("finished"))
+    config = SimpleNamespace(update=lambda values, allow_val_change: logged.append(values["learning_rate"]))
+    trackio = SimpleNamespace(init=lambda project: logged.append(project) or run, config=config)
+    monkeypatch.setitem(sys.modules, "trackio", trackio)
+    monkeypatch.setattr("accelerate.tracking._available_trackers", [LoggerType.TRACKIO])
+    args = RunArguments(output_dir=str(tmp_path / "run"), report_to="trackio", learning_rate=0.5)
+    folder = start_run(args, "train_tokenizer", cpu=True)
+    folder.log({"step": 3, "loss": 0.25})
+    folder.save_picture("clips", np.zeros((4, 4, 3), np.uint8), 3)
+    folder.accelerator.end_training()
+    assert logged == ["train_tokenizer", 0.5, (3, {"loss": 0.25}), "finished"]
+    assert (tmp_path / "run" / "validation" / "step-000003.png").is_file()
 
 
 def test_what_a_killed_run_left_is_put_in_order(run_folder):

@@ -6,14 +6,18 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
 from builders.script_runs import kill_script, run_script
 from builders.token_data import TokenData, make_token_data
 from builders.video_files import make_frames, write_avi, write_mp4
-from datasets import load_dataset
+from datasets import ClassLabel, Features, List, Value, load_dataset
 
-from adaptok_hf import AdapTokPipeline
+from adaptok_hf import AdapTokARConfig, AdapTokARForCausalLM, AdapTokPipeline
 from adaptok_hf.data import VideoFiles, VideoItem
+from adaptok_hf.training.ar.token_rows import TokenRows, model_inputs
 from adaptok_hf.training.ar.token_shards import Arguments
 from adaptok_hf.training.ar.token_sources import MixedWindows, open_source
 from adaptok_hf.training.recipes import parse_arguments
@@ -41,8 +45,8 @@ def test_tokens_are_those_of_the_pipeline(made):
 
     pipeline = AdapTokPipeline.from_pretrained(made.pipeline)
     clips = pipeline.video_processor.clips(made.videos / rows[2]["source"]).frames.flatten(0, 1)[4:20]
-    assert rows[2]["start"] == 4 and rows[2]["codes"] == pipeline.tokenize(clips).codes.flatten().tolist()
-    assert rows[2]["condition_codes"] == pipeline.tokenize_condition(clips[None], 5).flatten().tolist()
+    assert rows[2]["start"] == 4 and rows[2]["codes"] == pipeline.tokenize(clips).codes[0].tolist()
+    assert rows[2]["condition_codes"] == pipeline.tokenize_condition(clips[None], 5)[0].tolist()
     description = json.loads((made.tokens / "dataset.json").read_text())
     assert description["class_names"] == ["a_jump", "b_run"] and description["model_hash"] == pipeline.model_hash
     assert {row["config_hash"] for row in rows} == {description["hash"]}
@@ -52,11 +56,14 @@ def test_finished_shards_stay_and_missing_ones_come_back(made, tmp_path):
     options = ["--videos", made.videos, *made.options, "--output_dir", tmp_path / "tokens"]
     kill_script("tokenize_dataset.py", *options, once_there=tmp_path / "tokens" / "tokens-00000-of-00003.parquet")
     first = (tmp_path / "tokens" / "tokens-00000-of-00003.parquet").stat().st_mtime_ns
+    card = tmp_path / "tokens" / "README.md"
+    assert card.read_text() == (made.tokens / "README.md").read_text()
+    card.write_text("edited")
     output = run_script("tokenize_dataset.py", *options)
     assert "1 videos left out" in output and "8 windows" in output
     shards = sorted((tmp_path / "tokens").glob("*.parquet"))
     assert len(shards) == 3 and read(tmp_path / "tokens") == read(made.tokens)
-    assert shards[0].stat().st_mtime_ns == first
+    assert shards[0].stat().st_mtime_ns == first and card.read_text() == "edited"
     assert not list((tmp_path / "tokens").glob(".*"))
     skipped = [json.loads(path.with_suffix(".json").read_text())["skipped"] for path in shards]
     assert [list(part) for part in skipped if part] == [["b_run/broken.mp4"]]
@@ -68,6 +75,37 @@ def test_finished_shards_stay_and_missing_ones_come_back(made, tmp_path):
     assert read(tmp_path / "tokens") == read(made.tokens)
     error = run_script("tokenize_dataset.py", *options, "--budget", 4, fails=True)
     assert "dataset.json" in error
+
+
+def test_earlier_folders_train_alike(made, tmp_path):
+    """They have flat codes, plain labels and no card; and the classes of folders that are read together may differ."""
+    columns = pq.read_table(made.tokens / "tokens-00000-of-00003.parquet").to_pydict()
+    for name in ("codes", "condition_codes"):
+        columns[name] = [np.ravel(codes) for codes in columns[name]]
+    flat = List(Value("uint16"), length=64)
+    features = {"codes": flat, "token_counts": List(Value("int32"), length=4), "label": Value("int32")}
+    features |= {
+        "source": Value("string"),
+        "start": Value("int32"),
+        "config_hash": Value("string"),
+        "condition_codes": flat,
+    }
+    pq.write_table(pa.Table.from_pydict(columns, Features(features).arrow_schema), tmp_path / "0.parquet")
+    (tmp_path / "new").mkdir()
+    shutil.copy(made.tokens / "tokens-00000-of-00003.parquet", tmp_path / "new" / "0.parquet")
+    sizes = {"codebook_size": 40, "num_blocks": 4, "latents_per_block": 16, "hidden_size": 8, "num_attention_heads": 1}
+    for condition in ({"num_classes": 2}, {"num_classes": 0, "num_condition_codes": 20}):
+        model = AdapTokARForCausalLM(AdapTokARConfig(num_hidden_layers=1, intermediate_size=8, **sizes, **condition))
+        old, new = (
+            model_inputs(model, next(iter(TokenRows([str(folder)]).validation_batches(4, 4, rank=0, world_size=1))))
+            for folder in (tmp_path, tmp_path / "new")
+        )
+        assert all(torch.equal(old[name], new[name]) for name in ("input_ids", "labels"))
+
+    (tmp_path / "other").mkdir()
+    rows = load_dataset("parquet", data_files=str(tmp_path / "new" / "0.parquet"), split="train")
+    rows.cast_column("label", ClassLabel(names=["x", "y", "z"])).to_parquet(tmp_path / "other" / "0.parquet")
+    assert len(TokenRows([str(tmp_path / "new"), str(tmp_path / "other")])) == 2 * len(rows)
 
 
 @pytest.mark.slow
@@ -178,6 +216,7 @@ def test_windows_of_several_videos_are_mixed(tmp_path):
         ([], "none"),
         (["--ucf101_folder", "a"], "ucf101_splits"),
         (["--videos", "a", "--window_step", "0"], "window_step .* 0"),
+        (["--videos", "a", "--split", "val-1"], "val-1"),
     ],
 )
 def test_bad_arguments(monkeypatch, tmp_path, options, message):

@@ -132,7 +132,6 @@ def test_adapters(lora_run, trained, made):
 
     base = AutoModelForCausalLM.from_pretrained(trained)
     old = {name: weight.clone() for name, weight in base.state_dict().items()}
-    base.replace_classes(CLASSES)
     adapted = PeftModel.from_pretrained(base, folder / "adapter")
     saved = load_file(folder / "adapter" / "adapter_model.safetensors")
     assert len(saved) == 2 * 2 + 1, "two modules of one layer, and the rows of the classes"
@@ -151,8 +150,10 @@ def test_adapters(lora_run, trained, made):
         assert not torch.equal(average_weights[name], new[name]) and not torch.equal(average_weights[name], old[name])
 
     codes, counts = torch.randint(40, (2, 4, 16)), torch.full((2, 4), 5)
-    inputs = merged.build_inputs(codes, counts, [0, 1])
-    torch.testing.assert_close(adapted.eval()(**inputs).logits, merged.eval()(**inputs).logits, atol=1e-5, rtol=1e-5)
+    inputs, loaded = merged.build_inputs(codes, counts, [0, 1]), AdapTokARForCausalLM.from_pretrained(folder / "adapter")
+    for model in (adapted, loaded):
+        torch.testing.assert_close(model.eval()(**inputs).logits, merged.eval()(**inputs).logits, atol=1e-5, rtol=1e-5)
+    assert adapted.get_base_model().class_names == loaded.class_names == CLASSES
     assert pipeline_with(made, merged).generate("a_jump", max_tokens=16).frames.shape == (1, 16, 32, 32, 3)
 
 
@@ -252,7 +253,7 @@ def test_known_classes_stay(trained):
     new = model.model.embed_tokens.weight
     assert torch.equal(new[[41, 43]], old[[43, 41]]) and torch.equal(new[[42, 44]], old[[44, 44]])
     assert torch.equal(new[:41], old[:41]) and model.lm_head.weight is new
-    assert module.class_names(model) == ["stand", "lie", "sit"]
+    assert model.class_names == ["stand", "lie", "sit"]
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def test_scorer_run(inputs, scorer_run):
     processor = AdapTokVideoProcessor(image_size=16, num_frames=16, tubelet_size=4)
     pipeline = AdapTokPipeline(processor, AutoModel.from_pretrained(inputs.folder / "tokenizer"), scorer)
     output = pipeline.reconstruct(inputs.folder / "val" / "0.mp4", budget=8)
-    assert output.tokens.num_tokens == 32 and output.frames.shape == (16, 16, 16, 3)
+    assert output.tokens.num_tokens == 32 and output.frames.shape == (1, 16, 16, 16, 3)
 
 
 def test_every_weight_is_trained(scorer_run):

@@ -187,7 +187,8 @@ def test_causaltok_on_a_stream(causaltok_options, tmp_path):
     assert not AutoModel.from_pretrained(tmp_path / "run" / "model").config.adaptive
 
 
-@pytest.mark.parametrize("num_workers", ["0", pytest.param("2", marks=pytest.mark.slow)])
+@pytest.mark.slow  # tests/data resumes streams by default
+@pytest.mark.parametrize("num_workers", ["0", "2"])
 def test_a_stream_is_resumed_exactly(causaltok_options, tmp_path, num_workers):
     options = [*causaltok_options, "--perceptual_weight", "0", "--num_workers", num_workers]
     whole, halves = (

@@ -20,6 +20,17 @@ def test_write_then_read(tmp_path, num_frames, fps):
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_floats_are_pictures_too(tmp_path, dtype):
+    frames = make_frames(3)
+    write_video(tmp_path / "bytes.mp4", frames, 24)
+    write_video(tmp_path / "floats.mp4", (frames / 255).astype(dtype), 24)
+    assert (tmp_path / "floats.mp4").read_bytes() == (tmp_path / "bytes.mp4").read_bytes()
+    for bad in (frames / 127.5 - 1, frames.astype(np.float32), np.full((1, 8, 8, 3), np.nan)):
+        with pytest.raises(ValueError, match="float"):
+            write_video(tmp_path / "a.mp4", bad, 24)
+
+
 def test_variable_frame_rate_survives_write_and_read(tmp_path):
     timestamps = np.array([0, 0.01, 0.5, 0.54, 2.0, 2.001]) + 7
     write_video(tmp_path / "a.mp4", make_frames(6), fps=3, timestamps=timestamps)

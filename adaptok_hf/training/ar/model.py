@@ -42,7 +42,7 @@ def build_model(args: Arguments, description: dict, report: Callable[[str], None
                     f"{args.init_from} has {entry}={getattr(model.config, entry)}, the tokens {description[entry]}: they "
                     "are of different tokenizers"
                 )
-        if names and names != class_names(model):
+        if names and names != model.class_names:
             report(change_classes(model, names))
     else:
         entries = {name: description[name] for name in GEOMETRY} | args.model
@@ -56,26 +56,15 @@ def build_model(args: Arguments, description: dict, report: Callable[[str], None
     return model.train()
 
 
-def class_names(model: AdapTokARForCausalLM) -> list[str]:
-    """Return the names of a generator's classes, in the order of their ids; none for frame prediction."""
-    return [model.config.id2label[label] for label in range(model.config.num_classes)]
-
-
-@torch.no_grad()
 def change_classes(model: AdapTokARForCausalLM, names: list[str]) -> str:
     """Give a generator other classes: those that it knows by name keep their weights, new ones start as "no class".
 
     Returns:
         A line that says what was done.
     """
-    old, first = class_names(model), model.config.first_class_token_id
-    known = [name for name in names if name in old]
-    tables = (model.model.embed_tokens, model.lm_head)
-    rows = [table.weight[[first + old.index(name) for name in known]] for table in tables]
+    old = model.class_names
     model.replace_classes(names)
-    for table, row in zip(tables, rows, strict=True):
-        table.weight[[first + names.index(name) for name in known]] = row
-    new = [name for name in names if name not in old]
+    known, new = ([name for name in names if (name in old) == kept] for kept in (True, False))
     return (
         f"the tokens have other classes than the generator: {len(known)} of its {len(old)} are kept, such as {known[:5]}; "
         f"{len(new)} are new and start as 'no class', such as {new[:5]}"

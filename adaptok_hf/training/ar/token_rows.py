@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import torch
-from datasets import Dataset, concatenate_datasets, load_dataset
+from datasets import Dataset, Features, Value, concatenate_datasets, load_dataset
 from torch.utils.data import DataLoader, Sampler, Subset
 
 from ...models.modeling_adaptok_ar import AdapTokARForCausalLM
@@ -56,7 +57,9 @@ class TokenRows:
         self.num_videos = 0
         for folder in map(Path, folders):
             shards = sorted(map(str, folder.glob("*.parquet")))
-            table = load_dataset("parquet", data_files=shards, split="train")
+            # not as classes, which may be other ones in each folder
+            features = Features(Features.from_arrow_schema(pq.read_schema(shards[0])) | {"label": Value("int64")})
+            table = load_dataset("parquet", data_files=shards, split="train", features=features)
             for chunk in (sources := table.data.column("source").dictionary_encode().unify_dictionaries()).chunks:
                 videos.append(chunk.indices.to_numpy().astype(np.int64) + self.num_videos)
             self.num_videos += len(sources.chunk(0).dictionary) if sources.num_chunks else 0
@@ -65,8 +68,7 @@ class TokenRows:
         self.video_of_row = np.concatenate(videos)
         if not len(rows):
             raise ValueError(f"{', '.join(folders)}: the shards have no rows")
-        has_labels = "label" in rows.column_names
-        self.largest_label = pc.max(rows.data.column("label")).as_py() if has_labels else -1
+        self.largest_label = pc.max(rows.data.column("label")).as_py()
         self.has_condition = "condition_codes" in rows.column_names
         self.rows: Dataset = rows.select_columns([name for name in rows.column_names if name in COLUMNS])
         self.rows.set_format("torch")

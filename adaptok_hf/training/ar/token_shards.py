@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from accelerate import Accelerator
-from datasets import Features, List, Value
+from datasets import ClassLabel, Features, List, Value
 from tqdm.auto import tqdm
 
 from ...atomic_files import claim_folder
@@ -21,19 +21,23 @@ from ...models.configuration_adaptok import AdapTokConfig
 from ...pipelines.pipeline_adaptok import AdapTokPipeline
 from ..arguments import check_positive
 from ..shards import SkipArguments, read_report, shard_with_report, write_plan
+from .token_card import check_split, write_card
 from .token_sources import MixedWindows, SourceArguments, open_source, source_hash, split_source
 
 
 @dataclass(kw_only=True)
 class Arguments(SourceArguments, SkipArguments):
     output_dir: str = field(metadata={"help": "Where the shards go."})
+    split: str = field(default="train", metadata={"help": "Name of the split that load_dataset gives the shards."})
     model: str | None = field(default=None, metadata={"help": "Pipeline folder or Hub id; default: the shipped one."})
     window_step: int = field(default=16, metadata={"help": "Frames between the starts of two windows."})
     allocation: str | None = field(default=None, metadata={"help": "Strategy; default: the pipeline's."})
     budget: str | None = field(default=None, metadata={"help": "Average tokens per block, or a share such as 25%%."})
     price: float | None = field(default=None, metadata={"help": "Loss that a token must save (strategy quality)."})
     threshold: float | None = field(default=None, metadata={"help": "Loss to undercut (strategy threshold)."})
-    rounding: Literal["floor"] | None = field(default=None, metadata={"help": "'floor': a budget may be off the grid."})
+    rounding: Literal["floor", "exact"] | None = field(
+        default=None, metadata={"help": "Of a budget off the grid: 'floor' (the default) rounds down, 'exact' raises."}
+    )
     num_condition_frames: int = field(default=0, metadata={"help": "Frames given in frame prediction; 0: none."})
     batch_size: int = field(default=32, metadata={"help": "Windows that share a budget."})
     videos_per_shard: int = field(default=32, metadata={"help": "Tar shards and files of the Hub stay what they are."})
@@ -43,6 +47,7 @@ class Arguments(SourceArguments, SkipArguments):
     def __post_init__(self):
         super().__post_init__()
         check_positive(self, "window_step", "batch_size", "videos_per_shard", "videos_at_once")
+        check_split(self.split)
 
 
 # what does not change the tokens, or is in the hashes of the videos and of the model
@@ -63,13 +68,13 @@ def describe(args: Arguments, pipeline: AdapTokPipeline, source: Any, names: lis
     return description | {"hash": hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()}
 
 
-def columns_of(config: AdapTokConfig, with_condition: bool) -> Features:
+def columns_of(config: AdapTokConfig, class_names: list[str], with_condition: bool) -> Features:
     code = Value("uint16" if config.codebook_size <= 2**16 else "int32")
-    codes = List(code, length=config.num_latent_tokens)
+    codes = List(List(code, length=config.latents_per_block), length=config.num_blocks)
     columns = {
         "codes": codes,
         "token_counts": List(Value("int32"), length=config.num_blocks),
-        "label": Value("int32"),
+        "label": ClassLabel(names=class_names) if class_names else Value("int64"),
         "source": Value("string"),
         "start": Value("int32"),
         "config_hash": Value("string"),
@@ -83,27 +88,27 @@ def tokenize_windows(pipeline: AdapTokPipeline, windows: torch.Tensor, args: Arg
     allocation = {name: getattr(args, name) for name in ("budget", "price", "threshold", "allocation", "rounding")}
     # windows in a row are to the pipeline the clips of one video
     tokens = pipeline.tokenize(windows.flatten(0, 1), fps=1.0, **allocation)
-    columns = {"codes": tokens.codes.flatten(1), "token_counts": tokens.token_counts}
+    columns = {"codes": tokens.codes, "token_counts": tokens.token_counts}
     if args.num_condition_frames:
-        columns["condition_codes"] = pipeline.tokenize_condition(windows, args.num_condition_frames).flatten(1)
+        columns["condition_codes"] = pipeline.tokenize_condition(windows, args.num_condition_frames)
     return {name: values.cpu().numpy() for name, values in columns.items()}
 
 
 def write_shard(
-    path: Path, pipeline: AdapTokPipeline, windows: MixedWindows, args: Arguments, config_hash: str
+    path: Path, features: Features, pipeline: AdapTokPipeline, windows: MixedWindows, args: Arguments, config_hash: str
 ) -> dict[str, Any]:
     """Tokenize windows and write their rows, batch after batch, then the report; the shard is renamed last.
 
     Returns:
         The report: `videos` (how many were tried), `windows`, and `skipped` (key -> reason).
     """
-    schema, count = columns_of(pipeline.tokenizer.config, args.num_condition_frames > 0).arrow_schema, 0
+    schema, count = features.arrow_schema, 0
     iterator = iter(windows)
     with shard_with_report(path) as (partial, report):
         with pq.ParquetWriter(partial, schema) as writer:
             while batch := list(islice(iterator, args.batch_size)):
                 columns = tokenize_windows(pipeline, torch.stack([row["pixel_values_videos"] for row in batch]), args)
-                rows = {name: list(values) for name, values in columns.items()} | {
+                rows = {name: values.tolist() for name, values in columns.items()} | {
                     "label": [int(row["label"]) for row in batch],
                     "source": [row["key"] for row in batch],
                     "start": [int(row["window"]) for row in batch],
@@ -122,7 +127,7 @@ def _check_request(args: Arguments, pipeline: AdapTokPipeline) -> None:
     try:
         tokenize_windows(pipeline, blank, args)
     except ValueError as error:
-        hint = "; a batch may be one window: rounding 'floor' takes any budget" if args.budget is not None else ""
+        hint = "; a batch may be one window: rounding 'floor' rounds down" if args.rounding == "exact" else ""
         raise ValueError(f"{error}{hint}") from error
 
 
@@ -146,8 +151,10 @@ def _write_missing(args: Arguments, pipeline: AdapTokPipeline, accelerator: Acce
     source, class_names = open_source(args)
     inputs = split_source(source, args.videos_per_shard, args.seed)
     description = describe(args, pipeline, source, class_names)
+    features = columns_of(config, class_names, args.num_condition_frames > 0)
     if accelerator.is_main_process:
         write_plan(output / "dataset.json", description)
+        write_card(output, features, description, config)
     accelerator.wait_for_everyone()
 
     tried, count, skipped = 0, 0, {}
@@ -165,7 +172,7 @@ def _write_missing(args: Arguments, pipeline: AdapTokPipeline, accelerator: Acce
                 videos_at_once=args.videos_at_once,
                 seed=(args.seed, index),
             )
-            report = write_shard(path, pipeline, windows, args, description["hash"])
+            report = write_shard(path, features, pipeline, windows, args, description["hash"])
         tried, count, skipped = tried + report["videos"], count + report["windows"], skipped | report["skipped"]
         args.check_skipped(tried, skipped)
     print(

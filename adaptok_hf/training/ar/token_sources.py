@@ -25,7 +25,9 @@ class SourceArguments(DatasetArguments):
     )
     ucf101_split: Literal["train", "test"] = field(default="train", metadata={"help": "trainlist01 or testlist01."})
     shard_folder: str | None = field(default=None, metadata={"help": "A folder of tar shards (write_shards.py)."})
-    hub_label_column: str | None = field(default=None, metadata={"help": "Of hub_dataset: class labels or integers."})
+    hub_label_column: str | None = field(
+        default=None, metadata={"help": "Of hub_dataset; default: the one of class labels."}
+    )
     hub_key_column: str | None = field(default=None, metadata={"help": "Of hub_dataset: what names a video."})
     class_names: str | None = field(
         default=None,
@@ -95,7 +97,7 @@ def source_hash(source: VideoFiles | TarShards | HubVideos, args: SourceArgument
     elif isinstance(source, TarShards):
         listing = [(Path(path).name, Path(path).stat().st_size) for path in source.paths]
     else:
-        listing = [args.hub_dataset, args.hub_split, args.hub_label_column, source.num_shards]
+        listing = [args.hub_dataset, args.hub_split, source.label_column, source.num_shards]
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
 

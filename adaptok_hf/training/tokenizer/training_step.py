@@ -32,7 +32,7 @@ class TrainingStep(nn.Module):
             quantized = model.quantizer.project_out(projected).unflatten(1, (-1, model.config.latents_per_block))
             output = AdapTokOutput(pixel_values_videos=model.decoder(quantized, token_counts))
             return output, projected.detach(), None
-        output = model(video, token_counts)
+        output = model(video, token_counts, return_loss=False)
         with torch.no_grad():
             projected = model.quantizer.project(output.latents).flatten(1, 2)
         prior_term = None

@@ -6,9 +6,16 @@ repository has an entry file that names all others, and a file in each component
 """
 
 import ast
+import json
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-PACKAGE = Path(__file__).parents[1]
+from ..atomic_files import write_json, write_text
+
+# A pipeline that was loaded from a repository saves the files that it came with: they lie next to this one.
+_IS_REMOTE = __name__.split(".")[-2] != "pipelines"
+_ROOT = Path(__file__).parent if _IS_REMOTE else Path(__file__).parents[1]
 # Module names in a pipeline's `model_index.json`.
 PIPELINE_ENTRY, COMPONENT_ENTRY = "adaptok_pipeline", "adaptok_component"
 
@@ -54,6 +61,7 @@ def collect_code(*modules: str) -> dict[str, str]:
     return dict(sorted(files.items()))
 
 
+@cache
 def pipeline_code() -> dict[str, str]:
     """The files in the root of a pipeline's repository, the entry file among them."""
     files = collect_code("pipelines.pipeline_adaptok")
@@ -62,13 +70,37 @@ def pipeline_code() -> dict[str, str]:
     return files | {f"{PIPELINE_ENTRY}.py": _PIPELINE_ENTRY.format(imports=imports)}
 
 
-def component_code(classes: list[type]) -> dict[str, str]:
-    """The file that goes into the folder of each component; the same in all, since diffusers puts them in one place."""
-    lines = [
-        f'{each.__name__} = import_module(".{each.__module__.rpartition(".")[2]}", __package__).{each.__name__}'
-        for each in sorted(set(classes), key=lambda each: each.__name__)
-    ]
-    return {f"{COMPONENT_ENTRY}.py": _COMPONENT_ENTRY.format(assignments="\n".join(lines))}
+def component_code(classes: dict[str, str]) -> str:
+    """Return the file that goes into the folder of each component; the same in all: diffusers puts them in one place.
+
+    Args:
+        classes: name -> module.
+    """
+    lines = [f'{name} = import_module(".{_flat(module)}", __package__).{name}' for name, module in sorted(classes.items())]
+    return _COMPONENT_ENTRY.format(assignments="\n".join(lines))
+
+
+def write_pipeline_index(file: Path, index: dict[str, Any]) -> None:
+    """Write the `model_index.json` of a saved pipeline, and the code that lets its folder load without this package.
+
+    Args:
+        file: in the folder in which the components have been saved.
+        index: its entries, as diffusers wrote them. Components of other libraries stay theirs.
+    """
+    folder, files = file.parent, pipeline_code()
+    pairs = {name: value for name, value in index.items() if isinstance(value, list) and value[0] is not None}
+    parts = {name: (module, kind) for name, (module, kind) in pairs.items() if f"{_flat(module)}.py" in files}
+    code = component_code({kind: module for module, kind in parts.values()})
+    for name, (_, kind) in parts.items():
+        index[name] = [COMPONENT_ENTRY, kind]
+        write_text(folder / name / f"{COMPONENT_ENTRY}.py", code)
+        config, sampling = folder / name / "config.json", folder / name / "generation_config.json"
+        if sampling.is_file():  # diffusers does not download it; without it, transformers reads its entries in config.json
+            entries = (json.loads(path.read_text(encoding="utf-8")) for path in (sampling, config))
+            write_json(config, next(entries) | next(entries))
+    for base, content in files.items():
+        write_text(folder / base, content)
+    write_json(file, index | {"_class_name": [PIPELINE_ENTRY, index["_class_name"]]})
 
 
 def _flat(module: str) -> str:
@@ -77,7 +109,8 @@ def _flat(module: str) -> str:
 
 def _flatten(module: str) -> tuple[str, list[str]]:
     """The source of a module with flat relative imports, and the modules that these name."""
-    path = PACKAGE.joinpath(*module.split("."))
+    module = _flat(module) if _IS_REMOTE else module
+    path = _ROOT.joinpath(*module.split("."))
     is_package = path.is_dir()
     source = (path / "__init__.py" if is_package else path.with_suffix(".py")).read_text(encoding="utf-8")
     package = module.split(".") if is_package else module.split(".")[:-1]

@@ -1,0 +1,88 @@
+"""What a generator reads: a condition, then the codes of a clip."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from .token_layout import pack
+
+
+class SequenceInputs:
+    """Builds the inputs of a generator with its `config`, on its `device`."""
+
+    def build_prompt(
+        self,
+        class_labels: torch.Tensor | Sequence[int] | None = None,
+        condition_codes: torch.Tensor | None = None,
+    ) -> torch.LongTensor:
+        """What stands in front of a sequence.
+
+        Args:
+            class_labels: (batch,) class ids; a negative one means no class.
+            condition_codes: (batch, blocks, latents_per_block) long, the codes of the condition clip (the given frames,
+                the last of them repeated); the first `num_condition_codes` are used.
+
+        Returns:
+            (batch, prompt_length) long.
+
+        Raises:
+            ValueError: for the wrong kind of condition, a class that does not exist, or codes that do not fit.
+        """
+        config = self.config
+        wanted, other = (class_labels, condition_codes) if config.is_class_conditional else (condition_codes, class_labels)
+        if wanted is None or other is not None:
+            kind = "class_labels" if config.is_class_conditional else "condition_codes"
+            raise ValueError(f"this generator takes {kind}, and nothing else, as its condition")
+        if config.is_class_conditional:
+            labels = torch.as_tensor(class_labels, dtype=torch.long, device=self.device).reshape(-1)
+            if len(labels) and int(labels.max()) >= config.num_classes:
+                raise ValueError(f"class ids must lie in 0..{config.num_classes - 1}, got {int(labels.max())}")
+            ids = torch.where(labels < 0, config.null_class_token_id, config.first_class_token_id + labels)
+            return ids[:, None]
+        codes = condition_codes.to(self.device)
+        if codes.ndim != 3 or tuple(codes.shape[1:]) != (config.num_blocks, config.latents_per_block):
+            raise ValueError(
+                f"condition_codes has shape {tuple(codes.shape)}, expected (batch, {config.num_blocks}, "
+                f"{config.latents_per_block})"
+            )
+        if len(codes) and not 0 <= int(codes.min()) <= int(codes.max()) < config.codebook_size:
+            raise ValueError(f"codes must lie in 0..{config.codebook_size - 1}, got {int(codes.min())}..{int(codes.max())}")
+        return nn.functional.pad(
+            codes.flatten(1)[:, : config.num_condition_codes], (0, 1), value=config.condition_separator_token_id
+        )
+
+    def build_inputs(
+        self,
+        codes: torch.Tensor,
+        token_counts: torch.Tensor,
+        class_labels: torch.Tensor | None = None,
+        condition_codes: torch.Tensor | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Clips -> what `forward` takes for teacher forcing. Every kept code and every `<EOB>` is a target.
+
+        Args:
+            codes: (batch, blocks, latents_per_block) long, of whole clips.
+            token_counts: (batch, blocks) long. Blocks before `config.start_block` are left out.
+            class_labels, condition_codes: as in `build_prompt`.
+
+        Returns:
+            `input_ids`, `attention_mask` and `labels`, each (batch, sequence) long, padded on the right.
+        """
+        config = self.config
+        prompt = self.build_prompt(class_labels, condition_codes)
+        expected = (len(prompt), config.num_blocks, config.latents_per_block)
+        if tuple(codes.shape) != expected:
+            raise ValueError(
+                f"codes has shape {tuple(codes.shape)}, expected (batch, blocks, latents_per_block) = {expected}"
+            )
+        start = config.start_block
+        sequences, mask = pack(
+            codes[:, start:].to(self.device), token_counts[:, start:].to(self.device), config.eob_token_id
+        )
+        labels = sequences.masked_fill(~mask, -100)
+        return {
+            "input_ids": torch.cat([prompt, sequences], dim=1),
+            "attention_mask": torch.cat([torch.ones_like(prompt), mask.long()], dim=1),
+            "labels": torch.cat([torch.full_like(prompt, -100), labels], dim=1),
+        }

@@ -1,0 +1,39 @@
+"""Whether the components of a pipeline belong together."""
+
+from ..models.modeling_adaptok import AdapTokModel
+from ..models.modeling_adaptok_ar import AdapTokARForCausalLM
+from ..models.modeling_adaptok_scorer import AdapTokScorerModel
+from ..video.video_processing_adaptok import AdapTokVideoProcessor
+
+
+def check_components(
+    video_processor: AdapTokVideoProcessor, tokenizer: AdapTokModel, scorer: AdapTokScorerModel | None
+) -> None:
+    """Raise `ValueError` unless processor, tokenizer and scorer have the same sizes."""
+    config = tokenizer.config
+    for name in ("image_size", "num_frames", "tubelet_size"):
+        if getattr(video_processor, name) != getattr(config, name):
+            raise ValueError(
+                f"the video processor has {name}={getattr(video_processor, name)}, the tokenizer {getattr(config, name)}"
+            )
+    if scorer is not None:
+        ours = (config.hidden_size, config.num_blocks, config.latents_per_block)
+        theirs = (scorer.config.latent_size, scorer.config.num_blocks, scorer.config.latents_per_block)
+        if ours != theirs:
+            raise ValueError(f"the scorer is for (width, blocks, latents) {theirs}, the tokenizer has {ours}")
+
+
+def check_generators(
+    tokenizer: AdapTokModel, ar_model: AdapTokARForCausalLM | None, fp_model: AdapTokARForCausalLM | None
+) -> None:
+    """Raise `ValueError` for a generator in the other's place, or of another tokenizer."""
+    for name, model, is_class_conditional in (("ar_model", ar_model, True), ("fp_model", fp_model, False)):
+        if model is None:
+            continue
+        if model.config.is_class_conditional != is_class_conditional:
+            kind = "frame-prediction" if is_class_conditional else "class-conditional"
+            raise ValueError(f"{name} is a {kind} generator: it is in the place of the other")
+        for entry in ("codebook_size", "num_blocks", "latents_per_block"):
+            theirs, ours = getattr(model.config, entry), getattr(tokenizer.config, entry)
+            if theirs != ours:
+                raise ValueError(f"{name} has {entry}={theirs}, the tokenizer {ours}: they do not belong together")
