@@ -19,6 +19,8 @@ Assignment = tuple[int, ...]
 BEAM_WIDTH = 10
 # How often a price is tried; the exact program afterwards makes up for what is missing.
 _MAX_PRICES = 16
+# Assignments of a clip among which that program chooses.
+_MOST_OPTIONS = 64
 
 
 def search_levels(latents_per_block: int, step: int) -> list[int]:
@@ -113,7 +115,7 @@ def search(
     trees: Sequence[AssignmentTree],
     *,
     step: int,
-    num_positions: int,
+    valid: ArrayLike,
     budget: float | None = None,
     price: float | None = None,
     rounding: Rounding | None = None,
@@ -128,7 +130,7 @@ def search(
     Args:
         trees: one per clip. Their levels are multiples of `step`, the last of them all latents of a block.
         step: the budget is spent in steps of so many tokens.
-        num_positions: K, the width of the result.
+        valid: (clips, K) booleans; blocks that are not valid come last and get 0 tokens. A tree has the others.
         budget: average tokens per block over all clips.
         price: loss per token that a token must save to be kept, at least 0.
         rounding: as for [`joint`].
@@ -141,18 +143,22 @@ def search(
     """
     if (budget is None) == (price is None):
         raise ValueError(f"search takes either a budget or a price, got budget={budget!r} and price={price!r}")
-    for counts in candidates:
-        for tree, row in zip(trees, np.asarray(counts).tolist(), strict=True):
-            tree.loss(tuple(row[: tree.num_blocks]))
+    candidates = [
+        [tuple(row[: tree.num_blocks]) for tree, row in zip(trees, np.asarray(counts).tolist(), strict=True)]
+        for counts in candidates
+    ]
+    for of_clips in candidates:
+        for tree, counts in zip(trees, of_clips, strict=True):
+            tree.loss(counts)
     if budget is not None:
-        chosen = _meet_budget(trees, budget, step, rounding, width)
+        chosen = _meet_budget(trees, budget, step, rounding, width, candidates)
     elif not is_finite_number(price) or price < 0:
         raise ValueError(f"`price` must be a finite number of at least 0 (loss per token), got {price!r}.")
     else:
         for tree in trees:
             tree.run_beam(price, width)
         chosen = [tree.best(price) for tree in trees]
-    token_counts = np.zeros((len(trees), num_positions), dtype=np.int64)
+    token_counts = np.zeros(np.shape(valid), dtype=np.int64)
     for row, counts in zip(token_counts, chosen, strict=True):
         row[: len(counts)] = counts
     objective = math.fsum(tree.loss(counts) for tree, counts in zip(trees, chosen, strict=True))
@@ -160,7 +166,12 @@ def search(
 
 
 def _meet_budget(
-    trees: Sequence[AssignmentTree], budget: float, step: int, rounding: Rounding | None, width: int
+    trees: Sequence[AssignmentTree],
+    budget: float,
+    step: int,
+    rounding: Rounding | None,
+    width: int,
+    candidates: Sequence[Sequence[Assignment]],
 ) -> list[Assignment]:
     num_blocks = sum(tree.num_blocks for tree in trees)
     if not num_blocks:
@@ -176,29 +187,36 @@ def _meet_budget(
             break
         low, high = (price, high) if spent > total else (low, price)
         price = 4 * price if high == math.inf else math.sqrt(low * high) if low else high / 4
-    for tree in trees:  # the fewest tokens, so that no budget is out of reach
-        tree.loss((step,) * tree.num_blocks)
-    chosen = _spend([tree.best_by_tokens() for tree in trees], total)
+    tables = []
+    for index, tree in enumerate(trees):
+        fewest = (step,) * tree.num_blocks  # so that no budget is out of reach
+        tree.loss(fewest)
+        known = sorted(tree.best_by_tokens().values(), key=lambda each: each[0] + price * sum(each[1]))
+        kept = {counts: loss for loss, counts in known[:_MOST_OPTIONS]}
+        kept |= {counts: tree.loss(counts) for counts in (fewest, *(of_clips[index] for of_clips in candidates))}
+        tables.append(kept)
+    chosen = _spend(tables, total)
     return _add_rest(trees, chosen, total - sum(map(sum, chosen)))
 
 
-def _spend(tables: Sequence[dict[int, tuple[float, Assignment]]], total: int) -> list[Assignment]:
+def _spend(tables: Sequence[dict[Assignment, float]], total: int) -> list[Assignment]:
     """Return one assignment of each table with the lowest summed loss of those that spend the most up to `total`."""
-    # as many tokens as any choice of the first tables spends -> its loss, and the choice of the last of them
-    history: list[dict[int, tuple[float, int]]] = [{0: (0.0, 0)}]
+    best = np.full(total + 1, np.inf)  # by tokens spent
+    best[0] = 0.0
+    history = []
     for table in tables:
-        sums: dict[int, tuple[float, int]] = {}
-        for spent, (before, _) in history[-1].items():
-            for tokens, (loss, _) in table.items():
-                found = before + loss, tokens
-                if spent + tokens <= total:
-                    sums[spent + tokens] = min(sums.get(spent + tokens, found), found)
-        history.append(sums)
-    spent, chosen = max(history[-1]), []
-    for table, sums in zip(reversed(tables), reversed(history), strict=False):
-        tokens = sums[spent][1]
-        chosen.append(table[tokens][1])
-        spent -= tokens
+        longer, choice = np.full(total + 1, np.inf), np.full(total + 1, -1)
+        for index, (counts, loss) in enumerate(table.items()):
+            tokens = sum(counts)
+            found = best[: total + 1 - tokens] + loss if tokens <= total else best[:0]
+            better = np.flatnonzero(found < longer[tokens:])
+            longer[tokens + better], choice[tokens + better] = found[better], index
+        best = longer
+        history.append(choice)
+    spent, chosen = int(np.flatnonzero(np.isfinite(best))[-1]), []
+    for table, choice in zip(reversed(tables), reversed(history), strict=True):
+        chosen.append(list(table)[choice[spent]])
+        spent -= sum(chosen[-1])
     return chosen[::-1]
 
 

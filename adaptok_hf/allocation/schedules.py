@@ -31,7 +31,7 @@ def best_schedule(trees: Sequence[AssignmentTree], budget: float, step: int, wid
         step: tokens.
     """
     tree = mean_tree(trees)
-    found = search([tree], step=step, num_positions=tree.num_blocks, budget=budget, rounding="floor", width=width)
+    found = search([tree], step=step, valid=np.ones((1, tree.num_blocks), dtype=bool), budget=budget, width=width)
     return tuple(found.token_counts[0].tolist())
 
 

@@ -7,10 +7,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .beam_search import search
 from .bisection import bidelta, bithr
 from .budgets import Rounding, is_finite_number, tokens_per_block
 from .integer_program import Solver
 from .strategies import fixed, ipal, joint, quality, threshold
+
+AMOUNTS = ("budget", "price", "threshold")
 
 
 @dataclass(frozen=True)
@@ -21,9 +24,9 @@ class Strategy:
         name: what users write.
         function: table of scores -> token counts, or an object with `token_counts` and `certificate`.
         needs: the parameter that it cannot do without: `"budget"`, `"price"` or `"threshold"`.
-        accepts: parameters that it may have.
+        accepts: parameters that it may have; another of the three then does in place of the one needed.
         scores: where its table comes from: `"none"` (only the shape matters), `"predicted"` by a scorer, or `"measured"`
-            by decoding.
+            by decoding. `"searched"`: its function takes an [`AssignmentTree`] of each clip in place of a table.
         order: `"clip"`: one table of whole clips; `"block"`: one block position after another, each scored with the token
             counts chosen before.
         shares_budget: whether the counts of a clip depend on the clips that are allocated with it.
@@ -35,7 +38,7 @@ class Strategy:
     function: Callable[..., Any]
     needs: Literal["budget", "price", "threshold"]
     accepts: tuple[str, ...]
-    scores: Literal["none", "predicted", "measured"]
+    scores: Literal["none", "predicted", "measured", "searched"]
     order: Literal["clip", "block"]
     shares_budget: bool
     source: str
@@ -50,13 +53,20 @@ class Strategy:
         """Whether it decides block after block, each clip alone."""
         return self.order == "block" and not self.shares_budget
 
+    @property
+    def amounts(self) -> tuple[str, ...]:
+        """Which of budget, price and threshold it can be given; one of them."""
+        return (self.needs, *(name for name in self.accepts if name in AMOUNTS))
+
     def check(self, parameters: dict[str, Any]) -> None:
         """Raise `ValueError` for a parameter that is missing or that this strategy does not use."""
         unused = [f"`{name}`" for name in parameters if name not in (self.needs, *self.accepts)]
-        if unused or self.needs not in parameters:
-            problem = f"does not use {', '.join(unused)}" if unused else f"got no `{self.needs}`"
-            also = f" and may have {' and '.join(f'`{name}`' for name in self.accepts)}" if self.accepts else ""
-            raise ValueError(f"strategy {self.name!r} {problem}: it needs `{self.needs}`{also}")
+        if unused or not any(name in parameters for name in self.amounts):
+            needs = " or ".join(f"`{name}`" for name in self.amounts)
+            problem = f"does not use {', '.join(unused)}" if unused else f"got no {needs}"
+            options = [f"`{name}`" for name in self.accepts if name not in self.amounts]
+            also = f" and may have {' and '.join(options)}" if options else ""
+            raise ValueError(f"strategy {self.name!r} {problem}: it needs {needs}{also}")
 
     def allocate(self, scores: ArrayLike, **arguments) -> tuple[NDArray[np.int64], dict[str, float]]:
         """Return the token counts, and what proves or explains them (empty for most strategies)."""
@@ -84,6 +94,8 @@ STRATEGIES: dict[str, Strategy] = {
          "the fewest tokens whose score is under a threshold"),
         ("measured", joint, "budget", ("rounding", "solver"), "measured", "clip", True, "ours",
          "joint on losses that are measured by decoding at up to 40 levels; needs no scorer"),
+        ("search", search, "budget", ("price", "rounding", "loss"), "searched", "clip", True, "ours",
+         "the best counts of whole clips by losses that are measured by decoding; slow, and the best there is"),
     )
 }  # fmt: skip
 
@@ -101,6 +113,7 @@ class AllocationRequest:
             or `fixed` without a scorer.
         rounding: of a budget that is off the grid of levels: `"floor"` (the default) spends the most that does not exceed
             it, `"exact"` raises `ValueError`.
+        loss: of `search`: `"mse"`, `"rmse"`, `"psnr"`, or a callable such as LPIPS, see [`assignment_trees`].
 
     Without budget, price and threshold all tokens are kept. Raises `ValueError` for NaN, infinity and what is not a number.
     """
@@ -110,6 +123,7 @@ class AllocationRequest:
     threshold: float | None = None
     strategy: str | None = None
     rounding: Rounding | None = None
+    loss: str | Callable | None = None
 
     def __post_init__(self):
         tokens_per_block(self.budget, 1)  # raises for what is not a finite number
@@ -126,7 +140,7 @@ class AllocationRequest:
                 there is none.
         """
         given = self.parameters(1)
-        amounts = [name for name in ("budget", "price", "threshold") if name in given]
+        amounts = [name for name in AMOUNTS if name in given]
         if len(amounts) > 1:
             raise ValueError(f"give only one of budget, price and threshold, got {', '.join(amounts)}")
         name = self.strategy
@@ -147,7 +161,7 @@ class AllocationRequest:
     def parameters(self, latents_per_block: int) -> dict[str, Any]:
         """Return what a strategy's function takes; a percentage becomes a number of tokens."""
         values = {"budget": tokens_per_block(self.budget, latents_per_block), "price": self.price}
-        values |= {"threshold": self.threshold, "rounding": self.rounding}
+        values |= {"threshold": self.threshold, "rounding": self.rounding, "loss": self.loss}
         return {name: value for name, value in values.items() if value is not None}
 
 

@@ -1,5 +1,6 @@
 """The losses of a clip's assignments, measured by decoding them block by block: what [`search`] asks for."""
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -13,6 +14,8 @@ from ..models.modeling_adaptok import AdapTokModel
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 # The pixels and keys of so many rows are in memory together.
 _ROWS_AT_ONCE = 16
+# So many assignments of all clips keep their keys and values: a beam comes back to few but the last.
+_MOST_CACHES = 64
 
 
 def mse(decoded: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
@@ -33,31 +36,47 @@ def psnr(decoded: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
 LOSSES: dict[str, Loss] = {"mse": mse, "rmse": rmse, "psnr": psnr}
 
 
+def choose_loss(loss: str | Loss) -> Loss:
+    """Return the loss of this name, or a callable as it is; raise `ValueError` for anything else."""
+    if not callable(loss) and loss not in LOSSES:
+        raise ValueError(f"a loss is {', '.join(map(repr, LOSSES))} or a callable, got {loss!r}")
+    return loss if callable(loss) else LOSSES[loss]
+
+
 class BlockDecoder:
     """Decodes the next block of a clip at some counts, after any counts of the blocks before.
 
-    The keys and values of counts that were asked for are kept, so each step decodes one block only.
+    The keys and values of the counts that were asked for last are kept, so most steps decode one block only.
 
     Args:
         tokenizer: must be adaptive.
-        frames: (frames, channels, image_size, image_size) floats in [0, 1], the original, on the tokenizer's device.
+        frames: uint8 (frames, channels, image_size, image_size), the original.
         codes: (blocks, latents_per_block) long, what the tokenizer made of it.
+        caches: (clip, counts) -> keys and values, shared by the decoders of several clips.
+        clip: which of these this one is.
         loss: of blocks.
     """
 
-    def __init__(self, tokenizer: AdapTokModel, frames: torch.Tensor, codes: torch.Tensor, loss: Loss):
-        self.tokenizer, self.codes, self.loss = tokenizer, codes, loss
+    def __init__(
+        self,
+        tokenizer: AdapTokModel,
+        frames: torch.Tensor,
+        codes: torch.Tensor,
+        loss: Loss,
+        caches: OrderedDict[tuple[int, Assignment], BlockCache],
+        clip: int = 0,
+    ):
+        self.tokenizer, self.codes, self.loss, self.caches, self.clip = tokenizer, codes, loss, caches, clip
         self.blocks = frames.split(tokenizer.config.tubelet_size)
         self.is_causal = tokenizer.config.decoder_attention_type != "full"
-        self.caches: dict[Assignment, BlockCache] = {(): BlockCache()}
 
     @torch.inference_mode()
     def __call__(self, counts: Assignment, levels: Sequence[int]) -> np.ndarray:
         """Return the losses (levels,) of the block after those with these counts."""
-        block, losses = len(counts), []
+        original, losses = self.blocks[len(counts)].to(self.codes.device) / 255, []
         for some in torch.tensor(levels, device=self.codes.device).split(_ROWS_AT_ONCE):
-            decoded = self._decode(counts, some)[:, -len(self.blocks[block]) :].float().clamp(0, 1)
-            losses.append(self.loss(decoded, self.blocks[block].expand_as(decoded)))
+            decoded = self._decode(counts, some)[:, -len(original) :].float().clamp(0, 1)
+            losses.append(self.loss(decoded, original.expand_as(decoded)))
         return torch.cat(losses).double().cpu().numpy()
 
     def _decode(self, counts: Assignment, levels: torch.Tensor) -> torch.Tensor:
@@ -71,12 +90,18 @@ class BlockDecoder:
         return self.tokenizer.decode(codes, levels[:, None], past_key_values=cache).pixel_values_videos
 
     def _cache(self, counts: Assignment) -> BlockCache:
-        if counts not in self.caches:
+        if not counts:
+            return BlockCache()
+        key = self.clip, counts
+        if key not in self.caches:
             cache = self._cache(counts[:-1]).repeat(1)
             last = torch.tensor([[counts[-1]]], device=self.codes.device)
             self.tokenizer.decode(self.codes[None, len(counts) - 1 : len(counts)], last, past_key_values=cache)
-            self.caches[counts] = cache
-        return self.caches[counts]
+            self.caches[key] = cache
+            if len(self.caches) > _MOST_CACHES:
+                self.caches.popitem(last=False)
+        self.caches.move_to_end(key)
+        return self.caches[key]
 
 
 def assignment_trees(
@@ -91,8 +116,8 @@ def assignment_trees(
 
     Args:
         tokenizer: must be adaptive.
-        frames: (clips, frames, channels, image_size, image_size) floats in [0, 1], on the tokenizer's device.
-        codes: (clips, blocks, latents_per_block) long, there too.
+        frames: uint8 (clips, frames, channels, image_size, image_size).
+        codes: (clips, blocks, latents_per_block) long, on the tokenizer's device.
         valid: (clips, blocks) bool; the blocks that are not valid come last.
         levels: token counts that a beam tries.
         loss: `"mse"`, `"rmse"`, `"psnr"` or a callable: (rows, frames, channels, height, width) decoded and original in
@@ -101,11 +126,9 @@ def assignment_trees(
     Raises:
         ValueError: for a name that is none of these.
     """
-    if isinstance(loss, str):
-        if loss not in LOSSES:
-            raise ValueError(f"a loss is {', '.join(map(repr, LOSSES))} or a callable, got {loss!r}")
-        loss = LOSSES[loss]
+    loss = choose_loss(loss)
+    caches: OrderedDict[tuple[int, Assignment], BlockCache] = OrderedDict()
     return [
-        AssignmentTree(BlockDecoder(tokenizer, clip, clip_codes, loss), levels, int(blocks))
-        for clip, clip_codes, blocks in zip(frames, codes, valid.sum(1), strict=True)
+        AssignmentTree(BlockDecoder(tokenizer, frames[clip], codes[clip], loss, caches, clip), levels, int(blocks))
+        for clip, blocks in enumerate(valid.sum(1))
     ]

@@ -4,7 +4,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, islice
 from typing import Any
 
@@ -13,7 +13,8 @@ import torch
 from accelerate.utils.modeling import get_state_dict_offloaded_model
 from diffusers import DiffusionPipeline
 
-from ..allocation import AllocationRequest, Strategy
+from ..allocation import STRATEGIES, AllocationRequest, Strategy
+from ..allocation.beam_search import search_levels
 from ..models.generation_adaptok import check_number
 from ..models.modeling_adaptok import AdapTokModel
 from ..models.modeling_adaptok_ar import AdapTokARForCausalLM
@@ -23,6 +24,7 @@ from ..video.overlaps import fade_clips
 from ..video.tiles import TiledClips
 from ..video.tokenized_video import TokenizedVideo
 from ..video.video_processing_adaptok import AdapTokVideoProcessor, is_video_list
+from .assignment_decoding import assignment_trees, choose_loss
 from .component_checks import check_components, check_generators
 from .encoded_videos import (
     EncodedVideos,
@@ -148,7 +150,8 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
             clips = [self.read(video, **options) for video in (videos if is_list else [videos])]
         if strategy is not None:
             self.check_request(request, join_valid_blocks(clips, self.tokenizer.config.num_blocks))
-        needs_scorer = self.scorer is not None if request is None else strategy is not None and strategy.needs_scorer
+        needs_scorer = strategy is not None and (strategy.needs_scorer or strategy.scores == "searched")
+        needs_scorer = self.scorer is not None and (request is None or needs_scorer)
         scores_at_once = strategy is not None and needs_scorer and strategy.order == "clip"
         codes, latents, scores = [], [], []
         for start in self._batches(sum(map(len, clips)), batch_size, "encode"):
@@ -234,6 +237,8 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
             parameters = request.parameters(self.tokenizer.config.latents_per_block)
             if strategy.order == "block":
                 token_counts = self._allocate_by_block(encoded, strategy, parameters, batch_size)
+            elif strategy.scores == "searched":
+                token_counts, facts = self._search(encoded, strategy, parameters, batch_size)
             else:
                 measured = strategy.scores == "measured"
                 levels = self._levels(measured)
@@ -244,7 +249,7 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
                 with stopwatch(encoded.seconds, "allocate", self.device):
                     counts, facts = strategy.allocate(table, step=levels.step, valid=valid.numpy(), **parameters)
                 token_counts = torch.from_numpy(counts)
-            if strategy.needs == "budget" and valid.any():
+            if "budget" in parameters and valid.any():
                 budget, num_blocks = parameters["budget"], int(valid.sum())
                 if isinstance(budget, tuple):  # one number per block position
                     budget = float((valid.numpy() * budget).sum()) / num_blocks
@@ -338,6 +343,7 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
         threshold: float | None = None,
         allocation: str | None = None,
         rounding: str | None = None,
+        loss: str | Callable | None = None,
         resize_mode: str | None = None,
         overlap_blocks: int = 0,
         fps: float | None = None,
@@ -349,7 +355,7 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
 
         Args:
             videos, fps, resize_mode, overlap_blocks, batch_size: see `encode`.
-            budget, price, threshold, rounding: see [`AllocationRequest`]; `allocation` is its `strategy`.
+            budget, price, threshold, rounding, loss: see [`AllocationRequest`]; `allocation` is its `strategy`.
             output_type: `"np"`, `"pt"`, `"pil"` or `"uint8"`, see [`AdapTokPipelineOutput`].
             return_dict: `False` gives a tuple of the output's fields, `frames` first; of a list of videos, of their lists.
 
@@ -360,7 +366,7 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
             ValueError: for something that is not a video, an unknown strategy, or a budget that cannot be met.
         """
         check_output_type(output_type)
-        request = AllocationRequest(budget, price, threshold, allocation, rounding)
+        request = AllocationRequest(budget, price, threshold, allocation, rounding, loss)
         settings = {"fps": fps, "resize_mode": resize_mode, "overlap_blocks": overlap_blocks, "batch_size": batch_size}
         encoded = self.encode(videos, request=request, **settings)
         tokens = self.allocate(encoded, request, batch_size=batch_size)
@@ -383,13 +389,14 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
         threshold: float | None = None,
         allocation: str | None = None,
         rounding: str | None = None,
+        loss: str | Callable | None = None,
         resize_mode: str | None = None,
         overlap_blocks: int = 0,
         fps: float | None = None,
         batch_size: int = 8,
     ) -> TokenizedVideo | list[TokenizedVideo]:
         """Turn videos into tokens: `encode`, then `allocate`. Arguments, results and errors are those of `reconstruct`."""
-        request = AllocationRequest(budget, price, threshold, allocation, rounding)
+        request = AllocationRequest(budget, price, threshold, allocation, rounding, loss)
         settings = {"fps": fps, "resize_mode": resize_mode, "overlap_blocks": overlap_blocks, "batch_size": batch_size}
         encoded = self.encode(videos, request=request, **settings)
         tokens = self.allocate(encoded, request, batch_size=batch_size)
@@ -452,8 +459,31 @@ class AdapTokPipeline(GenerationMixin, StreamingMixin, LoadingMixin, DiffusionPi
         valid = torch.ones(1, self.tokenizer.config.num_blocks, dtype=torch.bool) if valid_blocks is None else valid_blocks
         levels = self._levels(strategy.scores == "measured")
         parameters = request.parameters(self.tokenizer.config.latents_per_block)
+        if strategy.scores == "searched":  # on a budget or at a price, as these are
+            strategy = STRATEGIES["fixed" if "budget" in parameters else "quality"]
+            choose_loss(parameters.pop("loss", "rmse"))
         table = np.zeros((*valid.shape, len(levels)))
         strategy.allocate(table, step=levels.step, valid=valid.numpy(), **parameters)
+
+    def _search(
+        self, encoded: EncodedVideos, strategy: Strategy, parameters: dict[str, Any], batch_size: int
+    ) -> tuple[torch.Tensor, dict[str, float]]:
+        """Return (clips of all videos, blocks) long by decoding, and what is known of them."""
+        step, valid = self._levels().step, encoded.valid_blocks
+        per_block = self.tokenizer.config.latents_per_block
+        options = {"levels": search_levels(per_block, step), "loss": parameters.pop("loss", "rmse")}
+        given, candidates = {"step": step, "valid": valid.numpy()}, []
+        if "budget" in parameters:
+            amount, blank = {"budget": parameters["budget"]}, np.zeros((*valid.shape, per_block // step))
+            candidates.append(STRATEGIES["fixed"].allocate(blank, **given, **amount)[0])
+            if self.scorer is not None and ("predicted" in encoded.tables or encoded.latents is not None):
+                scores = self.score(encoded, batch_size=batch_size)
+                candidates.append(STRATEGIES["joint"].allocate(scores, **given, **amount)[0])
+        frames = encoded.frames(slice(0, len(encoded.codes)))
+        with stopwatch(encoded.seconds, "search", self.device):
+            trees = assignment_trees(self.tokenizer, frames, encoded.codes.to(self.device), valid, **options)
+            counts, facts = strategy.allocate(trees, step=1, valid=valid.numpy(), candidates=candidates, **parameters)
+        return torch.from_numpy(counts), facts
 
     def _allocate_by_block(
         self, encoded: EncodedVideos, strategy: Strategy, parameters: dict[str, Any], batch_size: int

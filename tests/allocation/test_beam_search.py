@@ -27,8 +27,12 @@ def all_assignments(tree: AssignmentTree) -> dict[tuple[int, ...], float]:
     return {counts: tree.loss(counts) for counts in itertools.product(tree.levels, repeat=tree.num_blocks)}
 
 
+def valid_of(trees, num_positions=4):
+    return np.array([[q < tree.num_blocks for q in range(num_positions)] for tree in trees]).reshape(-1, num_positions)
+
+
 def run(trees, **arguments):
-    return search(trees, step=1, num_positions=4, **arguments)
+    return search(trees, step=1, valid=valid_of(trees), **arguments)
 
 
 @pytest.mark.parametrize("price", [0.0, 0.003, 0.02, 0.1])
@@ -62,7 +66,7 @@ def test_a_budget_is_met_exactly_and_no_assignment_of_the_levels_is_better(budge
 
 def test_clips_share_a_budget_as_in_brute_force():
     trees = [make_tree(seed, num_blocks=2, levels=[1, 2, 4]) for seed in (0, 1, 2)]
-    found = search(trees, step=1, num_positions=2, budget=2, width=9)
+    found = search(trees, step=1, valid=valid_of(trees, 2), budget=2, width=9)
     assert found.token_counts.sum() == 12
     choices = [list(all_assignments(tree).items()) for tree in trees]
     best = min(
@@ -98,8 +102,9 @@ def test_where_blocks_are_alone_it_is_the_certified_program():
             lambda counts, levels: row[len(counts)][[level // 2 - 1 for level in levels]], range(2, 17, 2), 4
         )
 
-    found = search([tree(row) for row in scores], step=2, num_positions=4, budget=7, width=512, rounding="floor")
-    program = joint(scores, step=2, budget=7, rounding="floor")
+    trees = [tree(row) for row in scores]
+    found = search(trees, step=2, valid=valid_of(trees), budget=7, width=512)
+    program = joint(scores, step=2, budget=7)
     assert found.objective == pytest.approx(program.objective)
 
 

@@ -162,9 +162,9 @@ def write_labels(args: Arguments, accelerator: Accelerator) -> int:
 
 
 def _label(args: Arguments, tokenizer: AdapTokModel, videos: LabelledVideos, choice: ClipChoice, loss) -> dict[str, Any]:
-    frames = videos.cut([choice]).to(tokenizer.device).float() / 255
+    frames = videos.cut([choice])
     with torch.inference_mode():
-        codes = tokenizer.encode(frames).codes
+        codes = tokenizer.encode(frames.to(tokenizer.device)).codes
     valid = torch.ones(1, tokenizer.config.num_blocks, dtype=torch.bool)
     tree = assignment_trees(tokenizer, frames, codes, valid, args.levels, loss)[0]
     for price in args.prices:
