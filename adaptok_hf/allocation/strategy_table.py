@@ -204,6 +204,10 @@ def allocate(
     given = {name: value for name, value in given.items() if value is not None}
     row = _strategy(strategy)
     row.check(given)
+    if row.scores == "searched":
+        raise ValueError(
+            f"strategy {strategy!r} takes no table of scores but measures losses: use the pipeline or `search`"
+        )
     return row.allocate(scores, step=step, valid=valid, **given)[0]
 
 

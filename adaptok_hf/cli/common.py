@@ -119,6 +119,8 @@ def add_allocation_options(verb: argparse.ArgumentParser) -> None:
     group.add_argument("--price", type=float, help="loss that a token must save to be kept (strategy quality)")
     group.add_argument("--threshold", type=float, help="loss that every block must stay below (strategy threshold)")
     group.add_argument("--allocation", metavar="STRATEGY", help="see below (default: joint for a budget)")
+    group.add_argument("--loss", choices=["rmse", "mse", "psnr", "lpips"], help="what strategy search measures of a block "
+                       "(default: rmse)")  # fmt: skip
     format_help = verb.format_help
     verb.format_help = lambda: f"{format_help()}\nstrategies:\n{_list_of_strategies()}"
 
@@ -127,7 +129,12 @@ def allocation_request(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the request as arguments of the pipeline; raise `ValueError` for options that do not go together."""
     request = {name: getattr(arguments, name) for name in ("budget", "price", "threshold", "allocation")}
     request |= {"rounding": "exact"} if arguments.exact_budget else {}
+    request |= {"loss": arguments.loss} if arguments.loss else {}
     check_request(request)
+    if arguments.loss == "lpips":
+        from ..metrics.lpips_network import lpips_of_blocks
+
+        request["loss"] = lpips_of_blocks()
     return request
 
 

@@ -65,7 +65,7 @@ def tokenize_files(
         if strategy.scores == "measured":
             with waiting(f"measuring {path}"):
                 pipeline.score(encoded, measured=True, batch_size=batch_size)
-        parts[path] = encoded.without_frames()
+        parts[path] = encoded if strategy.scores == "searched" else encoded.without_frames()
     if parts:
         together = join_videos(list(parts.values()))
         with waiting("allocating"):

@@ -50,7 +50,7 @@ def allocate_clips(
         batches = [slice(0, len(encoded))]
     counts = []
     with autocast(pipeline.device, precision):
-        if strategy is not None and strategy.order == "clip" and strategy.scores != "none":
+        if strategy is not None and strategy.order == "clip" and strategy.scores in ("predicted", "measured"):
             measured = strategy.scores == "measured"
             pipeline.score(encoded, measured=measured, batch_size=batch_size)  # once for all batches and budgets
             seconds["score"] = encoded.seconds["measure" if measured else "score"]
@@ -58,7 +58,7 @@ def allocate_clips(
             clips = encoded[batch]
             counts += [tokens.token_counts for tokens in pipeline.allocate(clips, request, batch_size=batch_size)]
             for stage, value in clips.seconds.items():
-                seconds[stage] += value
+                seconds[stage] = seconds.get(stage, 0.0) + value
     return torch.cat(counts) if counts else torch.zeros(encoded.codes.shape[:2], dtype=torch.long), seconds
 
 

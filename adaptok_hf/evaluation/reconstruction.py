@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm.auto import tqdm
 
@@ -20,7 +19,6 @@ from ..data import VideoFiles
 from ..metrics import Protocol
 from ..metrics.weight_formats import tensors_sha256
 from ..pipelines.encoded_videos import EncodedVideos, decode_clips, stopwatch
-from ..pipelines.measured_losses import levels_to_measure
 from .clip_chunks import ClipChunks, Clips
 from .encoded_clips import allocate_clips, autocast, search_parameter
 from .measuring import Networks, check_clip_size, clip_features, measure_clips
@@ -297,16 +295,9 @@ def _check_model(name: str, model: Any, protocol: Protocol, strategies: Sequence
 
 def _check_budgets(model: Any, settings: Sequence[Setting]) -> None:
     """Raise `ValueError` for budgets that cannot be met, before the work begins."""
-    config = model.tokenizer.config
-    step = model.scorer.config.score_step if model.scorer is not None else 1
     for setting in settings:
-        strategy = STRATEGIES[setting.strategy]
-        if strategy.needs == "budget":
-            levels = range(step, config.latents_per_block + 1, step)
-            if strategy.scores == "measured":
-                levels = levels_to_measure(config.latents_per_block, step)
-            parameters = setting.request().parameters(config.latents_per_block)
-            strategy.allocate(np.zeros((1, config.num_blocks, len(levels))), step=levels.step, **parameters)
+        if STRATEGIES[setting.strategy].needs == "budget":
+            model.check_request(setting.request())
 
 
 def own_protocol(model: Any, data: str, window: str, task: str, **changes: Any) -> Protocol:

@@ -3,6 +3,7 @@
 Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric" (arXiv 1801.03924), version 0.1.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -103,3 +104,15 @@ class LPIPSNetwork(nn.Module):
                 # vector_norm has a gradient where all channels are 0; the square root of a sum has none
                 tapped.append(h / (torch.linalg.vector_norm(h, dim=1, keepdim=True) + 1e-10))
         return tapped
+
+
+def lpips_of_blocks(device: torch.device | str = "cpu") -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """Return LPIPS (vgg) as a loss of blocks: decoded and original, (rows, frames, 3, height, width) -> (rows,), the mean
+    over frames."""
+    network = LPIPSNetwork.from_pretrained("vgg").to(device)
+
+    def lpips(decoded: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
+        network.to(decoded.device)
+        return network(decoded.flatten(0, 1), original.flatten(0, 1)).unflatten(0, decoded.shape[:2]).mean(1)
+
+    return lpips

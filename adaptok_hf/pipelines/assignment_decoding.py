@@ -82,7 +82,7 @@ class BlockDecoder:
     def _decode(self, counts: Assignment, levels: torch.Tensor) -> torch.Tensor:
         block, rows = len(counts), len(levels)
         if not self.is_causal:  # no cache: earlier blocks are decoded again
-            before = torch.tensor(counts, device=levels.device).expand(rows, block)
+            before = torch.tensor(counts, device=levels.device, dtype=torch.long).expand(rows, block)
             codes = self.codes[: block + 1].expand(rows, -1, -1)
             return self.tokenizer.decode(codes, torch.cat([before, levels[:, None]], dim=1)).pixel_values_videos
         cache = self._cache(counts).repeat(rows)

@@ -82,7 +82,7 @@ class GenerationMixin:
         seeds = sample_seeds(len(labels), generator)
         settings |= self._watch(self.ar_model, callback_on_step_end, callback_on_step_end_tensor_inputs, settings)
         frames, codes, counts = [], [], []
-        for start in self._batches(len(labels), batch_size, "generate"):
+        for start in self.batches(len(labels), batch_size, "generate"):
             rows = slice(start, start + batch_size)
             clips = self._write(self.ar_model, settings, class_labels=labels[rows], seeds=seeds[rows])
             frames.append(self.decode_clips(*clips))

@@ -10,6 +10,8 @@ from adaptok_hf.allocation import STRATEGIES, AllocationRequest, allocate, publi
 from adaptok_hf.allocation.budgets import level_total
 from adaptok_hf.checkpoints import PACKAGED_CHECKPOINTS, find_checkpoint
 
+TABLES = [name for name, row in STRATEGIES.items() if row.needs == "budget" and row.scores != "searched"]
+
 
 def nearest_in(message):
     """The feasible budgets that an error message names."""
@@ -93,7 +95,7 @@ BLOCKS = {
 
 
 @pytest.mark.parametrize("blocks", BLOCKS)
-@pytest.mark.parametrize("strategy", [name for name, row in STRATEGIES.items() if row.needs == "budget"])
+@pytest.mark.parametrize("strategy", TABLES)
 @pytest.mark.parametrize("checkpoint", PACKAGED_CHECKPOINTS)
 def test_every_budget_works(checkpoint, strategy, blocks):
     """From one level to all tokens; as much is spent as these blocks can, and no more."""
@@ -116,7 +118,7 @@ def test_every_budget_works(checkpoint, strategy, blocks):
             assert set(counts[valid].tolist()) == {int(tokens + 1e-9)}
 
 
-@pytest.mark.parametrize("strategy", [name for name, row in STRATEGIES.items() if row.needs == "budget"])
+@pytest.mark.parametrize("strategy", TABLES)
 def test_budgets_that_no_block_can_spend(strategy):
     for budget, nearest in ((7.9, 8), (0, 8), (64.1, 64)):
         with pytest.raises(ValueError, match=rf"\b{nearest}\b.*tokens|from 8 to 64"):

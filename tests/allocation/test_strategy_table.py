@@ -21,7 +21,8 @@ SETTINGS = {
     "threshold": {"threshold": 0.3},
     "measured": {"budget": 32},
 }
-strategies = pytest.mark.parametrize("strategy", STRATEGIES)
+TABLES = [name for name, row in STRATEGIES.items() if row.scores != "searched"]
+strategies = pytest.mark.parametrize("strategy", TABLES)
 
 
 def table(seed=0, shape=(4, 3, 8)):
@@ -29,7 +30,7 @@ def table(seed=0, shape=(4, 3, 8)):
 
 
 def test_every_strategy_is_covered():
-    assert set(SETTINGS) == set(STRATEGIES)
+    assert set(SETTINGS) == set(TABLES)
 
 
 @strategies
@@ -86,10 +87,21 @@ def test_parameter_that_is_not_used_is_refused(strategy, extra):
 
 
 def test_parameters_and_needs_of_the_strategies():
-    assert {name for name, row in STRATEGIES.items() if "rounding" in row.accepts} == {"fixed", "ipal", "joint", "measured"}
+    rounding = {name for name, row in STRATEGIES.items() if "rounding" in row.accepts}
+    assert rounding == {"fixed", "ipal", "joint", "measured", "search"}
     assert {name for name, row in STRATEGIES.items() if "solver" in row.accepts} == {"ipal", "joint", "measured"}
     assert {name for name, row in STRATEGIES.items() if row.is_streamable} == {"quality", "threshold"}
-    assert {name for name, row in STRATEGIES.items() if not row.needs_scorer} == {"fixed", "measured"}
+    assert {name for name, row in STRATEGIES.items() if not row.needs_scorer} == {"fixed", "measured", "search"}
+
+
+def test_search_takes_trees_and_no_table():
+    with pytest.raises(ValueError, match="'search'"):
+        allocate(table(), strategy="search", step=8, budget=32)
+    row = STRATEGIES["search"]
+    row.check({"price": 0.1}), row.check({"budget": 8, "loss": "mse"})
+    for parameters in ({}, {"loss": "mse"}, {"threshold": 0.1}):
+        with pytest.raises(ValueError, match="`budget` or `price`"):
+            row.check(parameters)
 
 
 def test_a_schedule_is_the_same_for_every_clip():

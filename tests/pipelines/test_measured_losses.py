@@ -19,7 +19,7 @@ from adaptok_hf.evaluation import open_videos, own_protocol
 from adaptok_hf.evaluation.clip_chunks import ClipChunks, Clips
 from adaptok_hf.evaluation.encoded_clips import autocast
 from adaptok_hf.evaluation.reconstruction import encode_clips
-from adaptok_hf.pipelines import pipeline_adaptok
+from adaptok_hf.pipelines import pipeline_allocation
 from adaptok_hf.pipelines.measured_losses import MOST_LEVELS, levels_to_measure, measure_losses
 
 
@@ -311,7 +311,7 @@ def test_evaluation(varied_pipeline, without_scorer, videos, tmp_path, monkeypat
         calls.append(arguments)
         return measure_losses(*arguments)
 
-    monkeypatch.setattr(pipeline_adaptok, "measure_losses", counted)
+    monkeypatch.setattr(pipeline_allocation, "measure_losses", counted)
     for name, pipeline, budgets in (("scorer", varied_pipeline, [2, 4, 6]), ("none", without_scorer, [3, 5])):
         calls.clear()
         given = {"strategies": ["fixed", "measured"], "budgets": budgets, "batches": [1, 3]}

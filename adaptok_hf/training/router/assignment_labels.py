@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from ...allocation import AssignmentTree
 from ...atomic_files import claim_folder
 from ...data import VideoFolderClips
-from ...metrics.lpips_network import LPIPSNetwork
+from ...metrics.lpips_network import lpips_of_blocks
 from ...models.modeling_adaptok import AdapTokModel
 from ...pipelines.assignment_decoding import LOSSES, assignment_trees
 from ..arguments import check_positive
@@ -113,18 +113,6 @@ class LabelledVideos:
         return torch.stack([choice.cut(self.frames[choice.source], self.num_frames) for choice in choices])
 
 
-def load_loss(name: str, device: torch.device):
-    """Return a loss of blocks for `assignment_trees`."""
-    if name != "lpips":
-        return name
-    network = LPIPSNetwork.from_pretrained("vgg").to(device)
-
-    def lpips(decoded: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
-        return network(decoded.flatten(0, 1), original.flatten(0, 1)).unflatten(0, decoded.shape[:2]).mean(1)
-
-    return lpips
-
-
 def write_labels(args: Arguments, accelerator: Accelerator) -> int:
     """Write the shards that are missing; each process makes its share. Return the number of clips.
 
@@ -146,7 +134,9 @@ def write_labels(args: Arguments, accelerator: Accelerator) -> int:
             write_plan(output / "labels.json", plan)
     accelerator.wait_for_everyone()
     videos = LabelledVideos(args.data_root, args.folders, config.num_frames, config.image_size)
-    choices, size, loss = videos.sample(args), args.clips_per_shard, load_loss(args.loss, accelerator.device)
+    choices, size, loss = videos.sample(args), args.clips_per_shard, args.loss
+    if loss == "lpips":
+        loss = lpips_of_blocks(accelerator.device)
     num_shards = -(-len(choices) // size)
     share = range(accelerator.process_index, num_shards, accelerator.num_processes)
     for index in tqdm(share, desc="shards", disable=not accelerator.is_main_process):
