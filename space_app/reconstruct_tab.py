@@ -19,8 +19,9 @@ _CURVE_COLUMNS = ["kbit/s", "PSNR, dB", "allocation"]
 
 
 def strategies(pipeline: AdapTokPipeline) -> list[str]:
-    """The strategies that this pipeline can run, its default first."""
-    usable = [name for name, row in STRATEGIES.items() if pipeline.scorer is not None or not row.needs_scorer]
+    """The strategies that this pipeline can run while somebody waits, its default first."""
+    quick = {name: row for name, row in STRATEGIES.items() if row.scores != "searched"}
+    usable = [name for name, row in quick.items() if pipeline.scorer is not None or not row.needs_scorer]
     default = AllocationRequest(budget=1).choose_strategy(pipeline.scorer is not None).name
     return sorted(usable, key=lambda name: name != default)
 
