@@ -61,8 +61,12 @@ def folder(tmp_path_factory) -> Path:
     for i in range(3):
         write_mp4(folder / "train" / f"{i}.mp4", frames=np.roll(make_frames(16 + 10 * i, 16, 24), 7 * i, axis=2))
     make_tokenizer().save_pretrained(folder / "tokenizer")
-    label(folder, folder / "labels")
+    write_labels(LabelArguments(**LABELS | paths(folder)), Accelerator())
     return folder
+
+
+def paths(folder: Path) -> dict[str, str]:
+    return {"data_root": str(folder), "tokenizer": str(folder / "tokenizer"), "output_dir": str(folder / "labels")}
 
 
 def write_recipe(path: Path, recipe: dict) -> Path:
@@ -102,7 +106,8 @@ def test_labels_are_the_losses_of_decoded_blocks(folder):
                 assert tree.loss(counts) == pytest.approx(float(error.sum()), rel=1e-4)
 
 
-def test_labels_of_a_resumed_run_and_of_two_processes_are_the_same(folder, tmp_path):
+@pytest.mark.slow
+def test_labels_of_a_resumed_run_are_the_same(folder, tmp_path):
     whole = {path.name: path for path in sorted((folder / "labels").glob("*.parquet"))}
     assert len(whole) == 3
     label(folder, tmp_path / "again")
@@ -131,6 +136,7 @@ def test_targets_are_the_cheapest_choices(folder):
         torch.testing.assert_close(soft.sum(-1), torch.ones(4))
 
 
+@pytest.mark.slow
 def test_a_run_and_its_resumption(folder, tmp_path):
     train(folder, tmp_path / "whole", "--val_labels", folder / "labels")
     records = metrics(tmp_path / "whole")
@@ -141,6 +147,8 @@ def test_a_run_and_its_resumption(folder, tmp_path):
     for name in ("model", "model_ema"):
         whole, parts = (load_file(tmp_path / run / name / "model.safetensors") for run in ("whole", "parts"))
         assert whole.keys() == parts.keys() and all(torch.equal(whole[key], parts[key]) for key in whole)
+    model = ROUTER["model"] | {"price_conditioned": False}
+    assert "price_conditioned" in train(folder, tmp_path / "run", fails=True, model=model)
     router = AutoModel.from_pretrained(tmp_path / "whole" / "model")
     assert router.config.levels == [2, 4, 16] and router.config.price_conditioned
     assert router.route(torch.rand(1, 16, 3, 16, 16), 0.001).shape == (1, 4)
@@ -157,7 +165,7 @@ def test_it_learns_its_clips_by_heart(folder, tmp_path):
 
 
 def test_what_does_not_fit_is_named(folder, tmp_path):
-    given = {"data_root": str(folder), "tokenizer": str(folder / "tokenizer"), "output_dir": str(tmp_path / "labels")}
+    given = paths(folder) | {"output_dir": str(tmp_path / "labels")}
     with pytest.raises(ValueError, match="cosine"):
         LabelArguments(**LABELS | given | {"loss": "cosine"})
     with pytest.raises(ValueError, match="levels"):
@@ -172,5 +180,3 @@ def test_what_does_not_fit_is_named(folder, tmp_path):
         read_labels(tmp_path)
     with pytest.raises(ValueError, match=r"-0\.1"):
         RouterArguments(data_root="", labels="", output_dir="", steps=1, prices=[-0.1])
-    model = ROUTER["model"] | {"price_conditioned": False}
-    assert "price_conditioned" in train(folder, tmp_path / "run", fails=True, model=model)
