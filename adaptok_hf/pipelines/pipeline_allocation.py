@@ -14,6 +14,9 @@ from .assignment_decoding import assignment_trees, choose_loss
 from .encoded_videos import EncodedVideos, allocate_by_block, lookup_codes, stopwatch
 from .measured_losses import levels_to_measure, measure_losses
 
+# Of all latents of a block, the least that `search` tries, unless others need it: finer than most scorers' levels.
+_SEARCH_STEPS = 64
+
 
 class AllocationMixin:
     """`score` and `allocate` of [`AdapTokPipeline`]."""
@@ -161,7 +164,8 @@ class AllocationMixin:
         """Return (clips of all videos, blocks) long by decoding, and what is known of them."""
         step, valid = self._levels().step, encoded.valid_blocks
         per_block = self.tokenizer.config.latents_per_block
-        options = {"levels": search_levels(per_block, step), "loss": parameters.pop("loss", "rmse")}
+        finest = max(per_block // _SEARCH_STEPS, 1)
+        options = {"levels": search_levels(per_block, finest), "loss": parameters.pop("loss", "rmse")}
         given, candidates = {"step": step, "valid": valid.numpy()}, []
         if "budget" in parameters:
             amount, blank = {"budget": parameters["budget"]}, np.zeros((*valid.shape, per_block // step))
