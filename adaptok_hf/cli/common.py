@@ -171,7 +171,8 @@ def load_pipeline(model: str | None = None, device: str | None = None, dtype: st
         try:
             pipeline = AdapTokPipeline.from_pretrained(model, dtype=getattr(torch, dtype)).to(device)
         except Exception as error:  # diffusers, safetensors and torch each raise their own kind
-            raise ValueError(f"cannot load the model {model}: {one_line(error)}") from error
+            known = "" if Path(model or ".").exists() else f" (in this package: {', '.join(PACKAGED_CHECKPOINTS)})"
+            raise ValueError(f"cannot load the model {model}{known}: {one_line(error)}") from error
     pipeline.set_progress_bar_config(disable=not is_terminal())
     return pipeline
 
