@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoints import DEFAULT_CHECKPOINT, PACKAGED_CHECKPOINTS
@@ -171,7 +172,7 @@ def load_pipeline(model: str | None = None, device: str | None = None, dtype: st
         try:
             pipeline = AdapTokPipeline.from_pretrained(model, dtype=getattr(torch, dtype)).to(device)
         except Exception as error:  # diffusers, safetensors and torch each raise their own kind
-            known = "" if Path(model or ".").exists() else f" (in this package: {', '.join(PACKAGED_CHECKPOINTS)})"
+            known = "" if os.path.exists(model or ".") else f" (in this package: {', '.join(PACKAGED_CHECKPOINTS)})"
             raise ValueError(f"cannot load the model {model}{known}: {one_line(error)}") from error
     pipeline.set_progress_bar_config(disable=not is_terminal())
     return pipeline
