@@ -127,6 +127,8 @@ def add_allocation_options(verb: argparse.ArgumentParser) -> None:
 def allocation_request(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the request as arguments of the pipeline; raise `ValueError` for options that do not go together."""
     request = {name: getattr(arguments, name) for name in ("budget", "price", "threshold", "allocation")}
+    if arguments.exact_budget and arguments.budget is None:
+        raise ValueError("--exact-budget needs --budget")
     request |= {"rounding": "exact"} if arguments.exact_budget else {}
     check_request(request)
     return request
