@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import wraps
 
 import torch
 from torch import nn
@@ -215,6 +216,7 @@ class AdapTokARForCausalLM(SequenceInputs, CheckedLoading, ReplaceableClasses, L
             output = CausalLMOutputWithPast(loss=loss, **output)  # anew, since the loss is a tuple's first item
         return output
 
+    @wraps(LlamaForCausalLM.save_pretrained)  # diffusers reads from the signature what it can pass, such as `variant`
     def save_pretrained(self, *args, **kwargs):
         """Save as transformers does; the folder's code also has the model without its head, for `AutoModel`."""
         base = f"{type(self.model).__module__.rpartition('.')[2]}.{type(self.model).__name__}"
