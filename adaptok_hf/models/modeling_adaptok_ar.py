@@ -334,6 +334,10 @@ class AdapTokARForCausalLM(SequenceInputs, CheckedLoading, ReplaceableClasses, L
             output.past_key_values.reorder_cache(torch.arange(number, device=prompt.device))
         return output
 
+    def init_continuous_batching(self, *args, **kwargs):
+        """Raise `NotImplementedError`: `generate_batch` and its kin leave out the rules of block sequences."""
+        raise NotImplementedError("continuous batching leaves out the rules of block sequences; use generate")
+
     def _check_prompt(self, prompt, class_labels, condition_codes, mask) -> torch.LongTensor:
         if prompt is None:
             prompt = self.build_prompt(class_labels, condition_codes)
