@@ -385,6 +385,9 @@ class AdapTokModel(AdapTokPreTrainedModel):
         follows = past_key_values is not None and past_key_values.num_blocks > 0
         self._check_token_counts(token_counts, given.shape[0], given.shape[1], follows)
         if quantized is None:
+            if codes.is_floating_point():
+                raise ValueError(f"codes must be integers, got {codes.dtype}")
+            codes = codes.long()  # data sets store them as uint16, with which torch cannot compute
             if not torch.compiler.is_compiling() and codes.numel():
                 low, high = int(codes.min()), int(codes.max())
                 if low < 0 or high >= config.codebook_size:

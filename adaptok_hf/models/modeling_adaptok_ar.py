@@ -36,6 +36,7 @@ from .generation_adaptok import (
     SeededNoise,
     check_number,
     check_seeds,
+    in_eval_mode,
     token_limits,
 )
 from .generation_options_adaptok import check_decoding, merge_options
@@ -246,6 +247,7 @@ class AdapTokARForCausalLM(SequenceInputs, CheckedLoading, ReplaceableClasses, L
             generated = torch.cat([given, generated], dim=1)
         return unpack(generated, config.num_blocks, config.latents_per_block, config.eob_token_id)
 
+    @in_eval_mode
     @torch.no_grad()
     def generate(
         self,

@@ -395,6 +395,10 @@ def test_bad_inputs_are_named(tiny_tokenizer, tiny_video):
         tiny_tokenizer.decode()
     with pytest.raises(ValueError, match="codes has shape"):
         tiny_tokenizer.decode(codes[:, :, :4])
+    with pytest.raises(ValueError, match=r"codes .* torch.float32"):
+        tiny_tokenizer.decode(codes.float())
+    decoded = tiny_tokenizer.decode(codes).pixel_values_videos
+    assert torch.equal(tiny_tokenizer.decode(codes.to(torch.uint16)).pixel_values_videos, decoded)
     with pytest.raises(ValueError, match=r"codes must lie in 0..49"):
         tiny_tokenizer.decode(codes + 50)
     with pytest.raises(ValueError, match="first block .* at least 1"):
