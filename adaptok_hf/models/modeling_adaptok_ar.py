@@ -211,9 +211,10 @@ class AdapTokARForCausalLM(SequenceInputs, CheckedLoading, ReplaceableClasses, L
         )
         if labels is not None:
             size = config.eob_token_id + 1
-            labels = labels.masked_fill(labels >= size, -100)
-            items = {name: kwargs[name] for name in ("num_items_in_batch", "shift_labels") if name in kwargs}
-            loss = self.loss_function(logits=output.logits[..., :size], labels=labels, vocab_size=size, **items)
+            targets = {"labels": labels, "shift_labels": kwargs.get("shift_labels")}  # the second where a clip is split
+            targets = {name: ids.masked_fill(ids >= size, -100) for name, ids in targets.items() if ids is not None}
+            items = {name: kwargs[name] for name in ("num_items_in_batch",) if name in kwargs}
+            loss = self.loss_function(logits=output.logits[..., :size], vocab_size=size, **targets, **items)
             output = CausalLMOutputWithPast(loss=loss, **output)  # anew, since the loss is a tuple's first item
         return output
 
