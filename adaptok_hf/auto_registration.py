@@ -33,6 +33,8 @@ def _register_models(auto) -> None:
     for model in (AdapTokModel, AdapTokScorerModel, AdapTokRouterModel, AdapTokPriorModel, AdapTokARModel):
         auto.AutoModel.register(model.config_class, model)
     auto.AutoModelForCausalLM.register(AdapTokARForCausalLM.config_class, AdapTokARForCausalLM)
+    # `Trainer` shifts the labels for its `label_smoothing_factor` only for classes with a name in this table
+    auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[AdapTokARForCausalLM.config_class.model_type] = AdapTokARForCausalLM.__name__
 
 
 def _register_video_processor(auto) -> None:

@@ -261,9 +261,9 @@ def test_import_and_help_are_light():
 COMMON_ORDERS = [
     "import adaptok_hf; from transformers import AutoModel, AutoConfig, AutoVideoProcessor",
     "from transformers import AutoModel, AutoConfig, AutoVideoProcessor; import adaptok_hf",
-    "import adaptok_hf.models.modeling_adaptok; import transformers.modeling_layers",
 ]
 OTHER_ORDERS = [
+    "import adaptok_hf.models.modeling_adaptok; import transformers.modeling_layers",
     "from transformers import AutoConfig; import adaptok_hf.models.configuration_adaptok_scorer",
     "import transformers.modeling_layers; from adaptok_hf.video.video_processing_adaptok import AdapTokVideoProcessor",
     "import adaptok_hf; import transformers.video_processing_utils; import adaptok_hf.data",

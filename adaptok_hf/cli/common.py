@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoints import DEFAULT_CHECKPOINT, PACKAGED_CHECKPOINTS
@@ -128,6 +129,8 @@ def add_allocation_options(verb: argparse.ArgumentParser) -> None:
 def allocation_request(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the request as arguments of the pipeline; raise `ValueError` for options that do not go together."""
     request = {name: getattr(arguments, name) for name in ("budget", "price", "threshold", "allocation")}
+    if arguments.exact_budget and arguments.budget is None:
+        raise ValueError("--exact-budget needs --budget")
     request |= {"rounding": "exact"} if arguments.exact_budget else {}
     request |= {"loss": arguments.loss} if arguments.loss else {}
     check_request(request)
@@ -178,7 +181,8 @@ def load_pipeline(model: str | None = None, device: str | None = None, dtype: st
         try:
             pipeline = AdapTokPipeline.from_pretrained(model, dtype=getattr(torch, dtype)).to(device)
         except Exception as error:  # diffusers, safetensors and torch each raise their own kind
-            raise ValueError(f"cannot load the model {model}: {one_line(error)}") from error
+            known = "" if os.path.exists(model or ".") else f" (in this package: {', '.join(PACKAGED_CHECKPOINTS)})"
+            raise ValueError(f"cannot load the model {model}{known}: {one_line(error)}") from error
     pipeline.set_progress_bar_config(disable=not is_terminal())
     return pipeline
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from ..video.picture_files import picture_files
+from ..video.picture_files import is_picture_file, picture_files
 
 
 def is_one_file(arguments: list[str]) -> bool:
@@ -17,16 +17,15 @@ def is_one_file(arguments: list[str]) -> bool:
 
 def is_folder_of_frames(path: str) -> bool:
     """Return whether a folder holds the pictures of one video, and nothing below it is a video or a tokens file."""
+    from ..data.video_item import is_video_file
+
     try:
-        frames = os.path.isdir(path) and picture_files(path)
+        if not os.path.isdir(path) or not picture_files(path):
+            return False
     except IsADirectoryError:
         return False
-    for list_folder in (list_videos, list_tokens) if frames else ():
-        try:
-            return not list_folder(path)
-        except ValueError:
-            continue
-    return bool(frames)
+    below = [os.path.join(parent, name) for parent, _, names in os.walk(path) for name in names if name[0] != "."]
+    return not any(file.endswith(".safetensors") or (is_video_file(file) and not is_picture_file(file)) for file in below)
 
 
 def find_files(

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)]
+# A stop that a library swallowed is tried again after so long.
+REPEAT_SECONDS = 0.5
 
 
 def run_program(name: str, run: Callable[[], object], debug: bool = False) -> int:
@@ -89,7 +91,7 @@ class _Stopped(KeyboardInterrupt):
 def _signals_interrupt(received: list[int]) -> Iterator[None]:
     """Raise `KeyboardInterrupt` for a signal that asks to stop, so that all cleans up; ignore others meanwhile.
 
-    A library may swallow the interrupt (`except:` around an import, a destructor): then the next signal raises it again.
+    A library may swallow the interrupt (`except:` around an import, a destructor): a timer raises it again until all ends.
     """
     process = os.getpid()
 
@@ -104,6 +106,9 @@ def _signals_interrupt(received: list[int]) -> Iterator[None]:
                 return
             error = error.__context__
         received.append(number)
+        if hasattr(signal, "setitimer"):
+            signal.signal(signal.SIGALRM, lambda *_: stop(received[0], None))
+            signal.setitimer(signal.ITIMER_REAL, REPEAT_SECONDS, REPEAT_SECONDS)
         raise _Stopped
 
     before = {}
@@ -116,6 +121,9 @@ def _signals_interrupt(received: list[int]) -> Iterator[None]:
     try:
         yield
     finally:
+        if received and hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
         for number, handler in before.items():
             signal.signal(number, handler)
 

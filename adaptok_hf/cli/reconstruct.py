@@ -162,7 +162,7 @@ def _write_reports(
         source, size = report["source_size"], report["output_size"]
         if size != source:
             print(f"the input is {source[1]}x{source[0]}; the output is {size[1]}x{size[0]} ({report['resize_mode']})")
-        print(f"wrote {folder}/: {', '.join(REPORT_FILES)}")
+        print(f"wrote {folder}/: {', '.join(name for name in REPORT_FILES if (folder / name).exists())}")
     return reports
 
 

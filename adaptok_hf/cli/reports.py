@@ -89,7 +89,10 @@ def _at_model_size(output: "AdapTokPipelineOutput") -> np.ndarray:
 
 def measure(output: "AdapTokPipelineOutput", frames_per_block: int) -> dict[str, Any]:
     """Return PSNR in dB over the whole video and per block, and the mean SSIM of the frames, at the model's size."""
-    pair = [torch.from_numpy(frames).permute(0, 3, 1, 2)[None] for frames in (_at_model_size(output), output.original[0])]
+    pair = (_at_model_size(output), output.original[0])
+    # a strip that is thinner than SSIM's window of 11 pixels is filled up with copies of its edge
+    fill = [(0, 0), *((0, max(11 - length, 0)) for length in pair[0].shape[1:3]), (0, 0)]
+    pair = [torch.from_numpy(np.pad(frames, fill, mode="edge")).permute(0, 3, 1, 2)[None] for frames in pair]
     # block by block, because a video may be long
     blocks = list(zip(*(frames.split(frames_per_block, dim=1) for frames in pair), strict=True))
     lengths = torch.tensor([original.shape[1] for _, original in blocks]) / pair[0].shape[1]

@@ -20,11 +20,16 @@ class TokenCollator(SequenceInputs):
 
     Args:
         config: of the generator.
+
+    Raises:
+        TypeError: for what is no configuration, such as the generator itself.
     """
 
     device = torch.device("cpu")
 
     def __init__(self, config: "AdapTokARConfig"):
+        if not hasattr(config, "is_class_conditional"):
+            raise TypeError(f"got {type(config).__name__}, expected the generator's configuration (`model.config`)")
         self.config = config
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:

@@ -111,7 +111,8 @@ def _weights(folder: Path, variant: str | None) -> list[Path]:
         return [folder / f"{stem}.safetensors"]
     files = [path for path in folder.iterdir() if re.fullmatch(re.escape(stem) + r"-\d+-of-\d+\.safetensors", path.name)]
     if not files:
-        raise FileNotFoundError(f"{folder / stem}.safetensors: no such file; a model's folder has its weights there")
+        found = ", ".join(sorted(path.name for path in folder.glob("*.safetensors"))) or "no weights"
+        raise FileNotFoundError(f"{folder / stem}.safetensors: no such file (variant={variant!r}); the folder has {found}")
     return sorted(files)
 
 

@@ -3,7 +3,8 @@
 The loops are transformers' own; [`AdapTokARForCausalLM.generate`] hands these to them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from numbers import Integral, Real
 from typing import Any
 
@@ -14,6 +15,22 @@ from transformers.generation.candidate_generator import CandidateGenerator
 from transformers.utils import ModelOutput
 
 from .configuration_adaptok_ar import AdapTokARConfig
+
+
+def in_eval_mode(method: Callable) -> Callable:
+    """Decorate a method of a model, so that it runs without dropout, of classes too, also in between training steps."""
+
+    @wraps(method)
+    def run(self, *args, **kwargs):
+        training = [module for module in self.modules() if module.training]
+        self.eval()
+        try:
+            return method(self, *args, **kwargs)
+        finally:
+            for module in training:
+                module.training = True
+
+    return run
 
 
 class BlockTokensLogitsProcessor(LogitsProcessor):
@@ -327,6 +344,7 @@ __all__ = [
     "check_number",
     "check_seeds",
     "gumbel_noise",
+    "in_eval_mode",
     "noise_bits",
     "token_limits",
 ]

@@ -227,18 +227,27 @@ class AdapTokLayer(GradientCheckpointingLayer):
         return hidden_states + self.mlp(self.norm2(hidden_states))
 
 
-def recorded_outputs(config, options: dict) -> dict[str, bool]:
+def recorded_outputs(config, options: dict, num_layers: int | None = None) -> dict[str, bool]:
     """Return `output_hidden_states` and `output_attentions` of a call: its options, or else the configuration's.
 
     `capture_outputs` records them; what computes them must know of it.
 
+    Args:
+        num_layers: of a part of the model. `capture_outputs` counts negative indices from the end of the whole.
+
     Raises:
         TypeError: for another option.
+        ValueError: for an index of a hidden state that the part does not have.
     """
     names = ("output_hidden_states", "output_attentions")
     if unknown := options.keys() - {*names}:
         raise TypeError(f"unexpected keyword argument {min(unknown)!r}; accepted are {', '.join(names)} and return_dict")
-    return {name: bool(options.get(name, getattr(config, name))) for name in names}
+    recorded = {name: options.get(name, getattr(config, name)) for name in names}
+    selected = recorded["output_hidden_states"]
+    selected = selected if isinstance(selected, list | tuple) else [selected or 0]
+    if num_layers is not None and not all(0 <= index <= num_layers for index in selected):
+        raise ValueError(f"output_hidden_states={selected}, expected True or indices from 0 to {num_layers}")
+    return {name: bool(value) for name, value in recorded.items()}
 
 
 def init_layer_weights(module: nn.Module, std: float) -> None:

@@ -330,7 +330,7 @@ class AdapTokModel(AdapTokPreTrainedModel):
         Raises:
             ValueError: for a shape that does not fit the configuration or the cache, and for values outside the range.
         """
-        recorded = recorded_outputs(self.config, kwargs)
+        recorded = recorded_outputs(self.config, kwargs, len(self.encoder.layers))
         self._check_video(pixel_values_videos, past_key_values)
         pixels = self._to_pixels(pixel_values_videos)
         latents = self.encoder(pixels, past_key_values, **recorded)
@@ -367,7 +367,7 @@ class AdapTokModel(AdapTokPreTrainedModel):
             ValueError: if not exactly one of `codes` and `quantized` is given, or for shapes, codes or counts that do
                 not fit the configuration.
         """
-        config, recorded = self.config, recorded_outputs(self.config, kwargs)
+        config, recorded = self.config, recorded_outputs(self.config, kwargs, len(self.decoder.layers))
         if (codes is None) == (quantized is None):
             raise ValueError("decode takes exactly one of codes and quantized")
         given = codes if quantized is None else quantized
@@ -385,6 +385,9 @@ class AdapTokModel(AdapTokPreTrainedModel):
         follows = past_key_values is not None and past_key_values.num_blocks > 0
         self._check_token_counts(token_counts, given.shape[0], given.shape[1], follows)
         if quantized is None:
+            if codes.is_floating_point():
+                raise ValueError(f"codes must be integers, got {codes.dtype}")
+            codes = codes.long()  # data sets store them as uint16, with which torch cannot compute
             if not torch.compiler.is_compiling() and codes.numel():
                 low, high = int(codes.min()), int(codes.max())
                 if low < 0 or high >= config.codebook_size:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import wraps
 
 import torch
 from torch import nn
@@ -35,6 +36,7 @@ from .generation_adaptok import (
     SeededNoise,
     check_number,
     check_seeds,
+    in_eval_mode,
     token_limits,
 )
 from .generation_options_adaptok import check_decoding, merge_options
@@ -209,12 +211,14 @@ class AdapTokARForCausalLM(SequenceInputs, CheckedLoading, ReplaceableClasses, L
         )
         if labels is not None:
             size = config.eob_token_id + 1
-            labels = labels.masked_fill(labels >= size, -100)
-            items = {name: kwargs[name] for name in ("num_items_in_batch", "shift_labels") if name in kwargs}
-            loss = self.loss_function(logits=output.logits[..., :size], labels=labels, vocab_size=size, **items)
+            targets = {"labels": labels, "shift_labels": kwargs.get("shift_labels")}  # the second where a clip is split
+            targets = {name: ids.masked_fill(ids >= size, -100) for name, ids in targets.items() if ids is not None}
+            items = {name: kwargs[name] for name in ("num_items_in_batch",) if name in kwargs}
+            loss = self.loss_function(logits=output.logits[..., :size], vocab_size=size, **targets, **items)
             output = CausalLMOutputWithPast(loss=loss, **output)  # anew, since the loss is a tuple's first item
         return output
 
+    @wraps(LlamaForCausalLM.save_pretrained)  # diffusers reads from the signature what it can pass, such as `variant`
     def save_pretrained(self, *args, **kwargs):
         """Save as transformers does; the folder's code also has the model without its head, for `AutoModel`."""
         base = f"{type(self.model).__module__.rpartition('.')[2]}.{type(self.model).__name__}"
@@ -244,6 +248,7 @@ class AdapTokARForCausalLM(SequenceInputs, CheckedLoading, ReplaceableClasses, L
             generated = torch.cat([given, generated], dim=1)
         return unpack(generated, config.num_blocks, config.latents_per_block, config.eob_token_id)
 
+    @in_eval_mode
     @torch.no_grad()
     def generate(
         self,
@@ -331,6 +336,10 @@ class AdapTokARForCausalLM(SequenceInputs, CheckedLoading, ReplaceableClasses, L
         if scale > 1 and settings.return_dict_in_generate and output.past_key_values is not None:
             output.past_key_values.reorder_cache(torch.arange(number, device=prompt.device))
         return output
+
+    def init_continuous_batching(self, *args, **kwargs):
+        """Raise `NotImplementedError`: `generate_batch` and its kin leave out the rules of block sequences."""
+        raise NotImplementedError("continuous batching leaves out the rules of block sequences; use generate")
 
     def _check_prompt(self, prompt, class_labels, condition_codes, mask) -> torch.LongTensor:
         if prompt is None:

@@ -35,6 +35,8 @@ class SequenceInputs:
             kind = "class_labels" if config.is_class_conditional else "condition_codes"
             raise ValueError(f"this generator takes {kind}, and nothing else, as its condition")
         if config.is_class_conditional:
+            if isinstance(class_labels, str | list | tuple) and any(isinstance(label, str) for label in class_labels):
+                raise ValueError(f"class_labels={class_labels!r}, expected ids; the pipeline's generate takes names")
             labels = torch.as_tensor(class_labels, dtype=torch.long, device=self.device).reshape(-1)
             if len(labels) and int(labels.max()) >= config.num_classes:
                 raise ValueError(f"class ids must lie in 0..{config.num_classes - 1}, got {int(labels.max())}")

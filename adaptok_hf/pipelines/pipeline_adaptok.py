@@ -314,7 +314,8 @@ class AdapTokPipeline(AllocationMixin, GenerationMixin, StreamingMixin, LoadingM
         weights = self.tokenizer.state_dict()
         if any(getattr(entry, "is_meta", False) for entry in weights.values()):  # offloaded module by module
             weights = get_state_dict_offloaded_model(self.tokenizer)
-        for name, entry in sorted(weights.items()):
+        plain = {name.replace("_orig_mod.", ""): entry for name, entry in weights.items()}  # names as before compilation
+        for name, entry in sorted(plain.items()):
             digest.update(name.encode())
             for tensor in entry if isinstance(entry, tuple) else (entry,):  # int8 weights come with their bias
                 if not isinstance(tensor, torch.Tensor):

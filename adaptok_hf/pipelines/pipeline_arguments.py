@@ -23,6 +23,9 @@ _INSTEAD = (
         "frame_rate": "fps= is the frame rate of the output",
         "callback": "callback_on_step_end is called after each block",
         "callback_steps": "callback_on_step_end is called after each block",
+        "num_return_sequences": "num_videos_per_prompt is the number of videos of each",
+        "seed": "generator= seeds the videos",
+        "seeds": "generator= seeds the videos",
         "decode_chunk_size": "batch_size is the number of clips that are worked on together",
     }
 )

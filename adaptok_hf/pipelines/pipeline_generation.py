@@ -2,10 +2,11 @@
 
 import difflib
 import math
+import operator
 from collections.abc import Callable, Sequence
+from types import NoneType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -73,6 +74,8 @@ class GenerationMixin:
         generate_kwargs = check_arguments(generate_kwargs, self.tokenizer.config)
         copies = number_of_videos(num_videos_per_class=num_videos_per_class, num_videos_per_prompt=num_videos_per_prompt)
         fps = check_fps(fps)
+        if hasattr(class_labels, "tolist"):  # of an array or tensor
+            class_labels = class_labels.tolist()
         classes = [class_labels] if isinstance(class_labels, int | str) else list(class_labels)
         labels = [class_id(self.ar_model, label) for label in classes for _ in range(copies)]
         if not labels:
@@ -213,11 +216,10 @@ class GenerationMixin:
         return {"stopping_criteria": [*(settings.get("stopping_criteria") or []), watcher]}
 
     def _write(self, model: AdapTokARForCausalLM, settings: dict[str, Any], **given) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return codes and counts of a batch of clips; an interrupted one has no tokens in its last blocks."""
+        """Return codes and counts of a batch of clips; one that was stopped early has no tokens in its last blocks."""
         settings["stopping_criteria"][-1].start()
         sequences = model.generate(**given, **settings)
-        if self.interrupt:
-            sequences = nn.functional.pad(sequences, (0, model.config.num_blocks), value=model.config.eob_token_id)
+        sequences = nn.functional.pad(sequences, (0, model.config.num_blocks), value=model.config.eob_token_id)
         return model.unpack_sequences(sequences, given.get("condition_codes"))
 
     @property
@@ -254,13 +256,14 @@ def class_id(model: AdapTokARForCausalLM, label: int | str) -> int:
         ValueError: naming the closest classes.
     """
     config = model.config
-    if isinstance(label, int | np.integer):
+    if not isinstance(label, str):
+        label = operator.index(label)
         if not 0 <= label < config.num_classes:
             raise ValueError(f"class ids must lie in 0..{config.num_classes - 1}, got {label}")
-        return int(label)
+        return label
     if label.strip().isdecimal():
         return class_id(model, int(label))
-    names = {_plain(str(name)): index for index, name in config.id2label.items()}
+    names = {_plain(str(name)): number for number, name in config.id2label.items()}
     if _plain(label) in names:
         return names[_plain(label)]
     close = difflib.get_close_matches(_plain(label), names, n=3, cutoff=0.4)
@@ -278,12 +281,15 @@ def sample_seeds(count: int, generator: torch.Generator | Sequence[torch.Generat
     """Return (count,) seeds from a generator (which may be on any device), one of each of a list, or torch's global one.
 
     Raises:
+        TypeError: for anything else.
         ValueError: for a list of another length.
     """
     if isinstance(generator, list | tuple):
         if len(generator) != count:
             raise ValueError(f"got {len(generator)} generators for {count} videos, expected one for each")
         return torch.cat([sample_seeds(1, each) for each in generator])
+    if not isinstance(generator, torch.Generator | NoneType):
+        raise TypeError(f"generator={generator!r}, expected a torch.Generator or a list of them")
     device = generator.device if generator is not None else "cpu"
     return torch.randint(2**63 - 1, (count,), generator=generator, device=device).cpu()
 

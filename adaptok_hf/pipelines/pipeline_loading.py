@@ -2,6 +2,7 @@
 
 import json
 import os
+from inspect import signature
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -22,6 +23,7 @@ from .original_loading import WEIGHT_SUFFIXES, is_original, load_original, load_
 from .remote_code import write_pipeline_index
 
 _CLASSES = {each.__name__: each for each in (AdapTokModel, AdapTokScorerModel, AdapTokARForCausalLM, AdapTokVideoProcessor)}
+_UPLOAD_OPTIONS = {"commit_message", "private", "create_pr", "token", "repo_id"}
 _DOWNLOAD_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
 
 
@@ -100,7 +102,20 @@ class LoadingMixin:
         return super().from_pipe(pipeline, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
-        """Save as [`DiffusionPipeline.save_pretrained`] does, with the code that the folder needs to load elsewhere."""
+        """Save as [`DiffusionPipeline.save_pretrained`] does, with the code that the folder needs to load elsewhere.
+
+        Raises:
+            TypeError: for arguments that it does not have.
+            ValueError: for a model in peft's wrapper, which would be left out.
+        """
+        for name, component in self.components.items():
+            if hasattr(component, "merge_and_unload"):
+                raise ValueError(
+                    f"{name} is a {type(component).__name__}; a pipeline saves what its merge_and_unload() returns"
+                )
+        known = signature(DiffusionPipeline.save_pretrained).parameters.keys() | _UPLOAD_OPTIONS
+        if unknown := sorted(kwargs.keys() - known):
+            raise TypeError(f"save_pretrained() got unexpected keyword arguments: {', '.join(unknown)}")
         super().save_pretrained(os.fspath(save_directory), *args, **kwargs)
 
     def enable_sequential_cpu_offload(self, gpu_id: int | None = None, device: torch.device | str | None = None) -> None:

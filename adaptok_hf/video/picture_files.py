@@ -43,10 +43,20 @@ def picture_files(source: Any) -> list[str | os.PathLike] | None:
 
 
 def is_file(value: Any) -> bool:
-    """Return whether it is a path, the bytes of a file, a file object, an open PyAV container, or a list of pictures."""
+    """Return whether it is a path, the bytes of a file, a file object, an open PyAV container, a list of pictures, or a
+    file as datasets stores it."""
     if isinstance(value, list | tuple):
         return picture_files(value) is not None
+    if isinstance(value, dict):
+        return stored_file(value) is not value
     return isinstance(value, str | os.PathLike | bytes) or hasattr(value, "read") or hasattr(value, "demux")
+
+
+def stored_file(source: Any) -> Any:
+    """Return the bytes of a file as datasets stores it (`Video(decode=False)`), or else its path; others as they are."""
+    if isinstance(source, dict) and source and source.keys() <= {"bytes", "path"}:
+        return source.get("path") if source.get("bytes") is None else source["bytes"]
+    return source
 
 
 def _natural(name: str) -> tuple:

@@ -24,7 +24,7 @@ from .damage import VideoError, as_video_error, damage_error, gif_is_cut_short
 from .decoding_limits import TimeBudget, check_size
 from .frame_times import FrameTimes, nominal_rate
 from .geometry import display_converter
-from .picture_files import picture_files
+from .picture_files import picture_files, stored_file
 from .truncation import begins_like_a_video, video_is_cut_short
 
 logger = logging.getLogger(__name__)
@@ -92,9 +92,10 @@ def read_video(
     """Decode a video file into memory (6 MB per 1080p frame; see `iter_video` for long videos).
 
     Args:
-        source: a path, the bytes of a file, a binary file object, or an open PyAV container (read from its start and
-            not closed). Frames are what a player shows: square pixels, rotation and mirroring applied. A picture is a video
-            of one frame; a list of pictures, or a folder of them, sorted (frame2 before frame10), one of several.
+        source: a path, the bytes of a file, a dict of these as datasets has it (`Video(decode=False)`), a binary file
+            object, or an open PyAV container (read from its start and not closed). Frames are what a player shows: square
+            pixels, rotation and mirroring applied. A picture is a video of one frame; a list of pictures, or a folder of
+            them, sorted (frame2 before frame10), one of several.
         max_frames: decode only the first frames. What follows them is then not checked for damage.
         transform: applied to each uint8 `(height, width, 3)` frame as it is decoded, so that a long video
             need not be held at full size.
@@ -113,6 +114,7 @@ def read_video(
     """
     if max_frames is not None and (not isinstance(max_frames, int) or max_frames < 1):
         raise ValueError(f"max_frames must be a positive integer or None, got {max_frames!r}")
+    source = stored_file(source)
     with closing(iter_video(source, fps)) as decoded:
         frames = itertools.islice(decoded, max_frames)
         return _collect(frames, transform or (lambda frame: frame), source_name(source))
@@ -252,6 +254,7 @@ def iter_video(source: VideoSource, fps: float | None = None) -> Iterator[TimedF
         A uint8 RGB frame `(height, width, 3)`, all of one size, its time in seconds from the first frame, and the nominal
         frames per second of the file, `None` if unknown.
     """
+    source = stored_file(source)
     paths = picture_files(source)
     if paths is not None:
         yield from _iter_pictures(paths, DEFAULT_FPS if fps is None else check_fps(fps))

@@ -242,11 +242,11 @@ class AdapTokVideoProcessor(VideoProcessorMixin, ImageProcessingMixin):
         """Read one video of any form.
 
         Args:
-            video: a path (or the bytes of a file, or a binary file object) of a video or a picture; a folder of pictures,
-                sorted (frame2 before frame10); a PIL image; a numpy array or torch tensor `(T, H, W, 3)` or `(T, 3, H, W)`
-                of integers 0..255 or of floats in [0, 1]; without `T` for one frame, with 1 in place of 3 for gray; a list
-                of pictures: paths, PIL images or arrays; a torchcodec `VideoDecoder`, an open PyAV container (read from its
-                start), or a `Video`.
+            video: a path (or the bytes of a file, both as datasets' `Video(decode=False)` has them, or a binary file
+                object) of a video or a picture; a folder of pictures, sorted (frame2 before frame10); a PIL image; a numpy
+                array or torch tensor `(T, H, W, 3)` or `(T, 3, H, W)` of integers 0..255 or of floats in [0, 1]; without
+                `T` for one frame, with 1 in place of 3 for gray; a list of pictures: paths, PIL images or arrays; a
+                torchcodec `VideoDecoder`, an open PyAV container (read from its start), or a `Video`.
             fps: only for pictures, arrays and tensors, which have no frame rate; 24 by default.
             max_frames: only the first frames.
             input_data_format: `"channels_first"` or `"channels_last"`, where an array's shape leaves it open.

@@ -246,7 +246,7 @@ def test_a_budget_of_generation_names_the_cap(model, here, capfd):
         (["--budget", "3.1", "--exact-budget"], " 3 and 3.5 tokens"),
         (["--budget", "20%"], " 2 tokens"),
         (["--budget", "4", "--allocation", "bithr", "--exact-budget"], "rounding"),
-        (["--exact-budget"], "rounding"),
+        (["--exact-budget"], "--exact-budget needs"),
         (["--budget", "many"], "'many'"),
         (["--budget", "nan"], "nan"),
         (["--budget", "4", "--price", "0.1"], "budget, price"),

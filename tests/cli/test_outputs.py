@@ -218,17 +218,24 @@ def test_this_folder(model, here, capfd):
     refused(["tokenize", str(video), "--model", model, "-o", "."], "folder", capfd)
 
 
-def test_pictures_and_tiles(model, here):
+def test_pictures_and_tiles(model, here, capfd):
     (here / "frames").mkdir()
     for number, frame in enumerate(make_frames(11, 20, 30)):
-        Image.fromarray(frame).save(here / "frames" / f"{number}.png")
+        Image.fromarray(frame).save(here / "frames" / f"{number}.webp")
     tiles = ["--resize-mode", "tile", "--model", model]
-    assert main(["reconstruct", "frames/0.png", *tiles]) == 0
+    assert main(["reconstruct", "frames/0.webp", *tiles]) == 0
+    assert "reconstruction.png" in capfd.readouterr().out
     assert Image.open(here / "0-adaptok" / "reconstruction.png").size == (30, 20)
+    assert main(["reconstruct", "frames", "--model", model]) == 0
+    printed = capfd.readouterr()
+    assert "reconstruction.png" not in printed.out and "left out" not in printed.err
     assert main(["tokenize", "frames", *tiles]) == 0
     assert main(["detokenize", "frames.safetensors", "--model", model]) == 0
     assert read_video(here / "frames.mp4").frames.shape == (11, 20, 30, 3)
     assert main(["detokenize", "frames.safetensors", "--model", model, "-o", "frames.png"]) == 2
+    Image.new("RGB", (1, 20)).save(here / "strip.png")
+    assert main(["reconstruct", "strip.png", *tiles]) == 0
+    assert Image.open(here / "strip-adaptok" / "reconstruction.png").size == (1, 20)
 
 
 @pytest.mark.slow

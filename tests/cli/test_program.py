@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,27 @@ def test_a_second_signal_stops_a_library_that_swallowed_the_first():
 
     assert run_program("name", run) == 128 + signal.SIGTERM
     assert reached == ["first"]
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers")
+def test_a_swallowed_signal_is_raised_again(monkeypatch):
+    monkeypatch.setattr("adaptok_hf.cli.program.REPEAT_SECONDS", 0.01)
+    reached = []
+
+    def run():
+        with contextlib.suppress(BaseException):
+            signal.raise_signal(signal.SIGTERM)
+        reached.append("went on")
+        try:
+            time.sleep(5)
+            reached.append("ended")
+        finally:
+            time.sleep(0.03)  # the timer does not stop the cleaning
+            reached.append("cleaned")
+
+    assert run_program("name", run) == 128 + signal.SIGTERM
+    assert reached == ["went on", "cleaned"]
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0) and signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
 
 
 def test_what_is_ignored_stays_ignored():

@@ -113,3 +113,8 @@ def test_rows_that_do_not_fit(tokens):
         collate([{"codes": [], "token_counts": []}])
     with pytest.raises(ValueError, match=r"0\.\.0, got 1"):
         collate(rows.to_list())
+
+
+def test_a_model_is_not_a_configuration():
+    with pytest.raises(TypeError, match=r"Linear.*model\.config"):
+        TokenCollator(torch.nn.Linear(1, 1))

@@ -88,6 +88,15 @@ def test_sequences_are_valid_and_independent_of_the_batch(trial):
             assert (together[row, width:] == config.eob_token_id).all() and (ids[0, width:] == config.eob_token_id).all()
 
 
+def test_training_mode_changes_nothing():
+    model = tiny(class_dropout=0.9, residual_dropout=0.5)
+    given = {"class_labels": [0, 1], "seeds": [0, 1], "max_tokens": 6}
+    expected = model.generate(**given)
+    model.train().lm_head.eval()
+    assert torch.equal(model.generate(**given), expected)
+    assert model.training and model.model.training and not model.lm_head.training
+
+
 def test_conditioning_ids_are_never_written():
     """Not even where their logits are the largest by far; and not by transformers' own rules alone."""
     model = tiny()

@@ -157,6 +157,11 @@ def test_raises_by_name_outside_the_configuration(model, options, name):
         model.generate(**SEEDED, **options)
 
 
+def test_continuous_batching_is_named(model):
+    with pytest.raises(NotImplementedError, match="continuous"):
+        model.generate_batch(model.build_prompt([0]).tolist())
+
+
 def test_several_sequences_of_a_prompt(model):
     given = {"class_labels": [1, 2], "max_tokens": [[2, 2, 2], [3, 3, 3]]}
     ids = model.generate(**given, seeds=range(6), num_return_sequences=3)

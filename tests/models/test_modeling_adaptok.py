@@ -274,6 +274,11 @@ def test_selected_hidden_states(tiny_tokenizer, tiny_video):
     every = tiny_tokenizer.encode(tiny_video, output_hidden_states=True).hidden_states
     first, second, last = tiny_tokenizer.encode(tiny_video, output_hidden_states=[1]).hidden_states
     assert first is None and last is None and torch.equal(second, every[1])
+    *others, last = tiny_tokenizer(tiny_video, output_hidden_states=[-1]).hidden_states
+    assert others == [None] * 4 and last is not None
+    for index in (-1, 3):  # a part of the model cannot count from the end of the whole
+        with pytest.raises(ValueError, match=f"{index}.* 0 to 2"):
+            tiny_tokenizer.encode(tiny_video, output_hidden_states=[0, index])
 
 
 def test_unknown_options_are_named(tiny_tokenizer, tiny_scorer, tiny_video):
@@ -390,6 +395,10 @@ def test_bad_inputs_are_named(tiny_tokenizer, tiny_video):
         tiny_tokenizer.decode()
     with pytest.raises(ValueError, match="codes has shape"):
         tiny_tokenizer.decode(codes[:, :, :4])
+    with pytest.raises(ValueError, match=r"codes .* torch.float32"):
+        tiny_tokenizer.decode(codes.float())
+    decoded = tiny_tokenizer.decode(codes).pixel_values_videos
+    assert torch.equal(tiny_tokenizer.decode(codes.to(torch.uint16)).pixel_values_videos, decoded)
     with pytest.raises(ValueError, match=r"codes must lie in 0..49"):
         tiny_tokenizer.decode(codes + 50)
     with pytest.raises(ValueError, match="first block .* at least 1"):

@@ -237,6 +237,9 @@ def test_conditioning_ids_are_no_targets():
     inputs = model.build_inputs(**clips(model))
     labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)  # the class as a label too
     assert torch.equal(model(**inputs | {"labels": labels}).loss, model(**inputs).loss)
+    shifted = functional.pad(inputs["labels"][:, 1:], (0, 1), value=-100)
+    shifted = shifted.masked_fill(shifted == -100, model.config.first_class_token_id)
+    assert torch.equal(model(**inputs, shift_labels=shifted).loss, model(**inputs).loss)
     # Trainer's way of counting targets over accumulated steps.
     items = torch.tensor(1000)
     count = (inputs["labels"] != -100).sum()

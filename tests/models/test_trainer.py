@@ -66,6 +66,14 @@ def test_accumulated_gradients_are_those_of_one_batch(complete_pipeline, rows, n
         torch.testing.assert_close(results[1][key], value, atol=1e-5, rtol=1e-4)
 
 
+def test_label_smoothing_shifts_the_labels(complete_pipeline, rows, tmp_path):
+    model = complete_pipeline.ar_model.eval()
+    trainer = trainer_of(model, rows["ar_model"], tmp_path, label_smoothing_factor=1e-6)
+    batch = trainer.data_collator(rows["ar_model"])
+    expected = torch.nn.functional.cross_entropy(model(batch["input_ids"]).logits[:, :-1].mT, batch["labels"][:, 1:])
+    torch.testing.assert_close(trainer.compute_loss(model, dict(batch)), expected, atol=1e-4, rtol=1e-4)
+
+
 def test_predictions_are_videos_and_scores(complete_pipeline, rows, tmp_path):
     def measure(prediction):
         return {"psnr": -10 * float(torch.tensor((prediction.predictions - prediction.label_ids) ** 2).mean().log10())}

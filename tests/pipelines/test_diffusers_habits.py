@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from copy import deepcopy
 from types import SimpleNamespace
 
 import diffusers.utils.export_utils
@@ -12,6 +13,7 @@ import torch
 from builders.pipelines import noisy_video
 from diffusers import DiffusionPipeline
 from diffusers.utils import export_to_video
+from peft import LoraConfig, get_peft_model
 
 from adaptok_hf import AdapTokPipeline
 
@@ -164,6 +166,9 @@ def test_what_callbacks_cannot_do(complete_pipeline):
         ({"class_labels": 1, "negative_prompt": "blurry"}, "negative_prompt"),
         ({"class_labels": 1, "num_inference_steps": 25}, "num_inference_steps"),
         ({"class_labels": 1, "latents": torch.zeros(1)}, "latents"),
+        ({"class_labels": 1, "num_return_sequences": 2}, "num_return_sequences .*num_videos_per_prompt"),
+        ({"class_labels": 1, "seed": 0}, "seed .*generator"),
+        ({"class_labels": 1, "generator": 42}, "generator=42"),
         ({"image": noisy_video(1)}, "image .*num_condition_frames"),
         ({"video": noisy_video(5), "strength": 0.5}, "strength"),
         ({"video": noisy_video(5), "unheard_of": 0.5}, "unheard_of"),
@@ -174,6 +179,19 @@ def test_what_callbacks_cannot_do(complete_pipeline):
 def test_other_arguments_are_named(complete_pipeline, arguments, message):
     with pytest.raises(TypeError, match=message):
         complete_pipeline(**arguments)
+
+
+def test_class_labels_of_any_kind(complete_pipeline):
+    for labels in (torch.tensor([1, 2]), np.array([1, 2]), [np.int64(1), torch.tensor(2)], ("1", 2)):
+        assert complete_pipeline.generate(labels, max_tokens=2).class_labels == [1, 2]
+    assert complete_pipeline.generate(torch.tensor(2), max_tokens=2).class_labels == [2]
+    with pytest.raises(ValueError, match="surfing"):
+        complete_pipeline.ar_model.generate(class_labels=["surfing"])
+
+
+def test_the_limits_of_transformers_stop_early(complete_pipeline):
+    output = complete_pipeline.generate(1, max_new_tokens=1)
+    assert output.token_counts.flatten().tolist() == [1, 0, 0] and output.frames.shape[1] == 12
 
 
 def test_sizes_are_those_of_the_model(complete_pipeline):
@@ -229,11 +247,16 @@ def test_other_arguments_of_from_pretrained(folder, complete_pipeline, tmp_path)
     loaded = AdapTokPipeline.from_pretrained(folder, scorer=None, tokenizer=complete_pipeline.tokenizer, **options)
     assert loaded.scorer is None and loaded.tokenizer is complete_pipeline.tokenizer and loaded.device.type == "cpu"
     complete_pipeline.save_pretrained(tmp_path / "half", variant="fp16")
-    assert (tmp_path / "half" / "tokenizer" / "model.fp16.safetensors").is_file()
+    for name in ("tokenizer", "scorer", "ar_model", "fp_model"):
+        assert (tmp_path / "half" / name / "model.fp16.safetensors").is_file()
     loaded = AdapTokPipeline.from_pretrained(tmp_path / "half", variant="fp16")
     assert loaded.model_hash == complete_pipeline.model_hash
     with pytest.raises(ValueError, match="fp16"):
         AdapTokPipeline.from_pretrained(folder, variant="fp16")
+    with pytest.raises(FileNotFoundError, match=r"model\.fp16\.safetensors"):
+        AdapTokPipeline.from_pretrained(tmp_path / "half")
+    with pytest.raises(TypeError, match="varaint"):
+        complete_pipeline.save_pretrained(tmp_path / "half", varaint="fp16")
     with pytest.raises(TypeError, match="scoer"):
         AdapTokPipeline.from_pretrained(folder, scoer=complete_pipeline.scorer)
 
@@ -244,6 +267,16 @@ def test_components_and_from_pipe(complete_pipeline):
     other = AdapTokPipeline.from_pipe(half, scorer=None)
     assert other.ar_model is half.ar_model and other.scorer is None and other.dtype == half.dtype == torch.bfloat16
     assert AdapTokPipeline.from_pipe(half, torch_dtype=torch.float32).dtype == torch.float32
+
+
+def test_wrapped_models(complete_pipeline, tmp_path):
+    """Tokens of a compiled tokenizer fit the plain one; what diffusers would leave out is named."""
+    parts = complete_pipeline.components
+    compiled = AdapTokPipeline(**parts | {"tokenizer": torch.compile(parts["tokenizer"], backend="eager")})
+    assert compiled.model_hash == complete_pipeline.model_hash
+    adapted = get_peft_model(deepcopy(parts["scorer"]), LoraConfig(target_modules=["fc1"]))
+    with pytest.raises(ValueError, match="scorer .*merge_and_unload"):
+        AdapTokPipeline(**parts | {"scorer": adapted}).save_pretrained(tmp_path)
 
 
 def test_progress_bars(complete_pipeline, capfd):

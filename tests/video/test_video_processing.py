@@ -89,6 +89,21 @@ class FakeDecoder:
         return type("FrameBatch", (), {"data": self.frames_[start:stop], "pts_seconds": pts})
 
 
+def test_files_as_datasets_stores_them(processor, tmp_path):
+    path = write_mp4(tmp_path / "clip.mp4", frames=make_frames(5, 32, 32))
+    expected = processor.load(path).frames
+    for row in ({"path": str(path), "bytes": None}, {"path": "elsewhere.mp4", "bytes": path.read_bytes()}):
+        for frames in (processor.load(row).frames, processor.clips(row).original()):
+            np.testing.assert_array_equal(frames, expected)
+        assert np.array_equal([frame for frame, *_ in iter_frames(row, processor)], expected)
+        assert len(processor.tiled_clips(row)) == 1 and len(processor([row, row])["pixel_values_videos"]) == 2
+    with pytest.raises(FileNotFoundError, match="gone"):
+        processor.load({"path": "gone.mp4", "bytes": None})
+    for bad, message in (({"path": None, "bytes": None}, "None"), ({}, "dict"), ({"video": str(path)}, "dict")):
+        with pytest.raises(ValueError, match=message):
+            processor.load(bad)
+
+
 def test_decoder(processor):
     frames = make_frames(6, 20, 24)
     video = processor.load(FakeDecoder(frames, fps=10.0, start=3.0), max_frames=4)
