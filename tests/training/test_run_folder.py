@@ -28,6 +28,8 @@ from adaptok_hf.training import recipes
 from adaptok_hf.training.ar import arguments as ar_arguments
 from adaptok_hf.training.arguments import RunArguments, epochs_to_steps, require
 from adaptok_hf.training.closed_form.arguments import ScorerInitialization, TokenizerInitialization
+from adaptok_hf.training.router import arguments as router_arguments
+from adaptok_hf.training.router import assignment_labels
 from adaptok_hf.training.run_folder import Progress, RunFolder, RunningMeans, claim_run_folder, start_run
 from adaptok_hf.training.scorer import arguments as scorer_arguments
 from adaptok_hf.training.tokenizer import arguments as tokenizer_arguments
@@ -310,6 +312,8 @@ def test_shipped_recipes_fit_their_scripts():
         "causaltok": tokenizer_arguments.Arguments,
         "adaptok": tokenizer_arguments.Arguments,
         "scorer": scorer_arguments.Arguments,
+        "labels": assignment_labels.Arguments,
+        "router": router_arguments.Arguments,
         "ar": ar_arguments.Arguments,
         "fp": ar_arguments.Arguments,
         "tokenizer_init": TokenizerInitialization,
