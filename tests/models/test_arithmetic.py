@@ -22,7 +22,10 @@ def released() -> tuple:
 
 @pytest.mark.parametrize(
     ("count", "most"),
-    [pytest.param(128, 0.42, id="512 per clip"), pytest.param(512, 0.65, id="2048 per clip", marks=pytest.mark.slow)],
+    [
+        pytest.param(128, 0.42, id="512 per clip", marks=pytest.mark.slow),
+        pytest.param(512, 0.65, id="2048 per clip", marks=pytest.mark.slow),
+    ],
 )
 def test_share_of_the_originals_operations(released, count, most):
     """Encode, score and decode against dense encoding, four scorer passes and decoding under a mask."""

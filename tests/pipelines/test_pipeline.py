@@ -423,6 +423,7 @@ def test_a_scorer_for_another_tokenizer_is_refused(tiny_pipeline):
 # --- the checkpoints in the package -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_detailed_checkpoint():
     pipeline = AdapTokPipeline.from_pretrained("detailed")
     assert pipeline.ar_model is None and pipeline.fp_model is None and pipeline.tokenizer.dtype == torch.float32

@@ -53,6 +53,7 @@ def run(script, folder, recipe, *options, **keywords):
     return run_script(script, folder / "recipe.json", "--data_root", folder, *options, **keywords)
 
 
+@pytest.mark.slow
 def test_tokenizer(folder):
     output = run("initialize_tokenizer.py", folder, TOKENIZER, "--output_dir", folder / "tokenizer")
     assert "psnr_1/16" in output and type(AutoModel.from_pretrained(folder / "tokenizer")) is AdapTokModel
