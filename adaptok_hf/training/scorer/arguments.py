@@ -41,6 +41,12 @@ class Arguments(ExampleArguments, ClipArguments, RunArguments, LengthArguments):
     difference_weight: float = field(
         default=0.0, metadata={"help": "Weight of the loss's second term, see `scorer_loss`; 0 is the paper's loss."}
     )
+    measured_batches: int | None = field(
+        default=None,
+        metadata={
+            "help": "Measure so many batches and learn them again and again, from memory; default: each once."
+        },
+    )
     statistics_batches: int = field(
         default=16, metadata={"help": "Batches that fix mean and deviation of inputs and targets before the first step."}
     )
@@ -48,7 +54,7 @@ class Arguments(ExampleArguments, ClipArguments, RunArguments, LengthArguments):
     def __post_init__(self):
         for base in (ExampleArguments, ClipArguments, RunArguments, LengthArguments):
             base.__post_init__(self)
-        check_positive(self, "statistics_batches")
+        check_positive(self, "statistics_batches", "measured_batches")
         if self.difference_weight < 0:
             raise ValueError(f"difference_weight must not be negative, got {self.difference_weight}")
         if self.difference_weight and self.levels_per_step == 1:

@@ -1,6 +1,7 @@
 """Examples for the scorer: a block of each clip, random counts before it, and the losses that were measured."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 import torch
@@ -18,12 +19,14 @@ class ExampleSettings:
     Args:
         block: the one that is measured; of all clips.
         counts: (clips, blocks) long, up to and with `block` or of whole clips; those of `block` are ignored.
+        counts_known: whether the scorer is shown the counts before `block`, or these blocks whole.
         levels: (levels,) long, indices of the levels measured, rising.
         zoom: (clips, 4) in [0, 1), see `zoom_and_contrast`; `None` leaves clips as they are.
     """
 
     block: int
     counts: torch.Tensor
+    counts_known: bool
     levels: torch.Tensor
     zoom: torch.Tensor | None
 
@@ -51,16 +54,22 @@ class Example:
 def sample_settings(
     config: AdapTokScorerConfig, batch_size: int, levels: int | None, augment: bool, span: Span
 ) -> ExampleSettings:
-    """Sample a block, counts of the others (the tokenizer's block-mask sampler), and so many levels (`None`: all) by
-    torch's global generator.
+    """Sample a block, counts of the others, and so many levels (`None`: all) by torch's global generator.
 
     Args:
-        span: `"block"`: only blocks up to the one that is measured are decoded; `"clip"`: those that follow count too.
+        span: `"block"`: counts by the tokenizer's block-mask sampler, for blocks up to the one that is measured. `"clip"`:
+            counts of all blocks, uniform in their logarithm, which the scorer knows half of the time: allocation over whole
+            clips scores a block before any count is chosen.
     """
-    block = int(torch.randint(config.num_blocks, ()))
-    counts = sample_token_counts(batch_size, block + 1 if span == "block" else config.num_blocks, config.latents_per_block)
+    block, full, known = int(torch.randint(config.num_blocks, ())), config.latents_per_block, True
+    if span == "block":
+        counts = sample_token_counts(batch_size, block + 1, full)
+    else:
+        fewest = min(config.score_step, max(full // 16, 1))
+        logs = torch.rand(batch_size, config.num_blocks) * math.log(full / fewest) + math.log(fewest)
+        counts, known = logs.exp().round().long().clamp_(1, full), bool(torch.rand(()) < 0.5)
     chosen = torch.randperm(config.num_levels)[:levels].sort().values
-    return ExampleSettings(block, counts, chosen, torch.rand(batch_size, 4) if augment else None)
+    return ExampleSettings(block, counts, known, chosen, torch.rand(batch_size, 4) if augment else None)
 
 
 @torch.no_grad()
@@ -84,7 +93,7 @@ def measure_example(
     losses = measure_levels(tokenizer, video, encoded.quantized, counts, block, levels, block_loss)
     shown = slice(block + 1)
     counts = counts[:, shown].clone()
-    counts[:, -1] = config.latents_per_block
+    counts[:, -1 if settings.counts_known else slice(None)] = config.latents_per_block
     return Example(encoded.latents[:, shown].float(), encoded.quantized[:, shown].float(), counts, losses)
 
 

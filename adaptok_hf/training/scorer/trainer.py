@@ -11,7 +11,7 @@ from ..folder_batches import FolderBatches
 from ..run_folder import Progress, RunFolder
 from ..trainer import Trainer
 from .arguments import Arguments
-from .examples import measure_example, sample_settings
+from .examples import Example, measure_example, sample_settings
 from .targets import BlockLoss
 from .training_step import build_config, build_scorer, measure_statistics, scorer_loss
 from .validation import measure_scores, plot_scores, predict_scores, rank_correlations
@@ -34,6 +34,11 @@ class ScorerTrainer(Trainer):
         steps = args.steps or epochs_to_steps(args.epochs, args.batch_size, clips.num_videos)
         super().__init__(args, run, steps, args.batch_size, clips.num_videos, Progress())
         self.tokenizer, self.block_loss, self.clips, self.val_clips = tokenizer, block_loss, clips, val_clips
+        if args.measured_batches and not isinstance(clips, FolderBatches):
+            raise ValueError(
+                f"measured_batches={args.measured_batches} needs train_folders: streams do not return"
+            )
+        self.measured: dict[tuple[int, int], Example] = {}  # by step and first clip; measured again in a resumed run
         config = build_config(args, tokenizer.config, args.model, args.init_from)
         if args.difference_weight and config.num_levels < 2:
             raise ValueError(f"difference_weight needs two levels, score_step {config.score_step} gives one")
@@ -55,6 +60,7 @@ class ScorerTrainer(Trainer):
 
     def update(self, step: int) -> int:
         args, accelerator, config = self.args, self.accelerator, self.scorer.config
+        step = step % args.measured_batches if args.measured_batches else step
         with shared_sampling(args.seed, step):
             # before the clips: a stream uses the same generator, but only when it begins
             settings = sample_settings(config, args.batch_size, args.levels_per_step, args.augment, args.score_target_span)
@@ -62,10 +68,14 @@ class ScorerTrainer(Trainer):
         settings = settings.of(slice(accelerator.process_index, None, accelerator.num_processes))
         typical_difference = self.statistics.typical_difference[settings.levels[:-1], settings.levels[1:]]
         for part in self.parts(self.share, self.wrapped):
-            with accelerator.autocast():
-                example = measure_example(
-                    self.tokenizer, videos[part], settings.of(part), config.score_step, self.block_loss
-                )
+            example = self.measured.get((step, part.start))
+            if example is None:
+                with accelerator.autocast():
+                    example = measure_example(
+                        self.tokenizer, videos[part], settings.of(part), config.score_step, self.block_loss
+                    )
+                if args.measured_batches:
+                    self.measured[step, part.start] = example
             inputs = self.statistics.scale(example.latents, example.quantized)
             predicted = self.wrapped(*inputs, example.counts).scores[:, -1, settings.levels]
             weight = args.difference_weight
