@@ -59,8 +59,24 @@ class Arguments(ClipArguments, RunArguments):
     discriminator: dict = field(default_factory=dict, metadata={"help": "DiscriminatorConfig fields (in the recipe)."})
     discriminator_update_every: int = field(default=5, metadata={"help": "Steps."})
     discriminator_learning_rate: float = field(default=3e-5, metadata={"help": "Peak; the schedule is the same."})
+    feature_adversarial_weight: float = field(default=0.0, metadata={"help": "Of a second discriminator, see there."})
+    feature_discriminator: dict = field(
+        default_factory=dict,
+        metadata={
+            "help": "`backbone`, folder or Hub id of a VideoMAEModel, and options of FeatureDiscriminator (in the recipe). "
+            "Kind, start, turns and LeCam are those of the other."
+        },
+    )
+    feature_discriminator_learning_rate: float = field(default=2e-5, metadata={"help": "Peak; the schedule is the same."})
+    alignment_weight: float = field(default=0.0, metadata={"help": "Cosine to a frozen teacher; EVATok: 0.7."})
+    alignment_teacher: str | None = field(default=None, metadata={"help": "A VJEPA2Model, folder or Hub id."})
+    alignment_layer: int = field(default=3, metadata={"help": "The decoder's, from 1."})
+    alignment_image_size: int | None = field(
+        default=None, metadata={"help": "Pixels that the teacher sees; default: its configuration's."}
+    )
+    entropy_weight: float = field(default=0.0, metadata={"help": "Of the quantizer's choices; EVATok: 0.02."})
     lecam_weight: float = field(default=0.001)
-    r1_weight: float = field(default=0.0)
+    r1_weight: float = field(default=0.0, metadata={"help": "Of the first discriminator only."})
     prior_weight: float = field(default=0.0)
     prior: dict = field(default_factory=dict, metadata={"help": "AdapTokPriorConfig fields (in the recipe)."})
     prior_learning_rate_factor: float = field(default=50.0, metadata={"help": "Times the tokenizer's."})
@@ -106,6 +122,12 @@ class Arguments(ClipArguments, RunArguments):
                 f"{self.codebook_weight} and {self.reseed_every}"
             )
         self.loss_weights  # noqa: B018 (raises ValueError)
+        for name, entry, given in (
+            ("alignment", "alignment_teacher", self.alignment_teacher),
+            ("feature_adversarial", "backbone in feature_discriminator", self.feature_discriminator.get("backbone")),
+        ):
+            if self.uses(name) and not given:
+                raise ValueError(f"{name} has a weight: give {entry}, a folder or Hub id")
         units = {unit for stage in self.stages for unit in ("steps", "epochs", "seconds") if unit in stage}
         for stage in self.stages:
             options = {name: value for name, value in stage.items() if name not in (*units, "num_blocks", "batch_size")}
@@ -123,13 +145,14 @@ class Arguments(ClipArguments, RunArguments):
 
     @property
     def loss_weights(self) -> TokenizerLossWeights:
-        names = ("l1", "mse", "log_mse", "perceptual", "adversarial", "commitment", "codebook", "prior")
+        names = [weight.name for weight in fields(TokenizerLossWeights)]
         return TokenizerLossWeights(**{name: getattr(self, f"{name}_weight") for name in names})
 
-    @property
-    def uses_perceptual(self) -> bool:
-        """Return whether LPIPS has a weight in any stage."""
-        return bool(self.perceptual_weight) or any(stage.get("loss_weights", {}).get("perceptual") for stage in self.stages)
+    def uses(self, name: str) -> bool:
+        """Return whether a term of the loss has a weight in any stage."""
+        return bool(getattr(self, f"{name}_weight")) or any(
+            stage.get("loss_weights", {}).get(name) for stage in self.stages
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,12 +1,14 @@
 """The training run of `train_tokenizer.py`."""
 
 import dataclasses
+from typing import NamedTuple
 
 import torch
 from accelerate.utils import set_seed
+from torch import nn
 
 from ...data import VideoFolderClips
-from ...losses import TokenizerLoss, scheduled_sampling_ratio
+from ...losses import AdversarialLoss, TokenizerLoss, scheduled_sampling_ratio
 from ...metrics.lpips_network import LPIPSNetwork
 from ...models.attention_masks import kept_tokens
 from ...models.modeling_adaptok import AdapTokModel
@@ -20,7 +22,7 @@ from .arguments import Arguments, Stage, plan_stages
 from .codebook import CodebookAverage, initialize_codebook, reseed_codes
 from .pyramid_start import start_as_pyramid
 from .training_coordinates import fold, unfold
-from .training_step import TrainingStep, build_adversarial_loss, build_optimizers, build_prior
+from .training_step import TrainingStep, build_adversarial_losses, build_alignment, build_optimizers, build_prior
 from .validation import Reconstructor, draw_reconstructions, measure_psnr
 
 PYRAMID_CLIPS = 256  # whose patches the start looks at
@@ -49,8 +51,24 @@ class TokenizerProgress(Progress):
         self.last_used, self.recent = state["last_used"], state["recent"]
 
 
+class Adversary(NamedTuple):
+    """A discriminator in training.
+
+    Args:
+        loss, wrapped: the adversarial loss, and itself or its distributed wrapper.
+        learning_rate: the peak.
+        prefix: of its measures in the log.
+    """
+
+    loss: AdversarialLoss
+    wrapped: nn.Module
+    optimizer: torch.optim.Optimizer
+    learning_rate: float
+    prefix: str
+
+
 class TokenizerTrainer(Trainer):
-    """Trains a tokenizer with its prior and a discriminator, as the weights of the losses say."""
+    """Trains a tokenizer with its prior and discriminators, as the weights of the losses say."""
 
     def __init__(
         self,
@@ -70,12 +88,15 @@ class TokenizerTrainer(Trainer):
             start = unfold if args.init_from else start_as_pyramid
             start(model, video.cpu().float() / 255, args.patch_components)
         self.model, self.clips, self.val_clips = model, clips, val_clips
-        self.step_module = TrainingStep(model, build_prior(args, config), args)
-        self.adversarial = build_adversarial_loss(args, config)
+        alignment = build_alignment(args, config)
+        if alignment is not None:
+            alignment.to(accelerator.device)
+        self.step_module = TrainingStep(model, build_prior(args, config), args, alignment)
+        self.adversarial_losses = build_adversarial_losses(args, config)
         lpips = None
-        if args.uses_perceptual:
+        if args.uses("perceptual"):
             lpips = LPIPSNetwork.from_pretrained("vgg", args.perceptual_network).to(accelerator.device)
-        self.loss = TokenizerLoss(args.loss_weights, lpips, self.adversarial, config.tubelet_size)
+        self.loss = TokenizerLoss(args.loss_weights, lpips, tubelet_size=config.tubelet_size, **self.adversarial_losses)
         size = sum(p.numel() for p in self.step_module.parameters()) / 1e6
         length = f"{self.length} {'seconds' if timed else 'steps'}"
         accelerator.print(f"{size:.2f}M parameters, {length} on {accelerator.num_processes} processes")
@@ -92,10 +113,12 @@ class TokenizerTrainer(Trainer):
         self.optimizers = build_optimizers(self.step_module, args)
         if not args.shard_over:
             self.step_module, *self.optimizers = accelerator.prepare(self.step_module, *self.optimizers)
-        if self.adversarial is not None:
-            betas, rate = (args.adam_beta1, args.adam_beta2), args.discriminator_learning_rate
-            optimizer = torch.optim.Adam(self.adversarial.parameters(), lr=rate, betas=betas)
-            self.wrapped_adversarial, self.discriminator_optimizer = accelerator.prepare(self.adversarial, optimizer)
+        self.adversaries = []
+        for name, loss in self.adversarial_losses.items():
+            prefix = name.removesuffix("adversarial")
+            rate, betas = getattr(args, f"{prefix}discriminator_learning_rate"), (args.adam_beta1, args.adam_beta2)
+            optimizer = torch.optim.Adam(loss.parameters(), lr=rate, betas=betas)
+            self.adversaries.append(Adversary(loss, *accelerator.prepare(loss, optimizer), rate, prefix))
         self.codebook_average = None
         if args.codebook_decay:
             self.codebook_average = CodebookAverage(self.model, args.codebook_decay).to(accelerator.device)
@@ -108,32 +131,32 @@ class TokenizerTrainer(Trainer):
             self.average_weights(self.model)
 
     def update(self, step: int) -> int:
-        args, progress, adversarial = self.args, self.progress, self.adversarial
+        args, progress = self.args, self.progress
         stage = self._begin_stage(step)
         videos, counts = self._next_batch(step, stage)
         peaks = args.prior_sampling_peak, args.prior_sampling_peak_at
         sampling_ratio = scheduled_sampling_ratio(step, self.length, *peaks)
-        train_discriminator = adversarial is not None and adversarial.is_discriminator_turn(step)
-        modules = [self.step_module] + ([self.wrapped_adversarial] if train_discriminator else [])
+        adversaries = [each for each in self.adversaries if each.loss.is_discriminator_turn(step)]
+        modules = [self.step_module, *(adversary.wrapped for adversary in adversaries)]
         codes, projected = [], []
         for part in self.parts(len(videos), *modules):
             video, part_counts = videos[part].float() / 255, None if counts is None else counts[part]
             with self.accelerator.autocast():
-                output, part_projected, prior_term = self.step_module(video, part_counts, stage.options, sampling_ratio)
-                terms = self.loss(video, output, step, prior_term)
+                output, part_projected, terms = self.step_module(video, part_counts, stage.options, sampling_ratio)
+                terms = self.loss(video, output, step, **terms)
             self._backward(terms["total"])
             progress.means.add({"loss": terms.pop("total")} | terms)
             projected.append(part_projected.flatten(0, 1))
             if output.codes is not None:
                 codes.append(output.codes)
-            if train_discriminator:
+            for adversary in adversaries:
                 with self.accelerator.autocast():
-                    terms = self.wrapped_adversarial(video, output.pixel_values_videos.detach())
+                    terms = adversary.wrapped(video, output.pixel_values_videos.detach())
                 self._backward(terms.pop("total"))
-                progress.means.add(terms)
+                progress.means.add({adversary.prefix + name: term for name, term in terms.items()})
         progress.means.add({"grad_norm": self.apply_gradients(self.step_module, self.optimizers)})
-        if train_discriminator:
-            self._update_discriminator(step)
+        for adversary in adversaries:
+            self._update_discriminator(adversary, step)
         if codes:
             self._count_codes(step, torch.cat(codes), torch.cat(projected), counts)
         if counts is not None:
@@ -197,12 +220,11 @@ class TokenizerTrainer(Trainer):
         if self.codebook_average is not None:
             self.codebook_average.reset()
 
-    def _update_discriminator(self, step: int) -> None:
-        args, optimizer = self.args, self.discriminator_optimizer
-        for group in optimizer.param_groups:  # the tokenizer's schedule, with a peak of its own
-            group["lr"] = args.discriminator_learning_rate * self.learning_rate(step) / args.learning_rate
-        norm = self.apply_gradients(self.wrapped_adversarial, [optimizer])
-        self.progress.means.add({"discriminator_grad_norm": norm})
+    def _update_discriminator(self, adversary: Adversary, step: int) -> None:
+        for group in adversary.optimizer.param_groups:  # the tokenizer's schedule, with a peak of its own
+            group["lr"] = adversary.learning_rate * self.learning_rate(step) / self.args.learning_rate
+        norm = self.apply_gradients(adversary.wrapped, [adversary.optimizer])
+        self.progress.means.add({f"{adversary.prefix}discriminator_grad_norm": norm})
 
     def _count_codes(self, step: int, codes: torch.Tensor, projected: torch.Tensor, counts: torch.Tensor | None) -> None:
         """Note which codes were used, let them follow the latents, and re-seed those that have long been unused."""
