@@ -98,7 +98,7 @@ class TokenizerLoss:
             video: (batch, frames, 3, height, width) float32 in [0, 1].
             output: of `AdapTokModel` for that video. Where a run starts without quantizer, its losses are `None`.
             step: counted from 0.
-            prior_term, entropy_term: from `prior_loss` and the quantizer; needed if the weight is not 0 and there are codes.
+            prior_term, entropy_term: of prior and quantizer; needed if the weight is not 0 and there are codes.
             alignment_term: from `AlignmentLoss`; needed if its weight is not 0.
 
         Returns:
