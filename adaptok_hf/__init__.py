@@ -18,7 +18,9 @@ _HOMES = {
     "AdapTokScorerConfig": "models.configuration_adaptok_scorer",
     "AdapTokPriorConfig": "models.configuration_adaptok_prior",
     "AdapTokARConfig": "models.configuration_adaptok_ar",
+    "EVATokConfig": "models.configuration_evatok",
     "AdapTokModel": "models.modeling_adaptok",
+    "EVATokModel": "models.modeling_evatok",
     "BlockCache": "models.block_cache",
     "AdapTokRouterModel": "models.modeling_adaptok_router",
     "AdapTokScorerModel": "models.modeling_adaptok_scorer",
@@ -52,11 +54,13 @@ if TYPE_CHECKING:
     from .models.configuration_adaptok_prior import AdapTokPriorConfig
     from .models.configuration_adaptok_router import AdapTokRouterConfig
     from .models.configuration_adaptok_scorer import AdapTokScorerConfig
+    from .models.configuration_evatok import EVATokConfig
     from .models.modeling_adaptok import AdapTokModel
     from .models.modeling_adaptok_ar import AdapTokARForCausalLM
     from .models.modeling_adaptok_prior import AdapTokPriorModel
     from .models.modeling_adaptok_router import AdapTokRouterModel
     from .models.modeling_adaptok_scorer import AdapTokScorerModel
+    from .models.modeling_evatok import EVATokModel
     from .pipelines.encoded_videos import EncodedVideos
     from .pipelines.pipeline_adaptok import AdapTokPipeline
     from .video.damage import VideoError

@@ -18,8 +18,10 @@ def _register_configs(auto) -> None:
     from .models.configuration_adaptok_prior import AdapTokPriorConfig
     from .models.configuration_adaptok_router import AdapTokRouterConfig
     from .models.configuration_adaptok_scorer import AdapTokScorerConfig
+    from .models.configuration_evatok import EVATokConfig
 
-    for config in (AdapTokConfig, AdapTokScorerConfig, AdapTokRouterConfig, AdapTokARConfig, AdapTokPriorConfig):
+    tokenizers = AdapTokConfig, EVATokConfig
+    for config in (*tokenizers, AdapTokScorerConfig, AdapTokRouterConfig, AdapTokARConfig, AdapTokPriorConfig):
         auto.AutoConfig.register(config.model_type, config)
 
 
@@ -29,8 +31,10 @@ def _register_models(auto) -> None:
     from .models.modeling_adaptok_prior import AdapTokPriorModel
     from .models.modeling_adaptok_router import AdapTokRouterModel
     from .models.modeling_adaptok_scorer import AdapTokScorerModel
+    from .models.modeling_evatok import EVATokModel
 
-    for model in (AdapTokModel, AdapTokScorerModel, AdapTokRouterModel, AdapTokPriorModel, AdapTokARModel):
+    tokenizers = AdapTokModel, EVATokModel
+    for model in (*tokenizers, AdapTokScorerModel, AdapTokRouterModel, AdapTokPriorModel, AdapTokARModel):
         auto.AutoModel.register(model.config_class, model)
     auto.AutoModelForCausalLM.register(AdapTokARForCausalLM.config_class, AdapTokARForCausalLM)
     # `Trainer` shifts the labels for its `label_smoothing_factor` only for classes with a name in this table
@@ -39,9 +43,11 @@ def _register_models(auto) -> None:
 
 def _register_video_processor(auto) -> None:
     from .models.configuration_adaptok import AdapTokConfig
+    from .models.configuration_evatok import EVATokConfig
     from .video.video_processing_adaptok import AdapTokVideoProcessor
 
     auto.AutoVideoProcessor.register(AdapTokConfig, AdapTokVideoProcessor)
+    auto.AutoVideoProcessor.register(EVATokConfig, AdapTokVideoProcessor)
 
 
 def _register_pipeline(_) -> None:

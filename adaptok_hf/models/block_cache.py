@@ -18,6 +18,8 @@ class BlockCache(DynamicCache):
         num_blocks (`int`): blocks that the model has seen, which is the position of the next one.
         spans (`list[Span]`): the tokens, in order.
         kept (`torch.Tensor` or `None`): (batch, length) bool, `False` for padding; `None` if there is none.
+        key_blocks (`dict[str, torch.Tensor]`): of an [`EVATokModel`], instead of `spans` and `kept`: the block of each key,
+            (batch or 1, length) long, of attention to "queries" and to "references".
     """
 
     def __init__(self):
@@ -25,6 +27,7 @@ class BlockCache(DynamicCache):
         self.num_blocks = 0
         self.spans: list[Span] = []
         self.kept: torch.Tensor | None = None
+        self.key_blocks: dict[str, torch.Tensor] = {}
 
     @property
     def num_bytes(self) -> int:
@@ -37,6 +40,10 @@ class BlockCache(DynamicCache):
         repeated = BlockCache()
         repeated.num_blocks, repeated.spans = self.num_blocks, list(self.spans)
         repeated.kept = None if self.kept is None else self.kept.repeat_interleave(times, dim=0)
+        repeated.key_blocks = {
+            name: blocks.repeat_interleave(times if len(blocks) > 1 else 1, dim=0)
+            for name, blocks in self.key_blocks.items()
+        }
         for index, layer in enumerate(self.layers):
             if layer.is_initialized:
                 repeated.update(layer.keys.repeat_interleave(times, 0), layer.values.repeat_interleave(times, 0), index)
@@ -55,7 +62,9 @@ class BlockCache(DynamicCache):
             raise ValueError(f"the cache holds a batch of {self.layers[0].keys.shape[0]}, got {batch}")
 
     def crop_block(self) -> None:
-        """Remove the last block."""
+        """Remove the last block; `NotImplementedError` for a cache of an [`EVATokModel`]."""
+        if self.key_blocks:
+            raise NotImplementedError("crop_block: a cache of an EVATokModel keeps its blocks; take a copy with repeat(1)")
         self.num_blocks -= 1
         self.keep_spans(span for span in self.spans if span.block < self.num_blocks)
 

@@ -73,15 +73,16 @@ class LearnedPositions(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
-    """Video (batch, frames, channels, height, width) -> patch tokens (batch, blocks * patches, hidden_size).
+    """Video (batch, frames, channels, height, width) -> patch tokens (batch, blocks * patches, width).
 
     Patches are ordered (time, row, column); inside a patch the order is (channel, time, row, column).
     """
 
-    def __init__(self, config):
+    def __init__(self, config, width: int | None = None):
         super().__init__()
         self.tubelet_size, self.patch_size = config.tubelet_size, config.patch_size
-        self.projection = nn.Linear(config.num_channels * config.tubelet_size * config.patch_size**2, config.hidden_size)
+        num_values = config.num_channels * config.tubelet_size * config.patch_size**2
+        self.projection = nn.Linear(num_values, width or config.hidden_size)
 
     def forward(self, pixel_values_videos: torch.Tensor) -> torch.Tensor:
         batch, frames, channels, height, width = pixel_values_videos.shape
@@ -92,17 +93,18 @@ class PatchEmbedding(nn.Module):
 
 
 class PatchHead(nn.Module):
-    """Tokens (batch, blocks * patches, hidden_size) -> video (batch, frames, channels, height, width).
+    """Tokens (batch, blocks * patches, width) -> video (batch, frames, channels, height, width).
 
     Inside a patch the order is (time, row, column, channel), channel fastest.
     """
 
-    def __init__(self, config):
+    def __init__(self, config, width: int | None = None, layer_norm_eps: float = 1e-6):
         super().__init__()
         self.tubelet_size, self.patch_size = config.tubelet_size, config.patch_size
         self.num_channels, self.grid_size = config.num_channels, config.grid_size
-        self.norm = nn.LayerNorm(config.hidden_size, eps=1e-6)
-        self.projection = nn.Linear(config.hidden_size, config.num_channels * config.tubelet_size * config.patch_size**2)
+        width = width or config.hidden_size
+        self.norm = nn.LayerNorm(width, eps=layer_norm_eps)
+        self.projection = nn.Linear(width, config.num_channels * config.tubelet_size * config.patch_size**2)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         batch, (t, p, c, g) = (

@@ -28,6 +28,7 @@ from .layers import (
 )
 from .offloading import run_hooks
 from .quantization import VectorQuantizer
+from .tokenizer_inputs import TokenizerInputs
 
 
 @dataclass
@@ -221,7 +222,7 @@ class AdapTokDecoder(nn.Module):
         return self.head(patches.reshape(batch, -1, width))
 
 
-class AdapTokPreTrainedModel(CheckedLoading, PreTrainedModel):
+class AdapTokPreTrainedModel(TokenizerInputs, CheckedLoading, PreTrainedModel):
     config_class = AdapTokConfig
     base_model_prefix = ""
     main_input_name = "pixel_values_videos"
@@ -251,7 +252,13 @@ class AdapTokModel(AdapTokPreTrainedModel):
     also takes clips of fewer than `config.num_blocks` blocks. `encode` and `decode` also take a clip a few blocks at a
     time, with a [`BlockCache`] each that holds what later blocks see of earlier ones; the result is that of the whole
     clip, to float round-off.
+
+    Attributes:
+        prefix_decodable (`bool`): the codes of fewer tokens are the first of those of more, so counts can be chosen after
+            encoding.
     """
+
+    prefix_decodable = True
 
     def __init__(self, config: AdapTokConfig):
         super().__init__(config)
@@ -262,36 +269,6 @@ class AdapTokModel(AdapTokPreTrainedModel):
 
     def get_input_embeddings(self) -> nn.Module:
         return self.encoder.patch_embedding.projection
-
-    def _check_video(self, video: torch.Tensor, past_key_values: BlockCache | None = None) -> None:
-        config = self.config
-        size = (config.num_channels, config.image_size, config.image_size)
-        if video.ndim != 5 or tuple(video.shape[2:]) != size:
-            raise ValueError(f"pixel_values_videos has shape {tuple(video.shape)}, expected (batch, frames, *{size})")
-        frames = video.shape[1]
-        if frames == 0 or frames % config.tubelet_size or frames > config.num_frames:
-            raise ValueError(
-                f"a clip has {frames} frames, expected a multiple of {config.tubelet_size} up to {config.num_frames}"
-            )
-        if past_key_values is not None:
-            past_key_values.check_next(
-                config.encoder_attention_type, len(video), frames // config.tubelet_size, config.num_blocks
-            )
-
-    def _to_pixels(self, video: torch.Tensor, check: bool = True) -> torch.Tensor:
-        """Return floats in [0, 1] of the model's type; `ValueError` for values of another range."""
-        if video.dtype == torch.bool or video.is_complex():
-            raise ValueError(f"pixel_values_videos must be floats in [0, 1] or integers 0..255, got {video.dtype}")
-        largest = 1 if video.is_floating_point() else 255
-        if check and video.numel() and not torch.compiler.is_compiling():
-            low, high = video.detach().aminmax()
-            # a hair outside is rounding (half precision, resizing)
-            if not (low >= -1e-3 and high <= largest + 1e-3):
-                raise ValueError(
-                    f"pixel_values_videos has values from {float(low):g} to {float(high):g}; expected floats in [0, 1] "
-                    "without NaN, or integers 0..255"
-                )
-        return (video if largest == 1 else video / 255).to(self.dtype)
 
     def _check_token_counts(
         self, token_counts: torch.Tensor | None, batch: int, num_blocks: int, follows: bool = False
@@ -331,8 +308,8 @@ class AdapTokModel(AdapTokPreTrainedModel):
             ValueError: for a shape that does not fit the configuration or the cache, and for values outside the range.
         """
         recorded = recorded_outputs(self.config, kwargs, len(self.encoder.layers))
-        self._check_video(pixel_values_videos, past_key_values)
-        pixels = self._to_pixels(pixel_values_videos)
+        self.check_video(pixel_values_videos, self.config.encoder_attention_type, past_key_values)
+        pixels = self.to_pixels(pixel_values_videos)
         latents = self.encoder(pixels, past_key_values, **recorded)
         quantizer_output = self.quantizer(latents, sample=sample_codes)
         return AdapTokEncoderOutput(
@@ -368,31 +345,11 @@ class AdapTokModel(AdapTokPreTrainedModel):
                 not fit the configuration.
         """
         config, recorded = self.config, recorded_outputs(self.config, kwargs, len(self.decoder.layers))
-        if (codes is None) == (quantized is None):
-            raise ValueError("decode takes exactly one of codes and quantized")
-        given = codes if quantized is None else quantized
-        if (
-            given.ndim != (3 if quantized is None else 4)
-            or not 1 <= given.shape[1] <= config.num_blocks
-            or given.shape[2] != config.latents_per_block
-        ):
-            raise ValueError(
-                f"{'codes' if quantized is None else 'quantized'} has shape {tuple(given.shape)}, expected (batch, "
-                f"1..{config.num_blocks} blocks, {config.latents_per_block} latents{', width' * (quantized is not None)})"
-            )
-        if past_key_values is not None:
-            past_key_values.check_next(config.decoder_attention_type, *given.shape[:2], config.num_blocks)
+        batch, num_blocks = self.check_tokens(codes, quantized, config.decoder_attention_type, past_key_values)
         follows = past_key_values is not None and past_key_values.num_blocks > 0
-        self._check_token_counts(token_counts, given.shape[0], given.shape[1], follows)
+        self._check_token_counts(token_counts, batch, num_blocks, follows)
         if quantized is None:
-            if codes.is_floating_point():
-                raise ValueError(f"codes must be integers, got {codes.dtype}")
-            codes = codes.long()  # data sets store them as uint16, with which torch cannot compute
-            if not torch.compiler.is_compiling() and codes.numel():
-                low, high = int(codes.min()), int(codes.max())
-                if low < 0 or high >= config.codebook_size:
-                    raise ValueError(f"codes must lie in 0..{config.codebook_size - 1}, got {low}..{high}")
-            quantized = self.quantizer.lookup(codes)
+            quantized = self.look_up(codes)
         video = self.decoder(quantized, token_counts, past_key_values, **recorded)
         return AdapTokDecoderOutput(pixel_values_videos=video)
 
@@ -417,12 +374,12 @@ class AdapTokModel(AdapTokPreTrainedModel):
             kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
         """
         recorded = recorded_outputs(self.config, kwargs)
-        self._check_video(pixel_values_videos)
+        self.check_video(pixel_values_videos, self.config.encoder_attention_type)
         num_blocks = pixel_values_videos.shape[1] // self.config.tubelet_size
         self._check_token_counts(token_counts, pixel_values_videos.shape[0], num_blocks)
         if sample_codes is None:
             sample_codes = self.training and self.config.stochastic_quantizer
-        pixels = self._to_pixels(pixel_values_videos, check=return_loss or not self.training)
+        pixels = self.to_pixels(pixel_values_videos, check=return_loss or not self.training)
         latents = self.encoder(pixels, **recorded)
         kept = None
         if token_counts is not None:

@@ -50,12 +50,13 @@ class VectorQuantizer(nn.Module):
     sampling, a draw from softmax(similarity / `quantizer_temperature`).
     """
 
-    def __init__(self, config):
+    def __init__(self, config, width: int | None = None):
         super().__init__()
+        width = width or config.hidden_size
         self.temperature = config.quantizer_temperature
-        self.project_in = FullPrecisionLinear(config.hidden_size, config.codebook_dim)
+        self.project_in = FullPrecisionLinear(width, config.codebook_dim)
         self.codebook = Codebook(config.codebook_size, config.codebook_dim)
-        self.project_out = nn.Linear(config.codebook_dim, config.hidden_size)
+        self.project_out = nn.Linear(config.codebook_dim, width)
 
     def normalized_codebook(self) -> torch.Tensor:
         """(codebook_size, codebook_dim), unit rows in float32."""
@@ -83,14 +84,8 @@ class VectorQuantizer(nn.Module):
             codes = similarity.argmax(-1)
         chosen = nn.functional.embedding(codes, codebook)
 
-        def mean_square(difference):
-            squared = difference.float().square().mean(-1)
-            return squared.mean() if kept is None else (squared * kept).sum() / kept.sum()
-
-        commitment_loss, codebook_loss = (
-            mean_square(projected - chosen.detach()),
-            mean_square(projected.detach() - chosen),
-        )
+        commitment_loss = mean_square(projected - chosen.detach(), kept)
+        codebook_loss = mean_square(projected.detach() - chosen, kept)
         code_vectors = projected + (chosen - projected).detach()
         return QuantizerOutput(codes, self._out(code_vectors), code_vectors, commitment_loss, codebook_loss)
 
@@ -100,3 +95,9 @@ class VectorQuantizer(nn.Module):
 
     def _out(self, code_vectors: torch.Tensor) -> torch.Tensor:
         return self.project_out(code_vectors.to(self.codebook.weight.dtype))
+
+
+def mean_square(difference: torch.Tensor, kept: torch.Tensor | None) -> torch.Tensor:
+    """Return the mean square of (batch, tokens, width) over kept tokens, (batch, tokens) bool; `None`: all."""
+    squared = difference.float().square().mean(-1)
+    return squared.mean() if kept is None else (squared * kept).sum() / kept.sum()
