@@ -311,6 +311,7 @@ def test_shipped_recipes_fit_their_scripts():
         "tokenizer": tokenizer_arguments.Arguments,
         "causaltok": tokenizer_arguments.Arguments,
         "adaptok": tokenizer_arguments.Arguments,
+        "evatok": tokenizer_arguments.Arguments,
         "scorer": scorer_arguments.Arguments,
         "labels": assignment_labels.Arguments,
         "router": router_arguments.Arguments,

@@ -5,10 +5,21 @@ from typing import Literal
 
 from ...losses import TokenizerLossWeights
 from ..arguments import ClipArguments, RunArguments, epochs_to_steps, share_of_batch
+from .assignments import check_options
 
 
 @dataclass(kw_only=True)
 class Arguments(ClipArguments, RunArguments):
+    architecture: Literal["adaptok", "evatok"] = field(
+        default="adaptok", metadata={"help": "Of the tokenizer: AdapTokModel or EVATokModel."}
+    )
+    assignments: dict = field(
+        default_factory=dict,
+        metadata={
+            "help": "Token counts of blocks (in the recipe): `kind` random (the default), fixed with `counts`, or router with "
+            "`router` (folder or Hub id) and `price`."
+        },
+    )
     decoder_only: bool = field(default=False, metadata={"help": "Train the decoder; the codes stay what they are."})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Less memory for about a third more time."})
     shard_over: int = field(
@@ -109,6 +120,11 @@ class Arguments(ClipArguments, RunArguments):
                 "with decoder_only the codes are fixed: prior_weight and reseed_every must be 0, got "
                 f"{self.prior_weight} and {self.reseed_every}"
             )
+        check_options(self.assignments)
+        if self.count_groups and self.assignments:
+            raise ValueError(f"count_groups={self.count_groups} samples counts itself: leave out assignments")
+        if self.architecture == "evatok":
+            self._check_evatok()
         if self.shard_over:
             # what reaches into whole weights while training; Muon needs whole matrices
             names = ("use_muon", "reseed_every", "patch_components", "codebook_decay")
@@ -142,6 +158,16 @@ class Arguments(ClipArguments, RunArguments):
             except TypeError:
                 known = [option.name for option in fields(StageOptions)]
                 raise ValueError(f"options of a stage are {known}, got {stage}") from None
+
+    def _check_evatok(self) -> None:
+        """Raise `ValueError` for what only an AdapTok tokenizer can do."""
+        names = ("patch_components", "count_groups")
+        in_use = {name: getattr(self, name) for name in names if getattr(self, name)}
+        for stage in self.stages:
+            options = {"quantize": True, "noise": 0.0, "fit_codebook": False}
+            in_use |= {name: stage[name] for name, usual in options.items() if stage.get(name, usual) != usual}
+        if in_use:
+            raise ValueError(f"architecture 'evatok' has no {in_use}")
 
     @property
     def loss_weights(self) -> TokenizerLossWeights:

@@ -11,18 +11,25 @@ from ...data import VideoFolderClips
 from ...losses import AdversarialLoss, TokenizerLoss, scheduled_sampling_ratio
 from ...metrics.lpips_network import LPIPSNetwork
 from ...models.attention_masks import kept_tokens
-from ...models.modeling_adaptok import AdapTokModel
-from ..block_mask_sampler import sample_grouped_token_counts, sample_token_counts
+from ..block_mask_sampler import sample_grouped_token_counts
 from ..clips import StreamBatches, shared_sampling
 from ..folder_batches import FolderBatches
 from ..run_folder import Progress, RunFolder
 from ..sharding import ShardedAverage, save_shards_with_checkpoints, shard, whole_copy
 from ..trainer import Trainer
 from .arguments import Arguments, Stage, plan_stages
+from .assignments import Assignments
 from .codebook import CodebookAverage, initialize_codebook, reseed_codes
 from .pyramid_start import start_as_pyramid
 from .training_coordinates import fold, unfold
-from .training_step import TrainingStep, build_adversarial_losses, build_alignment, build_optimizers, build_prior
+from .training_step import (
+    Tokenizer,
+    TrainingStep,
+    build_adversarial_losses,
+    build_alignment,
+    build_optimizers,
+    build_prior,
+)
 from .validation import Reconstructor, draw_reconstructions, measure_psnr
 
 PYRAMID_CLIPS = 256  # whose patches the start looks at
@@ -74,7 +81,7 @@ class TokenizerTrainer(Trainer):
         self,
         args: Arguments,
         run: RunFolder,
-        model: AdapTokModel,
+        model: Tokenizer,
         clips: FolderBatches | StreamBatches,
         val_clips: VideoFolderClips | None,
     ):
@@ -88,6 +95,9 @@ class TokenizerTrainer(Trainer):
             start = unfold if args.init_from else start_as_pyramid
             start(model, video.cpu().float() / 255, args.patch_components)
         self.model, self.clips, self.val_clips = model, clips, val_clips
+        if args.assignments and not config.adaptive:
+            raise ValueError(f"a tokenizer that is not adaptive keeps all tokens: leave out assignments {args.assignments}")
+        self.assignments = Assignments(args.assignments, config, accelerator.device)
         alignment = build_alignment(args, config)
         if alignment is not None:
             alignment.to(accelerator.device)
@@ -197,9 +207,13 @@ class TokenizerTrainer(Trainer):
                 # on the CPU, since their values decide what is worked on
                 counts = groups.repeat(-(-len(videos) // len(groups)), 1)[: len(videos)]
             elif config.adaptive and options.drop_tails:
-                counts = sample_token_counts(batch_size, num_blocks, config.latents_per_block)
-                counts = counts[accelerator.process_index :: accelerator.num_processes].to(accelerator.device)
-        return videos[:, start : start + num_frames].to(accelerator.device), counts
+                counts = self.assignments.sample(batch_size, num_blocks)
+        videos = videos[:, start : start + num_frames].to(accelerator.device)
+        if counts is not None and not self.args.count_groups:
+            counts = counts[accelerator.process_index :: accelerator.num_processes].to(accelerator.device)
+        elif self.assignments.router is not None and options.drop_tails:
+            counts = self.assignments.of_clips(videos)
+        return videos, counts
 
     def _backward(self, loss: torch.Tensor) -> None:
         self.accelerator.backward(loss / self.args.gradient_accumulation_steps)
@@ -247,7 +261,7 @@ class TokenizerTrainer(Trainer):
         self.progress.recent.zero_()
         return {"codes_used": used}
 
-    def whole_models(self) -> dict[str, AdapTokModel]:
+    def whole_models(self) -> dict[str, Tokenizer]:
         """Return the model and its average to be measured or saved, by the prefix of their measures' names."""
         model, ema = self.model, self.ema
         if not self.args.shard_over:
@@ -261,7 +275,7 @@ class TokenizerTrainer(Trainer):
         stage = self.stages[max(0, self.progress.stages_begun - 1)]
         with self.accelerator.autocast():
             for prefix, model in self.whole_models().items():
-                reconstruct = Reconstructor(model, stage.num_blocks, stage.options.quantize)
+                reconstruct = Reconstructor(model, stage.num_blocks, stage.options.quantize, self.assignments)
                 psnr = measure_psnr(reconstruct, self.val_clips, self.accelerator)
                 measures |= {prefix + name: value for name, value in psnr.items()}
             if self.accelerator.is_main_process:

@@ -13,11 +13,18 @@ from ...losses import (
     load_backbone,
     prior_loss,
 )
+from ...models.attention_masks import kept_tokens
 from ...models.configuration_adaptok import AdapTokConfig
 from ...models.configuration_adaptok_prior import AdapTokPriorConfig
+from ...models.configuration_evatok import EVATokConfig
 from ...models.modeling_adaptok import AdapTokModel, AdapTokOutput
 from ...models.modeling_adaptok_prior import AdapTokPriorModel
+from ...models.modeling_evatok import EVATokModel
+from ...models.quantization_evatok import entropy_loss
 from .arguments import Arguments, StageOptions
+
+Tokenizer = AdapTokModel | EVATokModel
+Config = AdapTokConfig | EVATokConfig
 
 
 class TrainingStep(nn.Module):
@@ -25,7 +32,7 @@ class TrainingStep(nn.Module):
 
     def __init__(
         self,
-        model: AdapTokModel,
+        model: Tokenizer,
         prior: AdapTokPriorModel | None,
         args: Arguments,
         alignment: AlignmentLoss | None = None,
@@ -58,8 +65,19 @@ class TrainingStep(nn.Module):
         output = model(video, token_counts, return_loss=False, **recorded)
         if layer is not None:
             terms["alignment_term"] = self._align(output.hidden_states[layer], video, token_counts)
-        with torch.no_grad():
+        kept = None if token_counts is None else kept_tokens(token_counts, model.config.latents_per_block)
+        if isinstance(model, EVATokModel):
+            terms["entropy_term"] = output.entropy_loss
+            if kept is not None:  # the first token's in place of padding, which must not count as a use of its code
+                kept = kept.to(output.codes.device)
+                output.codes = torch.where(kept, output.codes, output.codes[:, :1, :1])
+                output.latents = torch.where(kept[..., None], output.latents, output.latents[:, :1, :1])
+        with torch.set_grad_enabled(torch.is_grad_enabled() and args.uses("entropy")):
             projected = model.quantizer.project(output.latents).flatten(1, 2)
+        if args.uses("entropy") and isinstance(model, AdapTokModel):
+            codebook = model.quantizer.normalized_codebook()
+            terms["entropy_term"] = entropy_loss(projected, codebook, kept=kept)
+        projected = projected.detach()
         if self.prior is not None:
             terms["prior_term"] = prior_loss(
                 self.prior,
@@ -74,8 +92,10 @@ class TrainingStep(nn.Module):
         return output, projected, terms
 
     def _align(self, hidden_states: torch.Tensor, video: torch.Tensor, token_counts: torch.Tensor | None) -> torch.Tensor:
-        """Return the alignment of a decoder layer's patches, which lie behind the latents of each block."""
+        """Return the alignment of a decoder layer's patches, which lie after the latents of each block."""
         config = self.model.config
+        if isinstance(self.model, EVATokModel):  # whose decoder has patches only
+            return self.alignment(hidden_states.unflatten(1, (-1, config.grid_size, config.grid_size)), video)
         num_blocks, patches, start = video.shape[1] // config.tubelet_size, [], 0
         counts = [config.latents_per_block] * num_blocks if token_counts is None else token_counts.amax(0).tolist()
         for count in counts:
@@ -84,11 +104,11 @@ class TrainingStep(nn.Module):
         return self.alignment(torch.stack(patches, 1).unflatten(2, (config.grid_size, -1)), video)
 
 
-def build_model(args: Arguments) -> AdapTokModel:
-    if args.init_from:
-        model = AdapTokModel.from_pretrained(args.init_from, dtype=torch.float32)
-    else:
-        model = AdapTokModel(AdapTokConfig(**args.model))
+def build_model(args: Arguments) -> Tokenizer:
+    kind, config = {"adaptok": (AdapTokModel, AdapTokConfig), "evatok": (EVATokModel, EVATokConfig)}[args.architecture]
+    model = kind.from_pretrained(args.init_from, dtype=torch.float32) if args.init_from else kind(config(**args.model))
+    if args.codebook_decay and not getattr(model.config, "normalized_codes", True):
+        raise ValueError(f"codebook_decay={args.codebook_decay} makes codes of unit length: it needs normalized_codes")
     if args.decoder_only:
         model.encoder.requires_grad_(False)
         model.quantizer.requires_grad_(False)
@@ -97,8 +117,8 @@ def build_model(args: Arguments) -> AdapTokModel:
     return model.train()
 
 
-def build_prior(args: Arguments, config: AdapTokConfig) -> AdapTokPriorModel | None:
-    if not args.prior_weight:
+def build_prior(args: Arguments, config: Config) -> AdapTokPriorModel | None:
+    if not args.uses("prior"):
         return None
     entries = {"codebook_dim": config.codebook_dim, "num_latent_tokens": config.num_latent_tokens} | args.prior
     prior = AdapTokPriorModel(AdapTokPriorConfig(**entries))
@@ -107,16 +127,17 @@ def build_prior(args: Arguments, config: AdapTokConfig) -> AdapTokPriorModel | N
     return prior.train()
 
 
-def build_alignment(args: Arguments, config: AdapTokConfig) -> AlignmentLoss | None:
+def build_alignment(args: Arguments, config: Config) -> AlignmentLoss | None:
     if not args.uses("alignment"):
         return None
     if not 1 <= args.alignment_layer <= config.num_decoder_layers:
         raise ValueError(f"alignment_layer must lie in 1..{config.num_decoder_layers}, got {args.alignment_layer}")
     teacher = load_backbone(VJEPA2Model, args.alignment_teacher)
-    return AlignmentLoss(teacher, config.hidden_size, args.alignment_image_size)
+    width = config.decoder_hidden_size if isinstance(config, EVATokConfig) else config.hidden_size
+    return AlignmentLoss(teacher, width, args.alignment_image_size)
 
 
-def build_adversarial_losses(args: Arguments, config: AdapTokConfig) -> dict[str, AdversarialLoss]:
+def build_adversarial_losses(args: Arguments, config: Config) -> dict[str, AdversarialLoss]:
     """Return the adversarial losses that have a weight, by its name."""
     options = {
         "kind": args.adversarial_kind,
