@@ -21,7 +21,8 @@ _CURVE_COLUMNS = ["kbit/s", "PSNR, dB", "allocation"]
 def strategies(pipeline: AdapTokPipeline) -> list[str]:
     """The strategies that this pipeline can run while somebody waits, its default first."""
     quick = {name: row for name, row in STRATEGIES.items() if row.scores != "searched"}
-    usable = [name for name, row in quick.items() if pipeline.scorer is not None or not row.needs_scorer]
+    has_models = pipeline.scorer is not None, pipeline.router is not None
+    usable = [name for name, row in quick.items() if row.is_usable(*has_models)]
     default = AllocationRequest(budget=1).choose_strategy(pipeline.scorer is not None).name
     return sorted(usable, key=lambda name: name != default)
 

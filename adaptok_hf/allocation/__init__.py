@@ -11,6 +11,7 @@ from .budgets import published_budgets
 from .integer_program import ProgramSolution, solve_program
 from .rate_control import RateController
 from .reward import assignments, proxy_reward, reward_percentile, reward_price
+from .routing import RouteAllocation, route
 from .strategies import JointAllocation, fixed, ipal, joint, quality, threshold
 from .strategy_table import STRATEGIES, AllocationRequest, Strategy, allocate
 
@@ -22,6 +23,7 @@ __all__ = [
     "JointAllocation",
     "ProgramSolution",
     "RateController",
+    "RouteAllocation",
     "SearchAllocation",
     "Strategy",
     "allocate",
@@ -36,6 +38,7 @@ __all__ = [
     "quality",
     "reward_percentile",
     "reward_price",
+    "route",
     "search",
     "solve_program",
     "threshold",

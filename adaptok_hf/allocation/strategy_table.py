@@ -11,6 +11,7 @@ from .beam_search import search
 from .bisection import bidelta, bithr
 from .budgets import Rounding, is_finite_number, tokens_per_block
 from .integer_program import Solver
+from .routing import route
 from .strategies import fixed, ipal, joint, quality, threshold
 
 AMOUNTS = ("budget", "price", "threshold")
@@ -27,6 +28,8 @@ class Strategy:
         accepts: parameters that it may have; another of the three then does in place of the one needed.
         scores: where its table comes from: `"none"` (only the shape matters), `"predicted"` by a scorer, or `"measured"`
             by decoding. `"searched"`: its function takes an [`AssignmentTree`] of each clip in place of a table.
+            `"routed"`: a table at several prices by a router, which looks at the pixels. A router that was trained at one
+            price needs no amount.
         order: `"clip"`: one table of whole clips; `"block"`: one block position after another, each scored with the token
             counts chosen before.
         shares_budget: whether the counts of a clip depend on the clips that are allocated with it.
@@ -38,7 +41,7 @@ class Strategy:
     function: Callable[..., Any]
     needs: Literal["budget", "price", "threshold"]
     accepts: tuple[str, ...]
-    scores: Literal["none", "predicted", "measured", "searched"]
+    scores: Literal["none", "predicted", "measured", "searched", "routed"]
     order: Literal["clip", "block"]
     shares_budget: bool
     source: str
@@ -49,9 +52,17 @@ class Strategy:
         return self.scores == "predicted"
 
     @property
+    def needs_router(self) -> bool:
+        return self.scores == "routed"
+
+    def is_usable(self, has_scorer: bool, has_router: bool) -> bool:
+        """Whether a pipeline with these models can run it."""
+        return (has_scorer or not self.needs_scorer) and (has_router or not self.needs_router)
+
+    @property
     def is_streamable(self) -> bool:
-        """Whether it decides block after block, each clip alone."""
-        return self.order == "block" and not self.shares_budget
+        """Whether it decides, or can decide, block after block, each clip alone."""
+        return self.needs_router or (self.order == "block" and not self.shares_budget)
 
     @property
     def amounts(self) -> tuple[str, ...]:
@@ -61,12 +72,14 @@ class Strategy:
     def check(self, parameters: dict[str, Any]) -> None:
         """Raise `ValueError` for a parameter that is missing or that this strategy does not use."""
         unused = [f"`{name}`" for name in parameters if name not in (self.needs, *self.accepts)]
-        if unused or not any(name in parameters for name in self.amounts):
+        if unused or not (self.needs_router or any(name in parameters for name in self.amounts)):
             needs = " or ".join(f"`{name}`" for name in self.amounts)
             problem = f"does not use {', '.join(unused)}" if unused else f"got no {needs}"
             options = [f"`{name}`" for name in self.accepts if name not in self.amounts]
             also = f" and may have {' and '.join(options)}" if options else ""
             raise ValueError(f"strategy {self.name!r} {problem}: it needs {needs}{also}")
+        if "rounding" in parameters and "budget" not in parameters:
+            raise ValueError(f"rounding={parameters['rounding']!r} is of a budget, and strategy {self.name!r} got none")
 
     def allocate(self, scores: ArrayLike, **arguments) -> tuple[NDArray[np.int64], dict[str, float]]:
         """Return the token counts, and what proves or explains them (empty for most strategies)."""
@@ -96,6 +109,8 @@ STRATEGIES: dict[str, Strategy] = {
          "joint on losses that are measured by decoding at up to 40 levels; needs no scorer"),
         ("search", search, "budget", ("price", "rounding", "loss"), "searched", "clip", True, "ours",
          "the best counts of whole clips by losses that are measured by decoding; slow, and the best there is"),
+        ("router", route, "budget", ("price", "rounding", "solver"), "routed", "clip", True, "EVATok",
+         "what a router finds most probable from the pixels alone, at a price or with joint on a budget"),
     )
 }  # fmt: skip
 
@@ -132,12 +147,12 @@ class AllocationRequest:
             if value is not None and not is_finite_number(value):
                 raise ValueError(f"`{name}` must be a finite number, got {value!r}")
 
-    def choose_strategy(self, has_scorer: bool) -> Strategy | None:
+    def choose_strategy(self, has_scorer: bool, has_router: bool = False) -> Strategy | None:
         """Return the strategy, or `None` for keeping all tokens.
 
         Raises:
-            ValueError: for an unknown strategy, parameters that do not go together, or a strategy that needs a scorer where
-                there is none.
+            ValueError: for an unknown strategy, parameters that do not go together, or a strategy that needs a scorer or a
+                router where there is none.
         """
         given = self.parameters(1)
         amounts = [name for name in AMOUNTS if name in given]
@@ -152,9 +167,10 @@ class AllocationRequest:
             if name is None:
                 return None
         strategy = _strategy(name)
-        if strategy.needs_scorer and not has_scorer:
-            usable = ", ".join(row.name for row in STRATEGIES.values() if not row.needs_scorer)
-            raise ValueError(f"strategy {name!r} needs a scorer, and there is none; without, there are {usable}")
+        if not strategy.is_usable(has_scorer, has_router):
+            model = "scorer" if strategy.needs_scorer else "router"
+            usable = ", ".join(row.name for row in STRATEGIES.values() if row.is_usable(has_scorer, has_router))
+            raise ValueError(f"strategy {name!r} needs a {model}, and there is none; without, there are {usable}")
         strategy.check(given)
         return strategy
 
@@ -204,10 +220,8 @@ def allocate(
     given = {name: value for name, value in given.items() if value is not None}
     row = _strategy(strategy)
     row.check(given)
-    if row.scores == "searched":
-        raise ValueError(
-            f"strategy {strategy!r} takes no table of scores but measures losses: use the pipeline or `search`"
-        )
+    if row.scores in ("searched", "routed"):
+        raise ValueError(f"strategy {strategy!r} takes no table of scores: use the pipeline or `{row.function.__name__}`")
     return row.allocate(scores, step=step, valid=valid, **given)[0]
 
 

@@ -72,7 +72,7 @@ def check_request(request: dict[str, Any]) -> None:
     from ..allocation import AllocationRequest
 
     names = {"allocation": "strategy"}
-    AllocationRequest(**{names.get(name, name): value for name, value in request.items()}).choose_strategy(True)
+    AllocationRequest(**{names.get(name, name): value for name, value in request.items()}).choose_strategy(True, True)
 
 
 def check_device(device: str | None) -> str:
@@ -117,7 +117,8 @@ def add_allocation_options(verb: argparse.ArgumentParser) -> None:
     group.add_argument("--budget", help="average tokens per block (such as 64), or a percentage of all (such as 25%%); the "
                        "most that does not exceed it is spent")  # fmt: skip
     group.add_argument("--exact-budget", action="store_true", help="fail where the blocks cannot spend exactly this budget")
-    group.add_argument("--price", type=float, help="loss that a token must save to be kept (strategy quality)")
+    group.add_argument("--price", type=float, help="loss that a token must save to be kept (strategies quality, search "
+                       "and router)")  # fmt: skip
     group.add_argument("--threshold", type=float, help="loss that every block must stay below (strategy threshold)")
     group.add_argument("--allocation", metavar="STRATEGY", help="see below (default: joint for a budget)")
     group.add_argument("--loss", choices=["rmse", "mse", "psnr", "lpips"], help="what strategy search measures of a block "

@@ -74,7 +74,7 @@ def add_commands(verbs: Any) -> None:
 
 def _add_model(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("model", help=f"{MODEL_HELP}; or the folder or Hub id of a single model")
-    verb.add_argument("--part", help="of a pipeline: tokenizer, scorer, ar_model or fp_model (default: all of it)")
+    verb.add_argument("--part", help="of a pipeline: tokenizer, scorer, ar_model, fp_model or router (default: all of it)")
 
 
 def _add_card(verb: argparse.ArgumentParser) -> None:

@@ -98,7 +98,7 @@ def _info(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.classes:
         print("\n".join(f"{label:>5}  {name}" for label, name in enumerate(pipeline.class_names)))
         return {"model": arguments.model, "classes": pipeline.class_names}
-    config, models = pipeline.tokenizer.config, ("tokenizer", "scorer", "ar_model", "fp_model")
+    config, models = pipeline.tokenizer.config, ("tokenizer", "scorer", "ar_model", "fp_model", "router")
     sizes = {name: getattr(pipeline, name).num_parameters() if getattr(pipeline, name) else 0 for name in models}
     info = {
         "adaptok_hf": __version__,

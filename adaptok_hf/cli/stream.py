@@ -35,6 +35,8 @@ def add_commands(verbs: Any) -> None:
     group.add_argument("--threshold", type=float, help="loss that every block must stay below")
     group.add_argument("--budget", help="average tokens per block to hold (such as 64), or a percentage (such as 25%%)")
     group.add_argument("--bitrate", type=float, metavar="BITS", help="average bits per second to hold")
+    group.add_argument("--allocation", choices=["quality", "threshold", "router"], help="router: decided by the router, "
+                       "alone or at one of these (default: by the scorer, at one of these)")  # fmt: skip
     verb.add_argument("--frames", type=int, metavar="N", help="stop after so many frames, rounded up to whole blocks")
     add_overwrite_option(verb)
     add_json_option(verb)
@@ -96,6 +98,7 @@ def _write_stream(arguments: argparse.Namespace, output: Path, source: Any) -> d
         threshold=arguments.threshold,
         budget=arguments.budget,
         bits_per_second=arguments.bitrate,
+        allocation=arguments.allocation,
         resize_mode=arguments.resize,
         output_type="uint8",
     )

@@ -41,7 +41,7 @@ def tokenize_files(
     from ..pipelines.encoded_videos import join_videos
 
     request = AllocationRequest(**{{"allocation": "strategy"}.get(name, name): value for name, value in request.items()})
-    strategy = request.choose_strategy(pipeline.scorer is not None)
+    strategy = pipeline.choose_strategy(request)
     is_shared = strategy is not None and strategy.shares_budget
     # a video alone need not meet a budget exactly that all meet together
     one_by_one = dataclasses.replace(request, rounding=None) if is_shared else request

@@ -80,7 +80,7 @@ def complete_parts(source: str | os.PathLike, parts: Mapping[str, Any]) -> dict[
     if not config.adaptive:
         logger.warning("%s; the tokenizer is not adaptive: it keeps all tokens and takes no budget", message)
     elif "scorer" not in found:
-        usable = ", ".join(name for name, row in STRATEGIES.items() if not row.needs_scorer)
+        usable = ", ".join(name for name, row in STRATEGIES.items() if row.is_usable(False, False))
         logger.warning("%s; strategies of allocation without a scorer: %s", message, usable)
     else:
         logger.info("%s", message)

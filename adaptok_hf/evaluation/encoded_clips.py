@@ -54,6 +54,9 @@ def allocate_clips(
             measured = strategy.scores == "measured"
             pipeline.score(encoded, measured=measured, batch_size=batch_size)  # once for all batches and budgets
             seconds["score"] = encoded.seconds["measure" if measured else "score"]
+        elif strategy is not None and strategy.needs_router:
+            pipeline.route(encoded, batch_size=batch_size)
+            seconds["route"] = encoded.seconds["route"]
         for batch in batches:
             clips = encoded[batch]
             counts += [tokens.token_counts for tokens in pipeline.allocate(clips, request, batch_size=batch_size)]

@@ -277,8 +277,8 @@ def _is_pipeline(model: Any) -> bool:
 def _fingerprint(model: Any) -> str:
     if not _is_pipeline(model):
         return f"{type(model).__module__}.{type(model).__qualname__}"
-    scorer = "" if model.scorer is None else tensors_sha256(model.scorer.state_dict())[:12]
-    return f"{model.model_hash[:12]} {scorer}".strip()
+    others = [tensors_sha256(part.state_dict())[:12] for part in (model.scorer, model.router) if part is not None]
+    return " ".join([model.model_hash[:12], *others])
 
 
 def _check_model(name: str, model: Any, protocol: Protocol, strategies: Sequence[str]) -> None:
@@ -288,9 +288,10 @@ def _check_model(name: str, model: Any, protocol: Protocol, strategies: Sequence
         return
     config = model.tokenizer.config
     check_clip_size(name, model, protocol)
-    needing = [strategy for strategy in strategies if strategy in STRATEGIES and STRATEGIES[strategy].needs_scorer]
-    if model.scorer is None and config.adaptive and needing:
-        raise ValueError(f"{name} has no scorer, which {needing[0]} needs")
+    for strategy in [STRATEGIES[each] for each in strategies if each in STRATEGIES and config.adaptive]:
+        if not strategy.is_usable(model.scorer is not None, model.router is not None):
+            missing = "scorer" if strategy.needs_scorer else "router"
+            raise ValueError(f"{name} has no {missing}, which {strategy.name} needs")
 
 
 def _check_budgets(model: Any, settings: Sequence[Setting]) -> None:

@@ -21,9 +21,11 @@ from transformers import PreTrainedConfig
 from ..metrics import PROTOCOLS, Protocol
 from ..models.configuration_adaptok import AdapTokConfig
 from ..models.configuration_adaptok_ar import AdapTokARConfig
+from ..models.configuration_adaptok_router import AdapTokRouterConfig
 from ..models.configuration_adaptok_scorer import AdapTokScorerConfig
 from ..models.modeling_adaptok import AdapTokModel
 from ..models.modeling_adaptok_ar import AdapTokARForCausalLM
+from ..models.modeling_adaptok_router import AdapTokRouterModel
 from ..models.modeling_adaptok_scorer import AdapTokScorerModel
 
 TEXTS = Path(__file__).parent / "card_texts"
@@ -42,8 +44,9 @@ _MODELS = {
     AdapTokConfig: AdapTokModel,
     AdapTokScorerConfig: AdapTokScorerModel,
     AdapTokARConfig: AdapTokARForCausalLM,
+    AdapTokRouterConfig: AdapTokRouterModel,
 }
-_FOLDERS = {"tokenizer": "tokenizer", "scorer": "scorer", "ar": "ar_model", "fp": "fp_model"}
+_FOLDERS = {"tokenizer": "tokenizer", "scorer": "scorer", "ar": "ar_model", "fp": "fp_model", "router": "router"}
 _MOST_NAMES = 40
 
 
@@ -51,8 +54,8 @@ def read_configs(folder: str | os.PathLike) -> tuple[str, dict[str, PreTrainedCo
     """Return the kind and the configurations of what a folder holds, without looking at its weights.
 
     Returns:
-        `"pipeline"`, `"tokenizer"`, `"scorer"`, `"ar"` (class-conditional generator) or `"fp"` (frame prediction); and the
-        configurations by kind, of a pipeline those of its parts.
+        `"pipeline"`, `"tokenizer"`, `"scorer"`, `"router"`, `"ar"` (class-conditional generator) or `"fp"` (frame
+        prediction); and the configurations by kind, of a pipeline those of its parts.
 
     Raises:
         FileNotFoundError: if there is neither `model_index.json` nor `config.json`.
@@ -208,7 +211,8 @@ def _read_config(folder: Path) -> tuple[str, PreTrainedConfig]:
     config = config_class.from_pretrained(folder)
     if config_class is AdapTokARConfig:
         return "ar" if config.is_class_conditional else "fp", config
-    return "tokenizer" if config_class is AdapTokConfig else "scorer", config
+    kinds = {AdapTokConfig: "tokenizer", AdapTokScorerConfig: "scorer", AdapTokRouterConfig: "router"}
+    return kinds[config_class], config
 
 
 def _read_json(path: Path) -> Any:

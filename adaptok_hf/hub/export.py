@@ -20,6 +20,7 @@ from ..atomic_files import atomic_folder, write_json
 from ..checkpoints import PACKAGED_CHECKPOINTS, find_checkpoint
 from ..models.modeling_adaptok import AdapTokModel
 from ..models.modeling_adaptok_ar import AdapTokARForCausalLM
+from ..models.modeling_adaptok_router import AdapTokRouterModel
 from ..models.modeling_adaptok_scorer import AdapTokScorerModel
 from ..pipelines.pipeline_adaptok import AdapTokPipeline
 from ..pipelines.remote_code import COMPONENT_ENTRY, collect_code
@@ -32,6 +33,7 @@ PARTS: dict[str, type[PreTrainedModel]] = {
     "scorer": AdapTokScorerModel,
     "ar_model": AdapTokARForCausalLM,
     "fp_model": AdapTokARForCausalLM,
+    "router": AdapTokRouterModel,
 }
 _PARTS_OF_KINDS = {"ar": "ar_model", "fp": "fp_model"}
 
@@ -41,7 +43,7 @@ class ExportReport:
     """
     Args:
         destination: the folder; with `dry_run` it was not made.
-        kind: `"pipeline"`, `"tokenizer"`, `"scorer"`, `"ar"`, `"fp"` or `"llama"`.
+        kind: `"pipeline"`, `"tokenizer"`, `"scorer"`, `"router"`, `"ar"`, `"fp"` or `"llama"`.
         files: name in the repository -> bytes.
         repository: where it was, or would be, uploaded; `None` for nowhere.
         private: whether a repository that has to be made is private.

@@ -1,5 +1,7 @@
 """Configuration of the router."""
 
+import math
+
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
@@ -61,6 +63,12 @@ class AdapTokRouterConfig(PreTrainedConfig):
     def num_blocks(self) -> int:
         """K: blocks of a clip."""
         return self.num_frames // self.tubelet_size
+
+    @property
+    def price_range(self) -> tuple[float, float]:
+        """The lowest and highest price, if it was trained on prices whose logarithms are spread evenly."""
+        half = math.sqrt(3) * self.log_price_std
+        return math.exp(self.log_price_mean - half), math.exp(self.log_price_mean + half)
 
     @property
     def grid_size(self) -> int:

@@ -131,6 +131,26 @@ class AdapTokRouterModel(AdapTokRouterPreTrainedModel):
             raise ValueError(f"a price must be above 0, got {price!r}")
 
     @torch.no_grad()
+    def level_losses(
+        self,
+        pixel_values_videos: torch.Tensor,
+        price: torch.Tensor | float | None = None,
+        past_key_values: BlockCache | None = None,
+    ) -> torch.FloatTensor:
+        """Return minus the log-probability of each level of each block, (batch, blocks, levels).
+
+        That of the head "assignment" is of the most probable assignment that has the level at the block. The lowest losses
+        are those of the counts that `route` returns. Arguments and errors are those of `forward`.
+        """
+        losses = -self(pixel_values_videos, price, past_key_values=past_key_values).logits.log_softmax(-1)
+        if self.config.head == "blocks":
+            return losses
+        num_blocks = self.config.num_blocks
+        losses = losses.unflatten(1, (len(self.config.levels),) * num_blocks)
+        others = [[axis for axis in range(1, num_blocks + 1) if axis != block + 1] for block in range(num_blocks)]
+        return torch.stack([losses.amin(axes) if axes else losses for axes in others], dim=1)
+
+    @torch.no_grad()
     def route(
         self,
         pixel_values_videos: torch.Tensor,

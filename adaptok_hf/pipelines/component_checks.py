@@ -2,14 +2,18 @@
 
 from ..models.modeling_adaptok import AdapTokModel
 from ..models.modeling_adaptok_ar import AdapTokARForCausalLM
+from ..models.modeling_adaptok_router import AdapTokRouterModel
 from ..models.modeling_adaptok_scorer import AdapTokScorerModel
 from ..video.video_processing_adaptok import AdapTokVideoProcessor
 
 
 def check_components(
-    video_processor: AdapTokVideoProcessor, tokenizer: AdapTokModel, scorer: AdapTokScorerModel | None
+    video_processor: AdapTokVideoProcessor,
+    tokenizer: AdapTokModel,
+    scorer: AdapTokScorerModel | None,
+    router: AdapTokRouterModel | None = None,
 ) -> None:
-    """Raise `ValueError` unless processor, tokenizer and scorer have the same sizes."""
+    """Raise `ValueError` unless processor, tokenizer, scorer and router have the same sizes."""
     config = tokenizer.config
     for name in ("image_size", "num_frames", "tubelet_size"):
         if getattr(video_processor, name) != getattr(config, name):
@@ -21,6 +25,17 @@ def check_components(
         theirs = (scorer.config.latent_size, scorer.config.num_blocks, scorer.config.latents_per_block)
         if ours != theirs:
             raise ValueError(f"the scorer is for (width, blocks, latents) {theirs}, the tokenizer has {ours}")
+    if router is not None:
+        for name in ("image_size", "num_frames", "tubelet_size", "num_channels"):
+            if getattr(router.config, name) != getattr(config, name):
+                raise ValueError(
+                    f"the router has {name}={getattr(router.config, name)}, the tokenizer {getattr(config, name)}"
+                )
+        if router.config.levels[-1] > config.latents_per_block:
+            raise ValueError(
+                f"the router has levels up to {router.config.levels[-1]}, the tokenizer "
+                f"latents_per_block={config.latents_per_block}"
+            )
 
 
 def check_generators(

@@ -32,7 +32,8 @@ class EncodedVideos:
         resize_mode: how frames were made square.
         model_hash: fingerprint of the tokenizer that encoded them.
         is_list: whether a list of videos was given, so that lists are returned.
-        tables: `"predicted"` and `"measured"` losses, (clips of all videos, blocks, levels) float64, once computed.
+        tables: `"predicted"` and `"measured"` losses, (clips of all videos, blocks, levels) float64, once computed; those
+            of a router have prices as their second axis.
         seconds: wall-clock seconds of each stage.
     """
 

@@ -15,6 +15,7 @@ from diffusers import DiffusionPipeline
 from ..allocation import AllocationRequest
 from ..models.modeling_adaptok import AdapTokModel
 from ..models.modeling_adaptok_ar import AdapTokARForCausalLM
+from ..models.modeling_adaptok_router import AdapTokRouterModel
 from ..models.modeling_adaptok_scorer import AdapTokScorerModel
 from ..video.clip_batch import ClipBatch
 from ..video.overlaps import fade_clips
@@ -60,11 +61,12 @@ class AdapTokPipeline(AllocationMixin, GenerationMixin, StreamingMixin, LoadingM
         scorer ([`AdapTokScorerModel`], *optional*): needed by most strategies, see [`STRATEGIES`].
         ar_model ([`AdapTokARForCausalLM`], *optional*): class-conditional, for `generate`.
         fp_model ([`AdapTokARForCausalLM`], *optional*): frame prediction, for `predict`.
+        router ([`AdapTokRouterModel`], *optional*): for the strategy of that name.
     """
 
-    _optional_components = ["scorer", "ar_model", "fp_model"]
+    _optional_components = ["scorer", "ar_model", "fp_model", "router"]
     # A model leaves the accelerator when the one after it here begins: the large generator before the tokenizer decodes.
-    model_cpu_offload_seq = "scorer->ar_model->tokenizer->fp_model"
+    model_cpu_offload_seq = "router->scorer->ar_model->tokenizer->fp_model"
 
     def __init__(
         self,
@@ -73,13 +75,13 @@ class AdapTokPipeline(AllocationMixin, GenerationMixin, StreamingMixin, LoadingM
         scorer: AdapTokScorerModel | None = None,
         ar_model: AdapTokARForCausalLM | None = None,
         fp_model: AdapTokARForCausalLM | None = None,
+        router: AdapTokRouterModel | None = None,
     ):
         super().__init__()
-        check_components(video_processor, tokenizer, scorer)
+        check_components(video_processor, tokenizer, scorer, router)
         check_generators(tokenizer, ar_model, fp_model)
-        self.register_modules(
-            video_processor=video_processor, tokenizer=tokenizer, scorer=scorer, ar_model=ar_model, fp_model=fp_model
-        )
+        models = {"tokenizer": tokenizer, "scorer": scorer, "ar_model": ar_model, "fp_model": fp_model, "router": router}
+        self.register_modules(video_processor=video_processor, **models)
 
     def __call__(
         self, video: Any = None, *, class_labels: Any = None, **kwargs
@@ -164,7 +166,10 @@ class AdapTokPipeline(AllocationMixin, GenerationMixin, StreamingMixin, LoadingM
         codes = torch.cat([torch.empty(shape, dtype=torch.long), *codes])
         latents = torch.cat(latents) if latents else None
         tables = {"predicted": torch.cat(scores).double().numpy()} if scores else {}
-        return EncodedVideos(clips, codes, latents, resize_mode, self.model_hash, is_list, tables, seconds)
+        encoded = EncodedVideos(clips, codes, latents, resize_mode, self.model_hash, is_list, tables, seconds)
+        if strategy is not None and strategy.needs_router:  # while the frames are there
+            self.route(encoded, price=request.price, batch_size=batch_size)
+        return encoded
 
     def decode(self, tokens: TokenizedVideo, *, batch_size: int = 8) -> np.ndarray:
         """Decode the tokens of a video: the fourth step.

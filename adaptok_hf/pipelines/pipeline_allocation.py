@@ -8,6 +8,7 @@ import torch
 
 from ..allocation import STRATEGIES, AllocationRequest, Strategy
 from ..allocation.beam_search import search_levels
+from ..allocation.routing import spread_levels
 from ..models.generation_adaptok import check_number
 from ..video.tokenized_video import TokenizedVideo
 from .assignment_decoding import assignment_trees, choose_loss
@@ -16,6 +17,8 @@ from .measured_losses import levels_to_measure, measure_losses
 
 # Of all latents of a block, the least that `search` tries, unless others need it: finer than most scorers' levels.
 _SEARCH_STEPS = 64
+# At so many prices a router is asked; between them its answers are interpolated.
+_ROUTER_PRICES = 8
 
 
 class AllocationMixin:
@@ -45,7 +48,7 @@ class AllocationMixin:
             return encoded.tables[kind]
         if not measured and (self.scorer is None or encoded.latents is None):
             raise ValueError("scores need a scorer and the latents of `encode`; without, measured=True measures losses")
-        levels, losses, seconds = self._levels(measured), [], encoded.seconds
+        levels, losses, seconds = self._levels(kind), [], encoded.seconds
         stage = "measure" if measured else "score"
         for start in self.batches(len(encoded.codes), batch_size, stage):
             rows = slice(start, start + batch_size)
@@ -60,6 +63,33 @@ class AllocationMixin:
                     losses.append(self.scorer(latents, quantized, return_dict=True).scores.cpu())
         encoded.tables[kind] = torch.cat(losses).double().numpy()
         return encoded.tables[kind]
+
+    @torch.no_grad()
+    def route(self, encoded: EncodedVideos, *, price: float | None = None, batch_size: int = 8) -> np.ndarray:
+        """Ask the router what each level of each block is worth: what `score` is to other strategies.
+
+        It looks at frames alone. The table is computed once and kept in `encoded.tables`.
+
+        Args:
+            encoded: what `encode` returned.
+            price: loss per token. Without, a `price_conditioned` router is asked at 8 prices over its `price_range`.
+            batch_size: clips that it sees together.
+
+        Returns:
+            (clips of all videos, prices, blocks, levels) float64, minus log-probabilities. Level `j` keeps `(j + 1) * step`
+            tokens, where the step is the greatest common divisor of the router's levels.
+        """
+        key = "routed" if price is None else f"routed at {price}"
+        if key not in encoded.tables:
+            router, losses, prices = self.router, [], self._router_prices(price) or [None]
+            for start in self.batches(len(encoded.codes), batch_size, "route"):
+                with stopwatch(encoded.seconds, "route", self.device), torch.inference_mode():
+                    frames = encoded.frames(slice(start, start + batch_size)).to(self.device) / 255
+                    at_prices = [router.level_losses(frames, each).cpu() for each in prices]
+                losses.append(torch.stack(at_prices, dim=1))
+            none = torch.empty(0, len(prices), router.config.num_blocks, len(router.config.levels))
+            encoded.tables[key] = spread_levels(torch.cat([none, *losses]).double().numpy(), router.config.levels)
+        return encoded.tables[key]
 
     def allocate(
         self, encoded: EncodedVideos, request: AllocationRequest | None = None, *, batch_size: int = 8
@@ -89,9 +119,16 @@ class AllocationMixin:
                 token_counts = self._allocate_by_block(encoded, strategy, parameters, batch_size)
             elif strategy.scores == "searched":
                 token_counts, facts = self._search(encoded, strategy, parameters, batch_size)
+            elif strategy.needs_router:
+                prices = self._router_prices(price := parameters.pop("price", None))
+                table = self.route(encoded, price=price, batch_size=batch_size)
+                given = {"step": self._levels("routed").step, "valid": valid.numpy(), "prices": prices}
+                with stopwatch(encoded.seconds, "allocate", self.device):
+                    counts, facts = strategy.allocate(table, **given, **parameters)
+                token_counts = torch.from_numpy(counts)
             else:
                 measured = strategy.scores == "measured"
-                levels = self._levels(measured)
+                levels = self._levels(strategy.scores)
                 if strategy.scores == "none":
                     table = np.zeros((*valid.shape, len(levels)))
                 else:
@@ -129,16 +166,19 @@ class AllocationMixin:
 
     def choose_strategy(self, request: AllocationRequest) -> Strategy | None:
         """Return the strategy of a request, or `None` for keeping everything."""
-        strategy = request.choose_strategy(self.scorer is not None)
+        strategy = request.choose_strategy(self.scorer is not None, self.router is not None)
         if strategy is not None and not self.tokenizer.config.adaptive:
             raise ValueError("this tokenizer is not adaptive (CausalTok): it keeps all tokens and takes no budget")
         return strategy
 
-    def _levels(self, measured: bool = False) -> range:
-        """Return the candidate token counts of a table's levels."""
+    def _levels(self, scores: str = "predicted") -> range:
+        """Return the candidate token counts of a table's levels, by where it comes from."""
+        if scores == "routed":
+            levels = self.router.config.levels
+            return range(math.gcd(*levels), levels[-1] + 1, math.gcd(*levels))
         per_block = self.tokenizer.config.latents_per_block
         step = self.scorer.config.score_step if self.scorer is not None else 1
-        return levels_to_measure(per_block, step) if measured else range(step, per_block + 1, step)
+        return levels_to_measure(per_block, step) if scores == "measured" else range(step, per_block + 1, step)
 
     def check_request(self, request: AllocationRequest, valid_blocks: torch.Tensor | None = None) -> None:
         """Raise `ValueError` if blocks cannot meet a request, before anything is encoded or scored.
@@ -150,13 +190,33 @@ class AllocationMixin:
         if strategy is None:
             return
         valid = torch.ones(1, self.tokenizer.config.num_blocks, dtype=torch.bool) if valid_blocks is None else valid_blocks
-        levels = self._levels(strategy.scores == "measured")
+        levels = self._levels(strategy.scores)
         parameters = request.parameters(self.tokenizer.config.latents_per_block)
         if strategy.scores == "searched":  # on a budget or at a price, as these are
             strategy = STRATEGIES["fixed" if "budget" in parameters else "quality"]
             choose_loss(parameters.pop("loss", "rmse"))
+        elif strategy.needs_router:
+            self.check_router(parameters)
+            if "budget" not in parameters:
+                return
+            strategy = STRATEGIES["joint"]
         table = np.zeros((*valid.shape, len(levels)))
         strategy.allocate(table, step=levels.step, valid=valid.numpy(), **parameters)
+
+    def check_router(self, parameters: dict[str, Any]) -> None:
+        """Raise `ValueError` unless the router takes a price where there is one, and is given one where it needs one."""
+        conditioned, price = self.router.config.price_conditioned, parameters.get("price")
+        if price is not None and not (conditioned and price > 0):
+            takes = "takes prices above 0" if conditioned else "was trained at one price and takes none"
+            raise ValueError(f"this router {takes}, got price={price}")
+        if conditioned and not parameters.keys() & {"budget", "price"}:
+            raise ValueError("this router is price_conditioned: strategy 'router' needs `budget` or `price`")
+
+    def _router_prices(self, price: float | None) -> list[float] | None:
+        """Return the prices at which the router is asked, or `None` if it takes none."""
+        if not self.router.config.price_conditioned:
+            return None
+        return np.geomspace(*self.router.config.price_range, _ROUTER_PRICES).tolist() if price is None else [price]
 
     def _search(
         self, encoded: EncodedVideos, strategy: Strategy, parameters: dict[str, Any], batch_size: int
@@ -173,7 +233,7 @@ class AllocationMixin:
             if self.scorer is not None and ("predicted" in encoded.tables or encoded.latents is not None):
                 scores = self.score(encoded, batch_size=batch_size)
                 candidates.append(STRATEGIES["joint"].allocate(scores, **given, **amount)[0])
-            measured, levels = self.score(encoded, measured=True, batch_size=batch_size), self._levels(measured=True)
+            measured, levels = self.score(encoded, measured=True, batch_size=batch_size), self._levels("measured")
             if amount["budget"] >= levels.step:
                 candidates.append(STRATEGIES["joint"].allocate(measured, **given | {"step": levels.step}, **amount)[0])
         frames = encoded.frames(slice(0, len(encoded.codes)))

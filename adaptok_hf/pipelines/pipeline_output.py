@@ -23,8 +23,8 @@ class AdapTokPipelineOutput(BaseOutput):
             list of a list of images. `"uint8"` is (1, frames, height, width, 3).
         tokens: codes, counts, fps, timestamps, tokens and bits per second.
         original: the input as the model saw it (resized and cropped to a square), in the same form.
-        seconds: wall-clock seconds of the stages `read`, `encode`, `score` (or `measure`), `allocate` and `decode`; for
-            videos that share a budget, of all of them together.
+        seconds: wall-clock seconds of the stages `read`, `encode`, `score` (or `measure`, `search`, `route`), `allocate`
+            and `decode`; for videos that share a budget, of all of them together.
     """
 
     frames: Frames

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..allocation import AllocationRequest, RateController
+from ..allocation import STRATEGIES, AllocationRequest, RateController
 from ..allocation.budgets import is_finite_number
+from ..allocation.routing import spread_levels
 from ..models.block_cache import BlockCache
 from ..video.frame_stream import Frame, iter_frames
 from .pipeline_output import Frames, StreamBlock, check_output_type, convert_frames
@@ -29,6 +30,7 @@ class StreamingMixin:
         threshold: float | None = None,
         budget: float | str | None = None,
         bits_per_second: float | None = None,
+        allocation: str | None = None,
         window: int = 32,
         reservoir: float = 16,
         fps: float | None = None,
@@ -45,11 +47,14 @@ class StreamingMixin:
         Args:
             video: an iterable of frames (PIL images, arrays, tensors; or several frames at once, 4-D), a file, an address
                 or camera that FFmpeg can open (`"rtsp://..."`, `"/dev/video0"`), an open PyAV container, a [`Video`].
-            price: score per token (strategy `quality`).
+            price: score per token (strategy `quality`), or loss per token (strategy `router`).
             threshold: score that each block must undercut (strategy `threshold`).
             budget: AVERAGE tokens per block, or a percentage such as `"25%"`, held by a [`RateController`]: after n blocks
                 the average is within `reservoir / n` of the budget, relative to it.
             bits_per_second: the same for an average bit rate, with the bits of `StreamBlock.bits`, at the source's fps.
+            allocation: `"router"` lets the router decide, which needs the head "blocks" and, if it takes a price, one of
+                price, budget and bit rate. A rate controller then works on its log-probabilities at its lowest price.
+                By default the scorer's `quality` or `threshold`.
             window, reservoir: of the rate controller, in blocks.
             fps: frames per second of frames that do not tell it (default: 24).
             resize_mode: `"crop"` or `"squash"`, see [`AdapTokVideoProcessor`].
@@ -57,32 +62,33 @@ class StreamingMixin:
             output_type: `"np"`, `"pt"`, `"pil"` or `"uint8"`, see [`StreamBlock`].
 
         Yields:
-            [`StreamBlock`], each as soon as its last frame has arrived. Without price, threshold, budget and bit rate all
-            tokens are kept.
+            [`StreamBlock`], each as soon as its last frame has arrived. Without price, threshold, budget, bit rate and
+            strategy all tokens are kept.
 
         Raises:
             ValueError: for more than one of price, threshold, budget and bits_per_second, impossible values, a tokenizer
-                that is not adaptive or a pipeline without scorer; while it runs, for what is not a video, frames that
-                change their size, and a stream without frames.
+                that is not adaptive, a pipeline without scorer or router, or a strategy that does not stream; while it
+                runs, for what is not a video, frames that change their size, and a stream without frames.
         """
         check_output_type(output_type)
         given = {"price": price, "threshold": threshold, "budget": budget, "bits_per_second": bits_per_second}
         given = {name: value for name, value in given.items() if value is not None}
         if len(given) > 1:
             raise ValueError(f"give only one of price, threshold, budget and bits_per_second, got {', '.join(given)}")
-        if given and not self.tokenizer.config.adaptive:
+        if (given or allocation) and not self.tokenizer.config.adaptive:
             raise ValueError("this tokenizer is not adaptive (CausalTok): it keeps all tokens and takes no budget")
-        if given and self.scorer is None:
+        is_routed = self._check_stream_strategy(allocation, given)
+        if given and not is_routed and self.scorer is None:
             raise ValueError(f"a {next(iter(given))} needs a scorer, and this pipeline has none")
         resize_mode = resize_mode or self.video_processor.resize_mode
         if resize_mode not in ("crop", "squash"):
             raise ValueError(f"resize_mode must be one of 'crop', 'squash', got {resize_mode!r}")
         if "bits_per_second" not in given:  # its range needs the frame rate; the others are checked at once
-            self._count_rule(given, window, reservoir, 1.0)
+            self._count_rule(given, is_routed, window, reservoir, 1.0)
         elif not is_finite_number(bits_per_second):
             raise ValueError(f"bits_per_second must be a finite number, got {bits_per_second!r}")
         frames = iter_frames(video, self.video_processor, fps)
-        return self._stream(frames, given, window, reservoir, resize_mode, decode, output_type)
+        return self._stream(frames, given, is_routed, window, reservoir, resize_mode, decode, output_type)
 
     def stream_decode(self, blocks: Iterable[StreamBlock], *, output_type: str = "np") -> Iterator[Any]:
         """The receiving side: blocks in, frames out, in constant memory. Only `codes[:token_count]` are looked at.
@@ -127,6 +133,7 @@ class StreamingMixin:
         self,
         frames: Iterator[Frame],
         given: dict[str, float | str],
+        is_routed: bool,
         window: int,
         reservoir: float,
         resize_mode: str,
@@ -138,10 +145,10 @@ class StreamingMixin:
         for index, group in enumerate(_blocks(frames, config.tubelet_size)):
             arrived = time.perf_counter()
             if index % config.num_blocks == 0:
-                encoder_cache, scorer_cache, decoder_cache = BlockCache(), BlockCache(), BlockCache()
+                encoder_cache, scorer_cache, decoder_cache, router_cache = (BlockCache() for _ in range(4))
             fps = group[0][2]
             if index == 0:
-                rule = self._count_rule(given, window, reservoir, fps)
+                rule = self._count_rule(given, is_routed, window, reservoir, fps)
             clip = self.video_processor.clips(np.stack([frame for frame, _, _ in group]), fps, resize_mode)
             video = clip.frames[:, : config.tubelet_size]
             encoded = self.tokenizer.encode(
@@ -149,7 +156,9 @@ class StreamingMixin:
             )
             latents, codes = encoded.latents[:, 0], encoded.codes[:, 0]
             count, price = config.latents_per_block, None
-            if rule is not None:
+            if is_routed:
+                count, price = rule(self._route_block(video.to(self.device) / 255, given, router_cache))
+            elif rule is not None:
                 quantized = self.tokenizer.quantizer.lookup(codes)
                 scores = self.scorer.score_block(latents, quantized, scorer_cache)
                 count, price = rule(scores[0].double().cpu().numpy())
@@ -177,6 +186,29 @@ class StreamingMixin:
             block.latency = time.perf_counter() - arrived
             yield block
 
+    def _check_stream_strategy(self, allocation: str | None, given: dict[str, float | str]) -> bool:
+        """Return whether the router decides; raise `ValueError` for a strategy that does not stream or lacks something."""
+        if allocation is None:
+            return False
+        amounts = {name: value for name, value in given.items() if name != "bits_per_second"}
+        request = AllocationRequest(strategy=allocation, **amounts)
+        strategy = request.choose_strategy(self.scorer is not None, self.router is not None)
+        if not strategy.is_streamable:
+            streamable = ", ".join(name for name, row in STRATEGIES.items() if row.is_streamable)
+            raise ValueError(f"strategy {allocation!r} does not stream; {streamable} do")
+        if strategy.needs_router:
+            if self.router.config.head != "blocks":
+                raise ValueError(f"a router with head {self.router.config.head!r} looks at whole clips and does not stream")
+            self.check_router({"budget" if name == "bits_per_second" else name: value for name, value in given.items()})
+        return strategy.needs_router
+
+    def _route_block(self, frames: torch.Tensor, given: dict[str, float | str], cache: BlockCache) -> np.ndarray:
+        """Return minus the log-probabilities (levels,) of a clip's next block; without a price, at the router's lowest."""
+        config = self.router.config
+        price = given.get("price", config.price_range[0]) if config.price_conditioned else None
+        losses = self.router.level_losses(frames, price, past_key_values=cache)[0]
+        return spread_levels(losses.double().cpu().numpy(), config.levels)[0]
+
     def _decode_block(
         self, codes: torch.Tensor, count: int, cache: BlockCache, block: StreamBlock, output_type: str
     ) -> Frames:
@@ -190,33 +222,36 @@ class StreamingMixin:
         )
         return convert_frames(frames, output_type)
 
-    def _count_rule(self, given: dict[str, float | str], window: int, reservoir: float, fps: float) -> CountRule | None:
+    def _count_rule(
+        self, given: dict[str, float | str], is_routed: bool, window: int, reservoir: float, fps: float
+    ) -> CountRule | None:
         """Return how counts are chosen; `None` for keeping all tokens."""
-        if not given:
+        if not given and not is_routed:
             return None
+        levels, per_block = self._levels("routed" if is_routed else "predicted"), self.tokenizer.config.latents_per_block
+        if is_routed and given.keys() <= {"price"}:  # which is the router's
+            return lambda losses: (levels[int(losses.argmin())], given.get("price"))
         ((name, value),) = given.items()
-        config, per_block = self.scorer.config, self.tokenizer.config.latents_per_block
         if name in ("price", "threshold"):
             request = AllocationRequest(**given)
-            strategy, settings = request.choose_strategy(True), {"step": config.score_step, name: value}
-            strategy.allocate(np.zeros((1, config.num_levels)), **settings)  # raises for a value that makes no sense
+            strategy, settings = request.choose_strategy(True), {"step": levels.step, name: value}
+            strategy.allocate(np.zeros((1, len(levels))), **settings)  # raises for a value that makes no sense
             price = value if name == "price" else None
             return lambda scores: (int(strategy.allocate(scores[None], **settings)[0][0]), price)
         if name == "bits_per_second":
             code_bits, count_bits = math.log2(self.tokenizer.config.codebook_size), math.log2(per_block + 1)
             seconds = self.tokenizer.config.tubelet_size / fps
             target = (value * seconds - count_bits) / code_bits
-            if not config.score_step <= target <= per_block:
-                low, high = ((count * code_bits + count_bits) / seconds for count in (config.score_step, per_block))
+            if not levels[0] <= target <= levels[-1]:
+                low, high = ((count * code_bits + count_bits) / seconds for count in (levels[0], levels[-1]))
                 raise ValueError(
                     f"bits_per_second must lie between {math.ceil(low)} and {math.floor(high)} for this model at {fps:g} "
                     f"frames per second, got {value!r}"
                 )
         else:
             target = AllocationRequest(budget=value).parameters(per_block)["budget"]
-        controller = RateController(
-            target, step=config.score_step, num_levels=config.num_levels, window=window, reservoir=reservoir
-        )
+        options = {"window": window, "reservoir": reservoir}
+        controller = RateController(target, step=levels.step, num_levels=len(levels), **options)
         return lambda scores: (controller.choose(scores), controller.price)
 
 

@@ -21,7 +21,7 @@ SETTINGS = {
     "threshold": {"threshold": 0.3},
     "measured": {"budget": 32},
 }
-TABLES = [name for name, row in STRATEGIES.items() if row.scores != "searched"]
+TABLES = [name for name, row in STRATEGIES.items() if row.scores not in ("searched", "routed")]
 strategies = pytest.mark.parametrize("strategy", TABLES)
 
 
@@ -88,10 +88,16 @@ def test_parameter_that_is_not_used_is_refused(strategy, extra):
 
 def test_parameters_and_needs_of_the_strategies():
     rounding = {name for name, row in STRATEGIES.items() if "rounding" in row.accepts}
-    assert rounding == {"fixed", "ipal", "joint", "measured", "search"}
-    assert {name for name, row in STRATEGIES.items() if "solver" in row.accepts} == {"ipal", "joint", "measured"}
-    assert {name for name, row in STRATEGIES.items() if row.is_streamable} == {"quality", "threshold"}
-    assert {name for name, row in STRATEGIES.items() if not row.needs_scorer} == {"fixed", "measured", "search"}
+    assert rounding == {"fixed", "ipal", "joint", "measured", "search", "router"}
+    assert {name for name, row in STRATEGIES.items() if "solver" in row.accepts} == {"ipal", "joint", "measured", "router"}
+    assert {name for name, row in STRATEGIES.items() if row.is_streamable} == {"quality", "threshold", "router"}
+    assert {name for name, row in STRATEGIES.items() if row.is_usable(False, True)} == {
+        "fixed",
+        "measured",
+        "search",
+        "router",
+    }
+    assert {name for name, row in STRATEGIES.items() if not row.is_usable(True, False)} == {"router"}
 
 
 def test_search_takes_trees_and_no_table():
