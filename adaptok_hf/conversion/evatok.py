@@ -137,11 +137,12 @@ def _order_pixels(mapped: Mapped, tensors: Mapping[str, torch.Tensor], config: E
     kernels = {name.rpartition(".")[0] for name in maps if tensors[mapped.sources[name]].ndim == 5}
     linear = [name for name in maps if name.rpartition(".")[0] not in kernels]
     if bool(linear) != (order is not None):
-        stated = (
-            f"patch_order={order!r}, but both are kernels: " if order else "linear maps hold patches in an unknown order: "
-        )
         sources = ", ".join(mapped.sources[name] for name in linear or maps)
-        raise ValueError(f"{stated}{sources}" + ("" if order else "; give patch_order (--patch-order), such as thwc"))
+        if order is not None:
+            raise ValueError(f"patch_order={order!r}, but both maps are kernels: {sources}")
+        raise ValueError(
+            f"linear maps hold patches in an unknown order: {sources}; give patch_order (--patch-order), such as thwc"
+        )
     sizes = {"c": config.num_channels, "t": config.tubelet_size, "h": config.patch_size, "w": config.patch_size}
     for name in linear:
         axis, ours = maps[name]
