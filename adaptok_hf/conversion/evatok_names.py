@@ -21,16 +21,12 @@ def _aliases() -> list[tuple[str, str]]:
     for ours, theirs in _ENDS:
         layer = rf"{theirs}\.transformer(\.layers)?\.\g<layer>"
         for part, name in _ATTENTIONS:
-            for projection, alone in (("q_proj", "q_proj"), ("k_proj", "k_proj"), ("v_proj", "v_proj")):
-                rows.append(
-                    (
-                        rf"{ours}\.{_LAYER}\.{part}\.{projection}\.{_NORM}",
-                        rf"{layer}\.{name}\.(in_proj_\g<end>|{alone}\.\g<end>)",
-                    )
-                )
-            rows.append((rf"{ours}\.{_LAYER}\.{part}\.out_proj\.{_NORM}", rf"{layer}\.{name}\.(out_proj|wo)\.\g<end>"))
-            rows.append((rf"{ours}\.{_LAYER}\.{part}\.q_norm\.{_NORM}", rf"{layer}\.{name}\.q_norm\.\g<end>"))
-            rows.append((rf"{ours}\.{_LAYER}\.{part}\.k_norm\.{_NORM}", rf"{layer}\.{name}\.k_norm\.\g<end>"))
+            our_part, their_part = rf"{ours}\.{_LAYER}\.{part}", rf"{layer}\.{name}"
+            for each in ("q_proj", "k_proj", "v_proj"):
+                rows.append((rf"{our_part}\.{each}\.{_NORM}", rf"{their_part}\.(in_proj_|{each}\.)\g<end>"))
+            rows.append((rf"{our_part}\.out_proj\.{_NORM}", rf"{their_part}\.(out_proj|wo)\.\g<end>"))
+            for each in ("q_norm", "k_norm"):
+                rows.append((rf"{our_part}\.{each}\.{_NORM}", rf"{their_part}\.{each}\.\g<end>"))
         for number in "123":
             rows.append((rf"{ours}\.{_LAYER}\.norm{number}\.{_NORM}", rf"{layer}\.norm{number}\.\g<end>"))
         for number in "12":
@@ -38,11 +34,9 @@ def _aliases() -> list[tuple[str, str]]:
         rows.append((rf"{ours}\.patch_positions\.weight", rf"{theirs}\.positional_embedding"))
         rows.append((rf"{ours}\.latent_positions\.weight", rf"{theirs}\.latent_token_positional_embedding"))
     encoder, decoder = (theirs for _, theirs in _ENDS)
+    embedding = r"((s[23]to1)?encoder\.)?(patch_embed|x_embedder)\.proj"
     rows += [
-        (
-            rf"encoder\.patch_embedding\.projection\.{_NORM}",
-            r"((s[23]to1)?encoder\.)?(patch_embed|x_embedder)\.proj\.\g<end>",
-        ),
+        (rf"encoder\.patch_embedding\.projection\.{_NORM}", rf"{embedding}\.\g<end>"),
         (rf"encoder\.feature_norm\.{_NORM}", rf"{encoder}\.ln_pre\.\g<end>"),
         (rf"encoder\.feature_projection\.{_NORM}", rf"{encoder}\.encoder_embed\.\g<end>"),
         (rf"encoder\.query_projection\.{_NORM}", rf"{encoder}\.global_proj\.\g<end>"),
@@ -92,11 +86,7 @@ class UnmatchedNamesError(ValueError):
     def __init__(self, missing: Mapping[str, tuple[int, ...]], unused: Mapping[str, tuple[int, ...]], wrong: list[str]):
         self.missing, self.unused = dict(missing), dict(unused)
         self.template: dict[str, str | None] = dict.fromkeys(missing)
-        lines = [
-            "the tensors cannot be matched without a guess; their layout was inferred from GigaTok and never tried on a"
-        ]
-        lines[0] += " real file"
-        lines += wrong
+        lines = ["the tensors cannot be matched without a guess; the layout was inferred from GigaTok, never seen", *wrong]
         lines.append(f"ours without a source ({len(self.missing)}):")
         for name, shape in self.missing.items():
             same = [theirs for theirs, other in self.unused.items() if _squeezed(other) == _squeezed(shape)]

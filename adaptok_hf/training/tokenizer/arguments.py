@@ -16,8 +16,8 @@ class Arguments(ClipArguments, RunArguments):
     assignments: dict = field(
         default_factory=dict,
         metadata={
-            "help": "Token counts of blocks (in the recipe): `kind` random (the default), fixed with `counts`, or router with "
-            "`router` (folder or Hub id) and `price`."
+            "help": "Token counts of blocks (in the recipe): `kind` random (the default), fixed with `counts`, or router "
+            "with `router` (folder or Hub id) and `price`."
         },
     )
     decoder_only: bool = field(default=False, metadata={"help": "Train the decoder; the codes stay what they are."})
