@@ -115,9 +115,12 @@ def match_names(
     given = {ours: theirs for ours, theirs in (names or {}).items() if theirs is not None}
     if unknown := [*(given.keys() - shapes.keys()), *(set(given.values()) - tensors.keys())]:
         raise ValueError(f"names that neither the model nor the checkpoint has: {', '.join(sorted(unknown))}")
-    found, sources, wrong = {}, {}, []
+    sources, wrong, known = {}, [], set()
     for name, shape in shapes.items():
-        candidates = [given[name]] if name in given else [theirs for theirs in tensors if _is_alias(name, theirs)]
+        alias = _alias_of(name)
+        candidates = [theirs for theirs in tensors if alias is not None and alias.fullmatch(theirs)]
+        known.update(candidates)
+        candidates = [given[name]] if name in given else candidates
         fitting = [theirs for theirs in candidates if _fitted(name, shape, tensors[theirs]) is not None]
         if len(fitting) == 1:
             sources[name] = fitting[0]
@@ -125,17 +128,14 @@ def match_names(
             wrong += [f"{each} is {tuple(tensors[each].shape)}, but {name} {tuple(shape)}" for each in candidates]
         else:
             wrong.append(f"{name} could be any of {', '.join(fitting)}")
-    left = [
-        name
-        for name in tensors
-        if name not in sources.values() and not any(re.fullmatch(pattern, name) for pattern in DROPPED)
-    ]
-    by_shape = []
-    open_names = [name for name in shapes if name not in sources]
+    dropped = {name for name in tensors if any(re.fullmatch(pattern, name) for pattern in DROPPED)}
+    left = [name for name in tensors if name not in sources.values() and name not in dropped]
+    # a known name of another shape is an error, not a name for something else
+    by_shape, open_names = [], [name for name in shapes if name not in sources]
     for name in open_names:
         theirs = [each for each in left if _squeezed(tensors[each].shape) == _squeezed(shapes[name])]
         rivals = [each for each in open_names if _squeezed(shapes[each]) == _squeezed(shapes[name])]
-        if len(theirs) == len(rivals) == 1:
+        if len(theirs) == len(rivals) == 1 and theirs[0] not in known:
             sources[name] = theirs[0]
             by_shape.append(name)
     left = [name for name in left if name not in sources.values()]
@@ -146,18 +146,17 @@ def match_names(
     missing = {name: tuple(shapes[name]) for name in shapes if name not in sources}
     if missing or left:
         raise UnmatchedNamesError(missing, {name: tuple(tensors[name].shape) for name in left}, wrong)
-    for name, theirs in sources.items():
-        found[name] = _fitted(name, shapes[name], tensors[theirs]).detach().clone().float()
-    return Mapped(found, sources, by_shape)
+    found = {name: _fitted(name, shapes[name], tensors[theirs]) for name, theirs in sources.items()}
+    return Mapped({name: tensor.detach().clone().float() for name, tensor in found.items()}, sources, by_shape)
 
 
-def _is_alias(ours: str, theirs: str) -> bool:
+def _alias_of(ours: str) -> re.Pattern | None:
     for pattern, alias in ALIASES:
         if match := re.fullmatch(pattern, ours):
             for group, value in match.groupdict().items():
                 alias = alias.replace(rf"\g<{group}>", value)
-            return re.fullmatch(alias, theirs) is not None
-    return False
+            return re.compile(alias)
+    return None
 
 
 def _squeezed(shape) -> tuple[int, ...]:

@@ -114,6 +114,15 @@ def test_a_renamed_tensor_is_listed_and_named(model, tmp_path):
     assert_same(tmp_path / "out", model)
 
 
+def test_permuted_names_are_no_shapes(model, tmp_path):
+    """Two known names were exchanged: their shapes alone would put them back, against what they say."""
+    tensors = original_tensors(model)
+    pair = "quant_conv.weight", "post_quant_conv.weight"
+    tensors |= {one: tensors[other] for one, other in zip(pair, reversed(pair), strict=True)}
+    with pytest.raises(ValueError, match=r"(?s)quantizer.project_in.weight.*post_quant_conv.weight"):
+        convert(tmp_path, tensors)
+
+
 def test_names_that_do_not_fit(model, tmp_path):
     tensors = original_tensors(model)
     path = tmp_path / "given.json"
