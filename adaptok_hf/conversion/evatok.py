@@ -58,6 +58,8 @@ def convert_evatok(
     if not source.is_file():
         raise FileNotFoundError(f"{source} does not exist; accepted is a checkpoint of EVATok (.pt)")
     tensors = read_weights(source)
+    if "tok_embeddings.weight" in tensors:
+        raise ValueError(f"{source} holds a generator; of EVATok only tokenizers are converted")
     ours = _with_feature_size(read_config(config), tensors)
     notes = [_mask_note(tensors, mask_polarity)]
     with torch.device("meta"):

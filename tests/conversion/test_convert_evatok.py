@@ -252,6 +252,11 @@ def test_verification(model, tmp_path, capsys):
     assert "verified" in capsys.readouterr().out
 
 
+def test_a_generator_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"evatok\.pt.*generator"):
+        convert(tmp_path, {"tok_embeddings.weight": torch.rand(9, 4)})
+
+
 def test_command_line(model, tmp_path, capsys):
     source, config = write_checkpoint(tmp_path, original_tensors(model))
     assert main(["convert", str(source), str(tmp_path / "out")]) != 0
