@@ -138,6 +138,11 @@ def match_names(
         if len(theirs) == len(rivals) == 1 and theirs[0] not in known:
             sources[name] = theirs[0]
             by_shape.append(name)
+    for name in open_names:  # the bias of a weight that was found
+        weight = sources.get(name.removesuffix("bias") + "weight", "")
+        theirs = weight.removesuffix("weight") + "bias"
+        if name.endswith(".bias") and theirs in left and _squeezed(tensors[theirs].shape) == _squeezed(shapes[name]):
+            sources.setdefault(name, theirs)
     left = [name for name in left if name not in sources.values()]
     for theirs in {each for each in given.values() if sum(s == each for s in sources.values()) > 1}:
         users = [name for name in sources if sources[name] == theirs]

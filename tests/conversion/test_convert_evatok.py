@@ -188,17 +188,20 @@ def test_patch_order_is_said(model, tmp_path, order, wrong):
 
 
 class Hostile:
+    def __init__(self, path):
+        self.path = path
+
     def __reduce__(self):
-        return os.system, ("true",)
+        return os.system, (f"touch {self.path}",)
 
 
-def test_hostile_pickles_are_refused_by_name(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "system", lambda command: pytest.fail("it was executed"))
+def test_hostile_pickles_are_refused_by_name(tmp_path):
     _, config = write_checkpoint(tmp_path, {"a": torch.zeros(1)})
-    for value, name in ((Hostile(), "system"), (np.array([1, "x"], object), "numpy")):
+    for value, name in ((Hostile(tmp_path / "executed"), "system"), (np.array([1, "x"], object), "numpy")):
         torch.save({"ema": {"a": torch.zeros(1)}, "args": value}, tmp_path / "bad.pt")
         with pytest.raises(ValueError, match=rf"bad\.pt was refused.*{name}"):
             convert_evatok(tmp_path / "bad.pt", tmp_path / "out", config=config)
+    assert not (tmp_path / "executed").exists()
     (tmp_path / "bad.pt").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="bad.pt"):
         convert_evatok(tmp_path / "bad.pt", tmp_path / "out", config=config)
