@@ -171,5 +171,6 @@ def test_adaptok_with_all_of_it(chain):
 
 def test_a_folder_that_is_no_teacher(chain):
     recipe = TOKENIZER | {"alignment_weight": 0.7, "alignment_teacher": str(chain.folder / "videomae")}
+    recipe["alignment_layer"] = 1
     error = run_script("train_tokenizer.py", *chain.arguments("wrong", recipe), fails=True)
     assert "videomae is no VJEPA2Model" in error
