@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .budgets import Rounding, is_finite_number, level_total
+from .budgets import Rounding, is_finite_number, level_total, round_to_level
 
 Assignment = tuple[int, ...]
 
@@ -67,6 +67,8 @@ class AssignmentTree:
 
         The lowest of all is among them if `width` is at least `len(levels) ** (num_blocks - 1)`.
         """
+        if width >= len(self.levels) ** (self.num_blocks - 1):  # all of them: so that what is measured can go step by step
+            self._measure_below(())
         beam: list[tuple[float, int, Assignment]] = [(0.0, 0, ())]
         for _ in range(self.num_blocks):
             longer = [
@@ -75,6 +77,13 @@ class AssignmentTree:
                 for level, loss in zip(self.levels, self.next_losses(counts), strict=True)
             ]
             beam = sorted(longer)[:width]
+
+    def _measure_below(self, counts: Assignment) -> None:
+        """Measure all that begin with these counts, going deep first: few keys and values must be kept for that."""
+        if len(counts) < self.num_blocks:
+            self.next_losses(counts)
+            for level in self.levels if len(counts) + 1 < self.num_blocks else ():
+                self._measure_below((*counts, level))
 
     def best_by_tokens(self) -> dict[int, tuple[float, Assignment]]:
         """Return for each total of tokens the best assignment among those measured so far, with its summed loss."""
@@ -121,6 +130,7 @@ def search(
     rounding: Rounding | None = None,
     width: int = BEAM_WIDTH,
     candidates: Sequence[ArrayLike] = (),
+    levels_only: bool = False,
 ) -> SearchAllocation:
     """Choose the token counts of whole clips by measured losses.
 
@@ -137,6 +147,7 @@ def search(
         width: assignments that a beam keeps after each block.
         candidates: (clips, K) token counts, such as other strategies choose. Each clip may also take its counts of these:
             if they meet the budget, the result is never worse than any of them.
+        levels_only: blocks can have the trees' levels only. What a budget then leaves over stays unspent.
 
     Raises:
         ValueError: not exactly one of budget and price, or a budget that cannot be met.
@@ -151,7 +162,7 @@ def search(
         for tree, counts in zip(trees, of_clips, strict=True):
             tree.loss(counts)
     if budget is not None:
-        chosen = _meet_budget(trees, budget, step, rounding, width, candidates)
+        chosen = _meet_budget(trees, budget, step, rounding, width, candidates, levels_only)
     elif not is_finite_number(price) or price < 0:
         raise ValueError(f"`price` must be a finite number of at least 0 (loss per token), got {price!r}.")
     else:
@@ -172,10 +183,13 @@ def _meet_budget(
     rounding: Rounding | None,
     width: int,
     candidates: Sequence[Sequence[Assignment]],
+    levels_only: bool,
 ) -> list[Assignment]:
     num_blocks = sum(tree.num_blocks for tree in trees)
     if not num_blocks:
         return [() for _ in trees]
+    if levels_only:
+        round_to_level(budget, trees[0].levels)  # raises outside
     num_levels = trees[0].levels[-1] // step
     steps = num_blocks + level_total(budget, num_blocks=num_blocks, num_levels=num_levels, step=step, rounding=rounding)
     total, low, high, price = steps * step, 0.0, math.inf, _average_gain(trees)
@@ -189,14 +203,17 @@ def _meet_budget(
         price = 4 * price if high == math.inf else math.sqrt(low * high) if low else high / 4
     tables = []
     for index, tree in enumerate(trees):
-        fewest = (step,) * tree.num_blocks  # so that no budget is out of reach
+        fewest = (trees[0].levels[0] if levels_only else step,) * tree.num_blocks  # so that no budget is out of reach
         tree.loss(fewest)
         known = sorted(tree.best_by_tokens().values(), key=lambda each: each[0] + price * sum(each[1]))
         kept = {counts: loss for loss, counts in known[:_MOST_OPTIONS]}
         kept |= {counts: tree.loss(counts) for counts in (fewest, *(of_clips[index] for of_clips in candidates))}
         tables.append(kept)
     chosen = _spend(tables, total)
-    return _add_rest(trees, chosen, total - sum(map(sum, chosen)))
+    rest = total - sum(map(sum, chosen))
+    if rest and levels_only and rounding == "exact":
+        raise ValueError(f"rounding='exact', but the levels {list(trees[0].levels)} leave {rest} of {total} tokens unspent")
+    return chosen if levels_only else _add_rest(trees, chosen, rest)
 
 
 def _spend(tables: Sequence[dict[Assignment, float]], total: int) -> list[Assignment]:

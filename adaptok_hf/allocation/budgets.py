@@ -104,6 +104,20 @@ def level_total(
     )
 
 
+def round_to_level(count: float, levels: Sequence[int], rounding: Rounding | None = None) -> int:
+    """Return the largest level that is at most `count`, or with `"exact"` the level that it must be.
+
+    Raises:
+        ValueError: for a number outside the levels or, with `"exact"`, between two; the message names the levels.
+    """
+    if rounding not in (None, "floor", "exact"):
+        raise ValueError(f'`rounding` must be "floor" or "exact", got {rounding!r}.')
+    inside = is_finite_number(count) and levels[0] <= count <= levels[-1]
+    if not inside or (rounding == "exact" and count not in levels):
+        raise ValueError(f"a block has {', '.join(map(str, levels))} tokens, got {count!r} (rounding={rounding!r})")
+    return max(level for level in levels if level <= count)
+
+
 def tokens_per_block(
     budget: float | str | Sequence[float] | None, latents_per_block: int
 ) -> float | tuple[float, ...] | None:

@@ -4,6 +4,7 @@ The ABR mode of a video codec: the `quality` strategy with a price that follows 
 """
 
 from collections import deque
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -33,18 +34,28 @@ class RateController:
         num_levels: J, levels of the score table.
         window: W, blocks, at least 1.
         reservoir: the largest deviation, in blocks' worth of `target`, at least 1.
+        levels: the J counts that a block may have, in place of multiples of `step`. Where they lie so far apart that none
+            keeps the deviation in its bounds, the block takes the fewest tokens.
 
     Raises:
         ValueError: for numbers outside these ranges.
     """
 
-    def __init__(self, target: float, *, step: int, num_levels: int, window: int = 32, reservoir: float = 16):
+    def __init__(
+        self,
+        target: float,
+        *,
+        step: int,
+        num_levels: int,
+        window: int = 32,
+        reservoir: float = 16,
+        levels: Sequence[int] | None = None,
+    ):
         self.step = check_step(step)
-        largest = num_levels * self.step
-        if not is_finite_number(target) or not self.step <= target <= largest:
-            raise ValueError(
-                f"the target must lie between {self.step} and {largest} tokens per block on average, got {target!r}"
-            )
+        self._counts = self.step * np.arange(1, num_levels + 1) if levels is None else np.asarray(levels)
+        fewest, most = self._counts[[0, -1]]
+        if not is_finite_number(target) or not fewest <= target <= most:
+            raise ValueError(f"the target must lie between {fewest} and {most} tokens per block on average, got {target!r}")
         if not isinstance(window, int) or window < 1:
             raise ValueError(f"the window must be a whole number of at least 1 block, got {window!r}")
         if not is_finite_number(reservoir) or reservoir < 1:
@@ -54,7 +65,6 @@ class RateController:
         self.price = 0.0  # of the block that was chosen last, score per token
         self.spent = 0  # tokens
         self.num_blocks = 0
-        self._counts = self.step * np.arange(1, num_levels + 1)
         self._tables: deque = deque(maxlen=window)
 
     @property
@@ -82,6 +92,7 @@ class RateController:
         limit = self.reservoir * self.target
         low, high = self.target - limit - self.deviation, self.target + limit - self.deviation
         allowed = self._counts[(self._counts >= low) & (self._counts <= high)]
+        allowed = allowed if len(allowed) else self._counts[:1]
         count = int(np.clip(wanted, allowed[0], allowed[-1]))
         self.spent += count
         self.num_blocks += 1

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .budgets import Rounding, budgets_per_position, is_finite_number, level_total
+from .budgets import Rounding, budgets_per_position, is_finite_number, level_total, round_to_level
 from .integer_program import ProgramSolution, Solver, solve_program
 from .tables import check_scores, check_step, counts_from_levels, first_level_below
 
@@ -22,18 +22,20 @@ def fixed(
     budget: float | Sequence[float],
     rounding: Rounding | None = None,
     valid: ArrayLike | None = None,
+    levels: Sequence[int] | None = None,
 ) -> NDArray[np.int64]:
     """Give every block the same number of tokens ("Fixed" in the paper), or follow a schedule.
 
-    A block can keep any number of leading tokens, so counts need not be levels here.
+    A block can keep any number of leading tokens, so counts need not be levels here, unless `levels` are given.
 
     Args:
         scores: (batch, K, J) or (batch, J). Only the shape matters, but NaN and infinity are refused as elsewhere.
         step: tokens between two levels.
         budget: tokens per block, from `step` to `J * step`; or a schedule, one such number for each of the K block
             positions, the same for every clip.
-        rounding: `"floor"` (the default) rounds down to a whole number; `"exact"` demands one.
+        rounding: `"floor"` (the default) rounds down to a whole number, or to one of `levels`; `"exact"` demands one.
         valid: booleans of the shape of `scores` without the last axis; other blocks get 0 tokens.
+        levels: the only counts that a block may have, rising.
 
     Returns:
         Token counts, int64, of the shape of `scores` without the last axis.
@@ -45,6 +47,9 @@ def fixed(
     step, num_levels = check_step(step), scores.shape[-1]
     counts = []
     for count in budgets_per_position(budget, scores.shape[1] if scores.ndim == 3 else 1):
+        if levels is not None:
+            counts.append(round_to_level(count, levels, rounding))
+            continue
         level_total(count, num_blocks=1, num_levels=num_levels, step=step)  # raises outside one level and all of them
         counts.append(1 + level_total(count, num_blocks=1, num_levels=num_levels * step, step=1, rounding=rounding))
     by_position = np.broadcast_to(counts, (len(scores), len(counts))).reshape(valid.shape)

@@ -55,6 +55,11 @@ class Strategy:
     def needs_router(self) -> bool:
         return self.scores == "routed"
 
+    @property
+    def decides_first(self) -> bool:
+        """Whether it can decide before anything is encoded: for a tokenizer that needs token counts to encode."""
+        return self.scores in ("none", "searched", "routed")
+
     def is_usable(self, has_scorer: bool, has_router: bool) -> bool:
         """Whether a pipeline with these models can run it."""
         return (has_scorer or not self.needs_scorer) and (has_router or not self.needs_router)

@@ -300,9 +300,17 @@ class EVATokModel(EVATokPreTrainedModel):
         check_token_counts(token_counts, batch, num_blocks, config.latents_per_block)
         token_counts = token_counts.to(device)
         if not torch.compiler.is_compiling():
-            found = set(token_counts.unique().tolist()) - set(config.levels)
+            found = set(token_counts.unique().tolist()) - {0, *config.levels}
             if found:
                 raise ValueError(f"token_counts must be among the levels {config.levels}, got {sorted(found)}")
+            is_filled = token_counts > 0
+            wrong = (is_filled[:, 1:] & ~is_filled[:, :-1]).any(1)
+            if cache is None or cache.num_blocks == 0:
+                wrong = wrong | ~is_filled[:, 0]
+            if wrong.any():
+                raise ValueError(
+                    f"token_counts may be 0 only in the blocks after a video's end, got {token_counts[wrong][0].tolist()}"
+                )
         return LatentRows.of(token_counts, config, 0 if cache is None else cache.num_blocks)
 
     def _blocks(self, states: torch.Tensor, rows: LatentRows, num_blocks: int) -> torch.Tensor:
@@ -324,7 +332,8 @@ class EVATokModel(EVATokPreTrainedModel):
 
         Args:
             pixel_values_videos: (batch, frames, channels, image_size, image_size), floats in [0, 1] or integers 0..255.
-            token_counts: (batch, blocks) long, how many tokens each block gets, from `config.levels`.
+            token_counts: (batch, blocks) long, how many tokens each block gets, from `config.levels`; 0 for blocks after a
+                video's end, which only fill up its last clip.
             sample_codes: draw the codes at the quantizer's temperature instead of taking the nearest.
             past_key_values: a [`BlockCache`] with the blocks of the clip that were encoded before; `pixel_values_videos`
                 are the blocks that follow, at least one. An empty one at the beginning of a clip.

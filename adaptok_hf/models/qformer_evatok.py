@@ -71,6 +71,20 @@ def sees(query_blocks: torch.Tensor, key_blocks: torch.Tensor) -> torch.Tensor |
     return None if not torch.compiler.is_compiling() and bool(mask.all()) else mask
 
 
+def take_row(cache: BlockCache, row: int) -> BlockCache:
+    """Return one row of a cache that `run_qformer` filled, without padding."""
+    taken = BlockCache()
+    taken.num_blocks, kept = cache.num_blocks, []
+    for name, blocks in cache.key_blocks.items():
+        blocks = blocks[row if len(blocks) > 1 else 0]
+        kept.append(blocks < cache.num_blocks)
+        taken.key_blocks[name] = blocks[kept[-1]][None]
+    for index, layer in enumerate(cache.layers):  # keys of queries and of references, in turn
+        keys, values = (states[row, None][:, :, kept[index % 2]] for states in (layer.keys, layer.values))
+        taken.update(keys, values, index)
+    return taken
+
+
 def average_cells(patches: torch.Tensor, num_queries: int) -> torch.Tensor:
     """Return the averages of a block's patches over finer and finer cells, coarse before fine, see `pyramid_cells`.
 

@@ -1,4 +1,7 @@
-"""The losses of a clip's assignments, measured by decoding them block by block: what [`search`] asks for."""
+"""The losses of a clip's assignments, measured by decoding them block by block: what [`search`] asks for.
+
+Where token counts are an input of encoding, blocks are also encoded again at each.
+"""
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -9,6 +12,8 @@ import torch
 from ..allocation.beam_search import Assignment, AssignmentTree
 from ..models.block_cache import BlockCache
 from ..models.modeling_adaptok import AdapTokModel
+from ..models.modeling_evatok import EVATokModel
+from ..models.qformer_evatok import take_row
 
 # (rows, frames, channels, height, width) decoded and original, both in [0, 1] -> (rows,) losses, lower is better
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -16,6 +21,7 @@ Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 _ROWS_AT_ONCE = 16
 # So many assignments of all clips keep their keys and values: a beam comes back to few but the last.
 _MOST_CACHES = 64
+Caches = tuple[BlockCache, BlockCache]  # of encoder and decoder
 
 
 def mse(decoded: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
@@ -104,10 +110,59 @@ class BlockDecoder:
         return self.caches[key]
 
 
+class BlockCoder:
+    """Encodes and decodes the next block of a clip at some counts, after any counts of the blocks before.
+
+    For a tokenizer that needs counts to encode. Every assignment of the first blocks is coded once, as long as its keys
+    and values are kept.
+
+    Args:
+        tokenizer, frames, loss, clip: as in [`BlockDecoder`].
+        caches: (clip, counts) -> keys and values, shared by the coders of several clips.
+    """
+
+    def __init__(
+        self,
+        tokenizer: EVATokModel,
+        frames: torch.Tensor,
+        loss: Loss,
+        caches: OrderedDict[tuple[int, Assignment], Caches],
+        clip: int = 0,
+    ):
+        self.tokenizer, self.loss, self.caches, self.clip = tokenizer, loss, caches, clip
+        self.blocks = frames.split(tokenizer.config.tubelet_size)
+
+    @torch.inference_mode()
+    def __call__(self, counts: Assignment, levels: Sequence[int]) -> np.ndarray:
+        """Return the losses (levels,) of the block after those with these counts."""
+        tokenizer, device = self.tokenizer, self.tokenizer.device
+        original, losses = self.blocks[len(counts)].to(device) / 255, []
+        for some in torch.tensor(levels, device=device).split(_ROWS_AT_ONCE):
+            encoder, decoder = (cache.repeat(len(some)) for cache in self._caches(counts))
+            pixels = original.to(tokenizer.dtype).expand(len(some), *original.shape)
+            given = {"token_counts": some[:, None], "return_dict": True}
+            codes = tokenizer.encode(pixels, past_key_values=encoder, **given).codes
+            decoded = tokenizer.decode(codes, past_key_values=decoder, **given).pixel_values_videos.float().clamp(0, 1)
+            losses.append(self.loss(decoded, original.expand_as(decoded)))
+            for row, level in enumerate(some.tolist() if len(counts) + 1 < len(self.blocks) else ()):
+                self.caches[self.clip, (*counts, level)] = take_row(encoder, row), take_row(decoder, row)
+                if len(self.caches) > _MOST_CACHES:
+                    self.caches.popitem(last=False)
+        return torch.cat(losses).double().cpu().numpy()
+
+    def _caches(self, counts: Assignment) -> Caches:
+        if not counts:
+            return BlockCache(), BlockCache()
+        if (self.clip, counts) not in self.caches:  # no longer kept
+            self(counts[:-1], counts[-1:])
+        self.caches.move_to_end((self.clip, counts))
+        return self.caches[self.clip, counts]
+
+
 def assignment_trees(
-    tokenizer: AdapTokModel,
+    tokenizer: AdapTokModel | EVATokModel,
     frames: torch.Tensor,
-    codes: torch.Tensor,
+    codes: torch.Tensor | None,
     valid: torch.Tensor,
     levels: Sequence[int],
     loss: str | Loss = "rmse",
@@ -117,7 +172,8 @@ def assignment_trees(
     Args:
         tokenizer: must be adaptive.
         frames: uint8 (clips, frames, channels, image_size, image_size).
-        codes: (clips, blocks, latents_per_block) long, on the tokenizer's device.
+        codes: (clips, blocks, latents_per_block) long, on the tokenizer's device; not looked at if the tokenizer is not
+            `prefix_decodable`.
         valid: (clips, blocks) bool; the blocks that are not valid come last.
         levels: token counts that a beam tries.
         loss: `"mse"`, `"rmse"`, `"psnr"` or a callable: (rows, frames, channels, height, width) decoded and original in
@@ -127,8 +183,9 @@ def assignment_trees(
         ValueError: for a name that is none of these.
     """
     loss = choose_loss(loss)
-    caches: OrderedDict[tuple[int, Assignment], BlockCache] = OrderedDict()
-    return [
-        AssignmentTree(BlockDecoder(tokenizer, frames[clip], codes[clip], loss, caches, clip), levels, int(blocks))
-        for clip, blocks in enumerate(valid.sum(1))
-    ]
+    caches: OrderedDict = OrderedDict()
+    if tokenizer.prefix_decodable:
+        measures = [BlockDecoder(tokenizer, frames[i], codes[i], loss, caches, i) for i in range(len(valid))]
+    else:
+        measures = [BlockCoder(tokenizer, frames[i], loss, caches, i) for i in range(len(valid))]
+    return [AssignmentTree(each, levels, int(blocks)) for each, blocks in zip(measures, valid.sum(1), strict=True)]

@@ -4,12 +4,13 @@ from ..models.modeling_adaptok import AdapTokModel
 from ..models.modeling_adaptok_ar import AdapTokARForCausalLM
 from ..models.modeling_adaptok_router import AdapTokRouterModel
 from ..models.modeling_adaptok_scorer import AdapTokScorerModel
+from ..models.modeling_evatok import EVATokModel
 from ..video.video_processing_adaptok import AdapTokVideoProcessor
 
 
 def check_components(
     video_processor: AdapTokVideoProcessor,
-    tokenizer: AdapTokModel,
+    tokenizer: AdapTokModel | EVATokModel,
     scorer: AdapTokScorerModel | None,
     router: AdapTokRouterModel | None = None,
 ) -> None:
@@ -20,6 +21,8 @@ def check_components(
             raise ValueError(
                 f"the video processor has {name}={getattr(video_processor, name)}, the tokenizer {getattr(config, name)}"
             )
+    if scorer is not None and not tokenizer.prefix_decodable:
+        raise ValueError(f"a scorer looks at encoded tokens, and a {type(tokenizer).__name__} needs token counts to encode")
     if scorer is not None:
         ours = (config.hidden_size, config.num_blocks, config.latents_per_block)
         theirs = (scorer.config.latent_size, scorer.config.num_blocks, scorer.config.latents_per_block)
@@ -31,6 +34,9 @@ def check_components(
                 raise ValueError(
                     f"the router has {name}={getattr(router.config, name)}, the tokenizer {getattr(config, name)}"
                 )
+        unknown = set() if tokenizer.prefix_decodable else set(router.config.levels) - set(config.levels)
+        if unknown:
+            raise ValueError(f"the router has levels {sorted(unknown)}, the tokenizer has {config.levels} only")
         if router.config.levels[-1] > config.latents_per_block:
             raise ValueError(
                 f"the router has levels up to {router.config.levels[-1]}, the tokenizer "
@@ -39,7 +45,7 @@ def check_components(
 
 
 def check_generators(
-    tokenizer: AdapTokModel, ar_model: AdapTokARForCausalLM | None, fp_model: AdapTokARForCausalLM | None
+    tokenizer: AdapTokModel | EVATokModel, ar_model: AdapTokARForCausalLM | None, fp_model: AdapTokARForCausalLM | None
 ) -> None:
     """Raise `ValueError` for a generator in the other's place, or of another tokenizer."""
     for name, model, is_class_conditional in (("ar_model", ar_model, True), ("fp_model", fp_model, False)):

@@ -26,7 +26,8 @@ class EncodedVideos:
 
     Args:
         clips: the clips of each video; with tiles, all tiles of its first clip, then those of the second.
-        codes: (clips of all videos, blocks, latents_per_block) long.
+        codes: (clips of all videos, blocks, latents_per_block) long. Of a tokenizer that needs token counts to encode, they
+            have a shape but no values, on the meta device: `allocate` encodes, and needs the frames.
         latents: (clips of all videos, blocks, latents_per_block, hidden_size), before quantization; `None` if no scorer
             will read them any more.
         resize_mode: how frames were made square.

@@ -17,6 +17,7 @@ from ..models.modeling_adaptok import AdapTokModel
 from ..models.modeling_adaptok_ar import AdapTokARForCausalLM
 from ..models.modeling_adaptok_router import AdapTokRouterModel
 from ..models.modeling_adaptok_scorer import AdapTokScorerModel
+from ..models.modeling_evatok import EVATokModel
 from ..video.clip_batch import ClipBatch
 from ..video.overlaps import fade_clips
 from ..video.tiles import TiledClips
@@ -57,7 +58,8 @@ class AdapTokPipeline(AllocationMixin, GenerationMixin, StreamingMixin, LoadingM
 
     Args:
         video_processor ([`AdapTokVideoProcessor`]): videos of any kind to clips, and back.
-        tokenizer ([`AdapTokModel`]): clips to codes, and back.
+        tokenizer ([`AdapTokModel`] or [`EVATokModel`]): clips to codes, and back. An `EVATokModel` needs token counts to
+            encode: `allocate` then encodes, and takes strategies that decide first: `fixed`, `search` and `router`.
         scorer ([`AdapTokScorerModel`], *optional*): needed by most strategies, see [`STRATEGIES`].
         ar_model ([`AdapTokARForCausalLM`], *optional*): class-conditional, for `generate`.
         fp_model ([`AdapTokARForCausalLM`], *optional*): frame prediction, for `predict`.
@@ -71,7 +73,7 @@ class AdapTokPipeline(AllocationMixin, GenerationMixin, StreamingMixin, LoadingM
     def __init__(
         self,
         video_processor: AdapTokVideoProcessor,
-        tokenizer: AdapTokModel,
+        tokenizer: AdapTokModel | EVATokModel,
         scorer: AdapTokScorerModel | None = None,
         ar_model: AdapTokARForCausalLM | None = None,
         fp_model: AdapTokARForCausalLM | None = None,
@@ -123,6 +125,8 @@ class AdapTokPipeline(AllocationMixin, GenerationMixin, StreamingMixin, LoadingM
     ) -> EncodedVideos:
         """Read videos, cut them into clips, and encode these at full width: the first of four steps.
 
+        A tokenizer that needs token counts to encode, an [`EVATokModel`], does so in `allocate`, the third.
+
         Args:
             videos: a path, a list of PIL images, an array or tensor, a decoder, a [`Video`]; of any length and size. Or a
                 list of such videos, which will share the budget.
@@ -147,6 +151,13 @@ class AdapTokPipeline(AllocationMixin, GenerationMixin, StreamingMixin, LoadingM
             clips = [self.read(video, **options) for video in (videos if is_list else [videos])]
         if strategy is not None:
             self.check_request(request, join_valid_blocks(clips, self.tokenizer.config.num_blocks))
+        shape = (0, self.tokenizer.config.num_blocks, self.tokenizer.config.latents_per_block)
+        if not self.tokenizer.prefix_decodable:
+            codes = torch.empty(sum(map(len, clips)), *shape[1:], dtype=torch.long, device="meta")
+            encoded = EncodedVideos(clips, codes, None, resize_mode, self.model_hash, is_list, {}, seconds)
+            if strategy is not None and strategy.needs_router:
+                self.route(encoded, price=request.price, batch_size=batch_size)
+            return encoded
         needs_scorer = strategy is not None and (strategy.needs_scorer or strategy.scores == "searched")
         needs_scorer = self.scorer is not None and (request is None or needs_scorer)
         scores_at_once = strategy is not None and needs_scorer and strategy.order == "clip"
@@ -162,7 +173,6 @@ class AdapTokPipeline(AllocationMixin, GenerationMixin, StreamingMixin, LoadingM
                 with stopwatch(seconds, "score", self.device), torch.inference_mode():
                     quantized = lookup_codes(self.tokenizer, encoded.codes)
                     scores.append(self.scorer(encoded.latents, quantized, return_dict=True).scores.cpu())
-        shape = (0, self.tokenizer.config.num_blocks, self.tokenizer.config.latents_per_block)
         codes = torch.cat([torch.empty(shape, dtype=torch.long), *codes])
         latents = torch.cat(latents) if latents else None
         tables = {"predicted": torch.cat(scores).double().numpy()} if scores else {}

@@ -8,6 +8,7 @@ import torch
 
 from ..allocation import STRATEGIES, AllocationRequest, Strategy
 from ..allocation.beam_search import search_levels
+from ..allocation.budgets import round_to_level
 from ..allocation.routing import spread_levels
 from ..models.generation_adaptok import check_number
 from ..video.tokenized_video import TokenizedVideo
@@ -46,6 +47,9 @@ class AllocationMixin:
         kind = "measured" if measured else "predicted"
         if kind in encoded.tables:
             return encoded.tables[kind]
+        if not self.tokenizer.prefix_decodable:
+            name = type(self.tokenizer).__name__
+            raise ValueError(f"score looks at encoded tokens, and a {name} needs token counts to encode")
         if not measured and (self.scorer is None or encoded.latents is None):
             raise ValueError("scores need a scorer and the latents of `encode`; without, measured=True measures losses")
         levels, losses, seconds = self._levels(kind), [], encoded.seconds
@@ -77,7 +81,8 @@ class AllocationMixin:
 
         Returns:
             (clips of all videos, prices, blocks, levels) float64, minus log-probabilities. Level `j` keeps `(j + 1) * step`
-            tokens, where the step is the greatest common divisor of the router's levels.
+            tokens, where the step is the greatest common divisor of the router's levels; with a tokenizer that takes no
+            other counts than its levels, they are the router's.
         """
         key = "routed" if price is None else f"routed at {price}"
         if key not in encoded.tables:
@@ -88,7 +93,9 @@ class AllocationMixin:
                     at_prices = [router.level_losses(frames, each).cpu() for each in prices]
                 losses.append(torch.stack(at_prices, dim=1))
             none = torch.empty(0, len(prices), router.config.num_blocks, len(router.config.levels))
-            encoded.tables[key] = spread_levels(torch.cat([none, *losses]).double().numpy(), router.config.levels)
+            table = torch.cat([none, *losses]).double().numpy()
+            is_spread = self.tokenizer.prefix_decodable
+            encoded.tables[key] = spread_levels(table, router.config.levels) if is_spread else table
         return encoded.tables[key]
 
     def allocate(
@@ -96,10 +103,12 @@ class AllocationMixin:
     ) -> TokenizedVideo | list[TokenizedVideo]:
         """Decide how many tokens each block keeps: the third step. All videos share the budget.
 
+        With a tokenizer that needs token counts to encode, this encodes.
+
         Args:
             encoded: what `encode` returned.
             request: budget, price or threshold, and the strategy. `None` keeps all tokens.
-            batch_size: clips that are scored together.
+            batch_size: clips that are scored, or encoded, together.
 
         Returns:
             The tokens of the video; of a list of videos, a list.
@@ -123,6 +132,7 @@ class AllocationMixin:
                 prices = self._router_prices(price := parameters.pop("price", None))
                 table = self.route(encoded, price=price, batch_size=batch_size)
                 given = {"step": self._levels("routed").step, "valid": valid.numpy(), "prices": prices}
+                given |= self._only_levels(strategy)
                 with stopwatch(encoded.seconds, "allocate", self.device):
                     counts, facts = strategy.allocate(table, **given, **parameters)
                 token_counts = torch.from_numpy(counts)
@@ -133,14 +143,18 @@ class AllocationMixin:
                     table = np.zeros((*valid.shape, len(levels)))
                 else:
                     table = self.score(encoded, measured=measured, batch_size=batch_size)
+                given = {"step": levels.step, "valid": valid.numpy()} | self._only_levels(strategy)
                 with stopwatch(encoded.seconds, "allocate", self.device):
-                    counts, facts = strategy.allocate(table, step=levels.step, valid=valid.numpy(), **parameters)
+                    counts, facts = strategy.allocate(table, **given, **parameters)
                 token_counts = torch.from_numpy(counts)
             if "budget" in parameters and valid.any():
                 budget, num_blocks = parameters["budget"], int(valid.sum())
                 if isinstance(budget, tuple):  # one number per block position
                     budget = float((valid.numpy() * budget).sum()) / num_blocks
                 facts = {"budget": budget, "reached": int(token_counts.sum()) / num_blocks} | facts
+        codes = encoded.codes
+        if not self.tokenizer.prefix_decodable:
+            codes = self._encode_counts(encoded, token_counts, batch_size)
         chosen_by = {"strategy": strategy.name if strategy else "all tokens"} | facts
         tokens, start = [], 0
         for clips in encoded.clips:
@@ -148,7 +162,7 @@ class AllocationMixin:
             start = rows.stop
             tokens.append(
                 TokenizedVideo(
-                    codes=encoded.codes[rows],
+                    codes=codes[rows],
                     token_counts=token_counts[rows],
                     codebook_size=self.tokenizer.config.codebook_size,
                     num_frames=clips.num_frames,
@@ -169,7 +183,30 @@ class AllocationMixin:
         strategy = request.choose_strategy(self.scorer is not None, self.router is not None)
         if strategy is not None and not self.tokenizer.config.adaptive:
             raise ValueError("this tokenizer is not adaptive (CausalTok): it keeps all tokens and takes no budget")
+        if strategy is not None and not self.tokenizer.prefix_decodable and not strategy.decides_first:
+            usable = ", ".join(row.name for row in STRATEGIES.values() if row.decides_first)
+            raise ValueError(
+                f"strategy {strategy.name!r} looks at encoded tokens, and a {type(self.tokenizer).__name__} needs token "
+                f"counts to encode; these decide first: {usable}"
+            )
         return strategy
+
+    def _only_levels(self, strategy: Strategy) -> dict[str, Any]:
+        """Return the argument of strategies by which counts are levels, for a tokenizer that takes no others."""
+        if self.tokenizer.prefix_decodable:
+            return {}
+        return {"levels": self.router.config.levels if strategy.needs_router else self.tokenizer.config.levels}
+
+    def _encode_counts(self, encoded: EncodedVideos, token_counts: torch.Tensor, batch_size: int) -> torch.Tensor:
+        """Return the codes of all clips, encoded with these token counts."""
+        codes = [torch.empty(0, *encoded.codes.shape[1:], dtype=torch.long)]
+        for start in self.batches(len(token_counts), batch_size, "encode"):
+            rows = slice(start, start + batch_size)
+            with stopwatch(encoded.seconds, "encode", self.device), torch.inference_mode():
+                frames = (encoded.frames(rows).to(self.device) / 255).to(self.tokenizer.dtype)
+                counts = token_counts[rows].to(self.device)
+                codes.append(self.tokenizer.encode(frames, counts, return_dict=True).codes.cpu())
+        return torch.cat(codes)
 
     def _levels(self, scores: str = "predicted") -> range:
         """Return the candidate token counts of a table's levels, by where it comes from."""
@@ -177,6 +214,8 @@ class AllocationMixin:
             levels = self.router.config.levels
             return range(math.gcd(*levels), levels[-1] + 1, math.gcd(*levels))
         per_block = self.tokenizer.config.latents_per_block
+        if not self.tokenizer.prefix_decodable:
+            return range(step := math.gcd(*self.tokenizer.config.levels), per_block + 1, step)
         step = self.scorer.config.score_step if self.scorer is not None else 1
         return levels_to_measure(per_block, step) if scores == "measured" else range(step, per_block + 1, step)
 
@@ -191,15 +230,20 @@ class AllocationMixin:
             return
         valid = torch.ones(1, self.tokenizer.config.num_blocks, dtype=torch.bool) if valid_blocks is None else valid_blocks
         levels = self._levels(strategy.scores)
-        parameters = request.parameters(self.tokenizer.config.latents_per_block)
+        parameters, only_levels = request.parameters(self.tokenizer.config.latents_per_block), self._only_levels(strategy)
+        if strategy.needs_router:
+            self.check_router(parameters)
+        if only_levels and "budget" in parameters and strategy.scores != "none":
+            round_to_level(parameters["budget"], only_levels["levels"])  # raises outside
         if strategy.scores == "searched":  # on a budget or at a price, as these are
             strategy = STRATEGIES["fixed" if "budget" in parameters else "quality"]
             choose_loss(parameters.pop("loss", "rmse"))
         elif strategy.needs_router:
-            self.check_router(parameters)
             if "budget" not in parameters:
                 return
             strategy = STRATEGIES["joint"]
+        elif strategy.name == "fixed":
+            parameters |= only_levels
         table = np.zeros((*valid.shape, len(levels)))
         strategy.allocate(table, step=levels.step, valid=valid.numpy(), **parameters)
 
@@ -226,19 +270,24 @@ class AllocationMixin:
         per_block = self.tokenizer.config.latents_per_block
         finest = max(per_block // _SEARCH_STEPS, 1)
         options = {"levels": search_levels(per_block, finest), "loss": parameters.pop("loss", "rmse")}
-        given, candidates = {"step": step, "valid": valid.numpy()}, []
+        given, candidates, only_levels = {"step": step, "valid": valid.numpy()}, [], self._only_levels(strategy)
+        if only_levels:
+            options, parameters = options | only_levels, parameters | {"levels_only": True}
         if "budget" in parameters:
             amount, blank = {"budget": parameters["budget"]}, np.zeros((*valid.shape, per_block // step))
-            candidates.append(STRATEGIES["fixed"].allocate(blank, **given, **amount)[0])
+            candidates.append(STRATEGIES["fixed"].allocate(blank, **given, **amount, **only_levels)[0])
             if self.scorer is not None and ("predicted" in encoded.tables or encoded.latents is not None):
                 scores = self.score(encoded, batch_size=batch_size)
                 candidates.append(STRATEGIES["joint"].allocate(scores, **given, **amount)[0])
-            measured, levels = self.score(encoded, measured=True, batch_size=batch_size), self._levels("measured")
-            if amount["budget"] >= levels.step:
+            levels = self._levels("measured")
+            if not only_levels and amount["budget"] >= levels.step:
+                measured = self.score(encoded, measured=True, batch_size=batch_size)
                 candidates.append(STRATEGIES["joint"].allocate(measured, **given | {"step": levels.step}, **amount)[0])
-        frames = encoded.frames(slice(0, len(encoded.codes)))
+        frames, codes = encoded.frames(slice(0, len(encoded.codes))), None
+        if self.tokenizer.prefix_decodable:
+            codes = encoded.codes.to(self.device)
         with stopwatch(encoded.seconds, "search", self.device):
-            trees = assignment_trees(self.tokenizer, frames, encoded.codes.to(self.device), valid, **options)
+            trees = assignment_trees(self.tokenizer, frames, codes, valid, **options)
             counts, facts = strategy.allocate(trees, step=1, valid=valid.numpy(), candidates=candidates, **parameters)
         return torch.from_numpy(counts), facts
 

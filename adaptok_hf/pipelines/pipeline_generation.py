@@ -234,15 +234,22 @@ class GenerationMixin:
     def tokenize_condition(self, windows: torch.Tensor, num_condition_frames: int) -> torch.LongTensor:
         """Return the codes of clips that repeat the last given frame: the condition of a frame-prediction generator.
 
+        An [`EVATokModel`] encodes the first blocks with the generator's `condition_counts`, or all with the most tokens.
+
         Args:
             windows: uint8 (batch, frames, 3, image_size, image_size), at least `num_condition_frames` frames.
 
         Returns:
             (batch, blocks, latents_per_block) long.
         """
+        config, counts = self.tokenizer.config, ()
+        if not self.tokenizer.prefix_decodable:
+            fixed = getattr(self.fp_model.config, "condition_counts", None)
+            row = [*fixed, *[0] * config.num_blocks][: config.num_blocks] if fixed else [config.latents_per_block]
+            counts = (torch.tensor(row, device=self.device).expand(len(windows), config.num_blocks),)
         index = torch.arange(self.tokenizer.config.num_frames).clamp(max=num_condition_frames - 1)
         video = (windows[:, index].to(self.device) / 255).to(self.tokenizer.dtype)
-        return self.tokenizer.encode(video, return_dict=True).codes
+        return self.tokenizer.encode(video, *counts, return_dict=True).codes
 
     def decode_clips(self, codes: torch.Tensor, token_counts: torch.Tensor) -> torch.Tensor:
         """Return the frames of whole clips, uint8 (clips, frames, 3, height, width)."""

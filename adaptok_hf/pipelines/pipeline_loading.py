@@ -19,11 +19,12 @@ from ..models.modeling_adaptok import AdapTokModel
 from ..models.modeling_adaptok_ar import AdapTokARForCausalLM
 from ..models.modeling_adaptok_router import AdapTokRouterModel
 from ..models.modeling_adaptok_scorer import AdapTokScorerModel
+from ..models.modeling_evatok import EVATokModel
 from ..video.video_processing_adaptok import AdapTokVideoProcessor
 from .original_loading import WEIGHT_SUFFIXES, is_original, load_original, load_original_part
 from .remote_code import write_pipeline_index
 
-_MODELS = AdapTokModel, AdapTokScorerModel, AdapTokRouterModel, AdapTokARForCausalLM
+_MODELS = AdapTokModel, EVATokModel, AdapTokScorerModel, AdapTokRouterModel, AdapTokARForCausalLM
 _CLASSES = {each.__name__: each for each in (*_MODELS, AdapTokVideoProcessor)}
 _UPLOAD_OPTIONS = {"commit_message", "private", "create_pr", "token", "repo_id"}
 _DOWNLOAD_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision")

@@ -78,6 +78,11 @@ class StreamingMixin:
         if (given or allocation) and not self.tokenizer.config.adaptive:
             raise ValueError("this tokenizer is not adaptive (CausalTok): it keeps all tokens and takes no budget")
         is_routed = self._check_stream_strategy(allocation, given)
+        if given and not is_routed and not self.tokenizer.prefix_decodable:
+            raise ValueError(
+                f"{next(iter(given))}={next(iter(given.values()))!r} looks at encoded tokens, and a "
+                f"{type(self.tokenizer).__name__} needs token counts to encode: allocation='router' decides first"
+            )
         if given and not is_routed and self.scorer is None:
             raise ValueError(f"a {next(iter(given))} needs a scorer, and this pipeline has none")
         resize_mode = resize_mode or self.video_processor.resize_mode
@@ -151,14 +156,14 @@ class StreamingMixin:
                 rule = self._count_rule(given, is_routed, window, reservoir, fps)
             clip = self.video_processor.clips(np.stack([frame for frame, _, _ in group]), fps, resize_mode)
             video = clip.frames[:, : config.tubelet_size]
-            encoded = self.tokenizer.encode(
-                (video.to(self.device) / 255).to(self.tokenizer.dtype), past_key_values=encoder_cache, return_dict=True
-            )
-            latents, codes = encoded.latents[:, 0], encoded.codes[:, 0]
             count, price = config.latents_per_block, None
             if is_routed:
                 count, price = rule(self._route_block(video.to(self.device) / 255, given, router_cache))
-            elif rule is not None:
+            counts = () if self.tokenizer.prefix_decodable else (torch.tensor([[count]], device=self.device),)
+            pixels = (video.to(self.device) / 255).to(self.tokenizer.dtype)
+            encoded = self.tokenizer.encode(pixels, *counts, past_key_values=encoder_cache, return_dict=True)
+            latents, codes = encoded.latents[:, 0], encoded.codes[:, 0]
+            if rule is not None and not is_routed:
                 quantized = self.tokenizer.quantizer.lookup(codes)
                 scores = self.scorer.score_block(latents, quantized, scorer_cache)
                 count, price = rule(scores[0].double().cpu().numpy())
@@ -207,7 +212,8 @@ class StreamingMixin:
         config = self.router.config
         price = given.get("price", config.price_range[0]) if config.price_conditioned else None
         losses = self.router.level_losses(frames, price, past_key_values=cache)[0]
-        return spread_levels(losses.double().cpu().numpy(), config.levels)[0]
+        losses = losses.double().cpu().numpy()
+        return (spread_levels(losses, config.levels) if self.tokenizer.prefix_decodable else losses)[0]
 
     def _decode_block(
         self, codes: torch.Tensor, count: int, cache: BlockCache, block: StreamBlock, output_type: str
@@ -229,12 +235,14 @@ class StreamingMixin:
         if not given and not is_routed:
             return None
         levels, per_block = self._levels("routed" if is_routed else "predicted"), self.tokenizer.config.latents_per_block
+        only_levels = self._only_levels(STRATEGIES["router"]) if is_routed else {}
+        step, levels = levels.step, only_levels.get("levels", levels)
         if is_routed and given.keys() <= {"price"}:  # which is the router's
             return lambda losses: (levels[int(losses.argmin())], given.get("price"))
         ((name, value),) = given.items()
         if name in ("price", "threshold"):
             request = AllocationRequest(**given)
-            strategy, settings = request.choose_strategy(True), {"step": levels.step, name: value}
+            strategy, settings = request.choose_strategy(True), {"step": step, name: value}
             strategy.allocate(np.zeros((1, len(levels))), **settings)  # raises for a value that makes no sense
             price = value if name == "price" else None
             return lambda scores: (int(strategy.allocate(scores[None], **settings)[0][0]), price)
@@ -250,8 +258,8 @@ class StreamingMixin:
                 )
         else:
             target = AllocationRequest(budget=value).parameters(per_block)["budget"]
-        options = {"window": window, "reservoir": reservoir}
-        controller = RateController(target, step=levels.step, num_levels=len(levels), **options)
+        options = {"window": window, "reservoir": reservoir} | only_levels
+        controller = RateController(target, step=step, num_levels=len(levels), **options)
         return lambda scores: (controller.choose(scores), controller.price)
 
 

@@ -108,6 +108,19 @@ def test_what_is_not_kept_is_zero_and_has_no_influence(model):
     )
 
 
+def test_blocks_after_the_end_of_a_video(exact):
+    video, counts = make_clips(2).double(), torch.tensor([[4, 16, 0, 0], [2, 2, 2, 0]])
+    encoded = exact.encode(video, counts)
+    decoded = exact.decode(encoded.codes, counts).pixel_values_videos
+    for clip, blocks in enumerate((2, 3)):
+        given = video[clip, None, : 4 * blocks], counts[clip, None, :blocks]
+        alone = exact.encode(*given)
+        torch.testing.assert_close(alone.latents[0], encoded.latents[clip, :blocks], rtol=0, atol=1e-12)
+        alone = exact.decode(alone.codes, given[1]).pixel_values_videos[0]
+        torch.testing.assert_close(alone, decoded[clip, : 4 * blocks], rtol=0, atol=1e-12)
+    assert (encoded.codes[counts == 0] == 0).all() and decoded.isfinite().all()
+
+
 def test_fewer_tokens_are_not_the_first_of_more(model):
     few, many = (model.encode(make_clips(), torch.full((3, 4), count)).latents for count in (2, 16))
     assert not torch.allclose(few[:, :, :2], many[:, :, :2], atol=1e-2)
@@ -238,7 +251,8 @@ def test_no_clips(model):
     [
         (lambda model, video: model.encode(video, COUNTS + 1), r"\[3, 5, 17\]|17"),
         (lambda model, video: model.encode(video, torch.where(COUNTS == 4, 3, COUNTS)), r"\[3\]"),
-        (lambda model, video: model.encode(video, COUNTS * 0), r"\[0\]"),
+        (lambda model, video: model.encode(video, COUNTS * 0), r"\[0, 0, 0, 0\]"),
+        (lambda model, video: model.encode(video, COUNTS * torch.tensor([1, 1, 0, 1])), r"\[16, 2, 0, 2\]"),
         (lambda model, video: model.encode(video, COUNTS[:2]), r"\(2, 4\)"),
         (lambda model, video: model.encode(video, COUNTS.float()), "float32"),
         (lambda model, video: model.encode(video[:, :6], COUNTS), "6 frames"),
