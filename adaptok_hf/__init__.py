@@ -37,6 +37,7 @@ _HOMES = {
     "AllocationRequest": "allocation",
     "allocate": "allocation",
     "convert_checkpoint": "conversion.convert",
+    "convert_evatok": "conversion.evatok",
     "export_repository": "hub.export",
     "find_checkpoint": "checkpoints",
 }
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from .allocation import AllocationRequest, allocate
     from .checkpoints import find_checkpoint
     from .conversion.convert import convert_checkpoint
+    from .conversion.evatok import convert_evatok
     from .hub.export import export_repository
     from .models.block_cache import BlockCache
     from .models.configuration_adaptok import AdapTokConfig

@@ -27,8 +27,8 @@ from adaptok_hf import AdapTokARConfig, AdapTokARForCausalLM, AdapTokScorerConfi
 from adaptok_hf.losses import TokenizerLoss
 from adaptok_hf.losses import prior as prior_module
 from adaptok_hf.metrics.lpips_network import LPIPSNetwork
-from adaptok_hf.training.tokenizer.arguments import Arguments
-from adaptok_hf.training.tokenizer.training_step import TrainingStep, build_adversarial_loss, build_model, build_prior
+from adaptok_hf.training.tokenizer.arguments import Arguments, StageOptions
+from adaptok_hf.training.tokenizer.training_step import TrainingStep, build_adversarial_losses, build_model, build_prior
 
 RECIPES = Path(__file__).parents[1] / "training_scripts" / "recipes"
 TOKENIZERS = ["tokenizer_small", "tokenizer_paper", "tokenizer_large", "tokenizer_extra_large"]
@@ -113,15 +113,15 @@ def tokenizer_stage(name: str, checkpointing: bool) -> Stage:
     args = Arguments(data_root=".", output_dir=".", **recipe)
     model = build_model(args)
     config = model.config
-    prior, adversarial = build_prior(args, config), build_adversarial_loss(args, config)
+    prior, adversarial = build_prior(args, config), build_adversarial_losses(args, config).get("adversarial")
     step = TrainingStep(model, prior, args)
     perceptual = LPIPSNetwork("vgg").requires_grad_(False) if args.perceptual_weight else None
     loss = TokenizerLoss(args.loss_weights, perceptual, adversarial)
 
     def forward(batch: int) -> torch.Tensor:
         video = torch.rand(batch, config.num_frames, config.num_channels, config.image_size, config.image_size)
-        output, _, prior_term = step(video, None, True, 0.5)
-        return loss(video, output, 10**9, prior_term)["total"]
+        output, _, terms = step(video, None, StageOptions(), 0.5)
+        return loss(video, output, 10**9, **terms)["total"]
 
     whole, frozen = [m for m in (adversarial,) if m], [m for m in (perceptual,) if m]
     return Stage(step, forward, 4, whole, frozen, [model] if args.ema_decay else [])

@@ -21,10 +21,9 @@ from adaptok_hf.training.tokenizer.training_step import build_model
 
 def main() -> None:
     args = parse_arguments(Arguments)
-    # without quantizer the codebook has no gradient
-    unused = DistributedDataParallelKwargs(
-        find_unused_parameters=not all(stage.get("quantize", True) for stage in args.stages)
-    )
+    # without quantizer the codebook has no gradient; a stage may leave out the prior or the alignment
+    partial = any("loss_weights" in stage or not stage.get("quantize", True) for stage in args.stages)
+    unused = DistributedDataParallelKwargs(find_unused_parameters=partial)
     run = start_run(args, "train_tokenizer", kwargs_handlers=[unused])
     set_seed(args.seed)
     model = build_model(args)

@@ -54,6 +54,7 @@ def add_commands(verbs: Any) -> None:
         "convert a checkpoint of the original code",
         "convert yeahhhh326/AdapTok-Scorer converted/",
         "convert downloads/tokenizer.pth converted/ --ema 0.999",
+        "convert downloads/evatok.pt converted/ --config downloads/evatok.yaml --verify clip.mp4",
     )
     verb.add_argument(
         "source",
@@ -62,6 +63,12 @@ def add_commands(verbs: Any) -> None:
     )
     verb.add_argument("destination", help="folder to write; must not exist or be empty")
     verb.add_argument("--ema", type=float, help="take this exponential average from a training checkpoint")
+    evatok = verb.add_argument_group("EVATok's checkpoints (.pt)")
+    evatok.add_argument("--config", metavar="YAML", help="the configuration beside the checkpoint; needed")
+    evatok.add_argument("--names", metavar="JSON", help="our names -> the checkpoint's; a first run writes names.json")
+    evatok.add_argument("--patch-order", metavar="ORDER", help="of patches in linear maps, such as cthw or thwc")
+    evatok.add_argument("--mask-polarity", choices=("sees", "hides"), help="of masks for separate projections")
+    evatok.add_argument("--verify", metavar="VIDEO", help="must come back above 20 dB, or nothing is written")
     verb.set_defaults(run=_convert)
 
 
@@ -123,6 +130,16 @@ def _card(arguments: argparse.Namespace) -> None:
 
 def _convert(arguments: argparse.Namespace) -> None:
     from ..conversion.convert import convert_checkpoint
+    from ..conversion.evatok import convert_evatok
 
     quiet_libraries()
-    print(convert_checkpoint(arguments.source, arguments.destination, ema=arguments.ema))
+    names = ("config", "names", "patch_order", "mask_polarity", "verify")
+    options = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    if Path(arguments.source).suffix != ".pt":
+        if options:
+            raise ValueError(f"{', '.join(options)}: for checkpoints of EVATok (.pt), got {arguments.source}")
+        print(convert_checkpoint(arguments.source, arguments.destination, ema=arguments.ema))
+        return
+    if arguments.ema is not None or "config" not in options:
+        raise ValueError(f"a checkpoint of EVATok (.pt) needs --config and has no --ema, got {arguments.source}")
+    print(convert_evatok(arguments.source, arguments.destination, **options))

@@ -66,12 +66,14 @@ class ConversionReport:
         source_sha256: its hash.
         destination: the folder written.
         models: what it holds.
+        notes: what was assumed or proved.
     """
 
     source: Path
     source_sha256: str
     destination: Path
     models: tuple[ConvertedModel, ...]
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{self.source}", f"  sha256 {self.source_sha256}", f"-> {self.destination}"]
@@ -79,7 +81,7 @@ class ConversionReport:
             tables = f", {model.tables} position tables verified" if model.tables else ""
             lines.append(f"  {model.name}: {model.parameters:,} parameters in {model.tensors} tensors{tables}")
             lines.append(f"    sha256 {model.sha256}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
 
 
 def convert_checkpoint(
@@ -122,13 +124,13 @@ def convert_checkpoint(
         _add_generator(models, destination)
     else:
         with atomic_folder(destination) as partial:
-            _write_models(models, partial)
+            write_models(models, partial)
     converted = []
     for name, state in states.items():
         size = sum(tensor.numel() for tensor in state.values())
-        checksum = _sha256(destination / name / "model.safetensors")
+        checksum = sha256_of(destination / name / "model.safetensors")
         converted.append(ConvertedModel(name, len(state), size, tables[name], checksum))
-    return ConversionReport(weights_file, _sha256(weights_file), destination, tuple(converted))
+    return ConversionReport(weights_file, sha256_of(weights_file), destination, tuple(converted))
 
 
 def empty_models(arguments: Mapping[str, Any]) -> dict[str, PreTrainedModel]:
@@ -162,7 +164,7 @@ def _check_addition(models: Mapping[str, PreTrainedModel], folder: Path) -> None
                 )
 
 
-def _write_models(models: Mapping[str, PreTrainedModel], folder: Path) -> None:
+def write_models(models: Mapping[str, PreTrainedModel], folder: Path) -> None:
     """Write each model and, with a tokenizer, what `AdapTokPipeline.from_pretrained` needs."""
     for name, model in models.items():
         model.save_pretrained(folder / name)
@@ -262,7 +264,8 @@ def _table_problem(stored: torch.Tensor, positions: SinCosPositions) -> str | No
     return None
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Return the hash of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -75,14 +75,15 @@ def _read_folder(folder: Path) -> tuple[Mapping[str, Any], Mapping[str, torch.Te
         raise ValueError(f"{weights_file} is not a safetensors file, or is damaged: {error}") from error
 
 
-def _read_training_checkpoint(path: Path, ema: float | None) -> tuple[Mapping[str, Any], Mapping[str, torch.Tensor]]:
-    """`{"model": {"name", "args", "sd", "ema_sd"}, ...}`; nothing but tensors and plain values is unpickled.
+def unpickle(path: Path, allowed: list) -> Any:
+    """Return what a PyTorch file holds: tensors, plain values and `allowed` (see `torch.serialization.safe_globals`).
 
-    The original's `args` are EasyDicts; they are read as the ordered dictionaries that they are.
+    Raises:
+        ValueError: if it asks for anything else, which is named, or is damaged.
     """
     try:
-        with torch.serialization.safe_globals([(OrderedDict, "easydict.EasyDict")]):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(allowed):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:  # a damaged or hostile file can make the unpickler raise anything
@@ -92,6 +93,14 @@ def _read_training_checkpoint(path: Path, ema: float | None) -> tuple[Mapping[st
                 f"{path} was refused: it asks for {forbidden[1]}, and only tensors and plain values are unpickled"
             ) from error
         raise ValueError(f"{path} is not a PyTorch checkpoint, or is damaged ({type(error).__name__})") from error
+
+
+def _read_training_checkpoint(path: Path, ema: float | None) -> tuple[Mapping[str, Any], Mapping[str, torch.Tensor]]:
+    """`{"model": {"name", "args", "sd", "ema_sd"}, ...}`; nothing but tensors and plain values is unpickled.
+
+    The original's `args` are EasyDicts; they are read as the ordered dictionaries that they are.
+    """
+    checkpoint = unpickle(path, [(OrderedDict, "easydict.EasyDict")])
     model = checkpoint.get("model") if isinstance(checkpoint, Mapping) else None
     if not isinstance(model, Mapping) or not isinstance(model.get("args"), Mapping):
         raise ValueError(f"{path} is not a training checkpoint of AdapTok: it has no model.args")

@@ -1,7 +1,7 @@
 """Adversarial losses of discriminator and tokenizer, LeCam regularization and the R1 penalty.
 
-Logits are those of a `VideoDiscriminator`, (batch,), high for "real". The tokenizer is the generator; "fake" videos are
-its reconstructions.
+Logits are those of a `VideoDiscriminator`, (batch,), or of a `FeatureDiscriminator`, (batch, logits), high for "real". The
+tokenizer is the generator; "fake" videos are its reconstructions.
 """
 
 import torch
@@ -123,7 +123,7 @@ class AdversarialLoss(nn.Module):
     dictionary holds the discriminator and the averages of LeCam.
 
     Args:
-        discriminator: (batch, frames, channels, height, width) -> (batch,) logits.
+        discriminator: (batch, frames, channels, height, width) -> (batch,) or (batch, logits).
         kind: see the functions of that name; the tokenizer's loss is the same for both non-saturating ones.
         lecam_weight: the original multiplies by it twice, so its published 0.001 acts as 1e-6; here it acts once.
         r1_weight: weight of `r1_penalty`; 0 leaves it out.
@@ -131,7 +131,8 @@ class AdversarialLoss(nn.Module):
         update_every: from then on the discriminator is updated at every such step.
 
     Raises:
-        ValueError: for an unknown kind, negative weights or steps, `update_every` below 1.
+        ValueError: for an unknown kind, negative weights or steps, `update_every` below 1, and `r1_weight` with a
+            discriminator that uses batch statistics, where clips are not judged independently.
     """
 
     def __init__(
@@ -152,6 +153,8 @@ class AdversarialLoss(nn.Module):
                 raise ValueError(f"{name} must not be negative, got {value}")
         if update_every < 1:
             raise ValueError(f"update_every must be at least 1, got {update_every}")
+        if r1_weight and getattr(discriminator, "uses_batch_statistics", False):
+            raise ValueError(f"r1_weight must be 0 with a {type(discriminator).__name__}, got {r1_weight}")
         self.discriminator = discriminator
         self.lecam = LeCam()
         self.kind, self.lecam_weight, self.r1_weight = kind, lecam_weight, r1_weight
@@ -181,9 +184,11 @@ class AdversarialLoss(nn.Module):
             scalars: `total`, to be minimized; its unweighted terms `discriminator`, and `lecam` and `r1` where their
             weights are not 0; `real_logit` and `fake_logit`, the means of this process.
         """
-        # one pass over both: distributed wrappers expect one forward for each backward
-        logits = self.discriminator(torch.cat([real, fake.detach().to(real.dtype)])).float()
-        real_logits, fake_logits = logits[: len(real)], logits[len(real) :]
+        fake = fake.detach().to(real.dtype)
+        if getattr(self.discriminator, "uses_batch_statistics", False):  # which must not mix both
+            real_logits, fake_logits = self.discriminator(real).float(), self.discriminator(fake).float()
+        else:
+            real_logits, fake_logits = self.discriminator(torch.cat([real, fake])).float().split([len(real), len(fake)])
         terms = {"discriminator": _DISCRIMINATOR_LOSSES[self.kind](real_logits, fake_logits)}
         total = terms["discriminator"]
         if self.lecam_weight:

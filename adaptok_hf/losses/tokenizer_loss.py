@@ -26,6 +26,9 @@ class TokenizerLossWeights:
         commitment, codebook: the quantizer's two losses, 0.1 x 0.25 and 0.1 x 1.
         prior: cross-entropy of the prior.
         log_mse: mean logarithm of the mean squared error of each block; tiny errors count as 1e-4.
+        entropy: of the quantizer: the entropy of a token's choice less that of all choices (EVATok: 0.02).
+        alignment: minus the cosine between decoder and teacher (EVATok: 0.7).
+        feature_adversarial: the adversarial loss of a second discriminator, which looks through a frozen backbone.
     """
 
     l1: float = 1.0
@@ -36,6 +39,9 @@ class TokenizerLossWeights:
     codebook: float = 0.1
     prior: float = 0.06
     log_mse: float = 0.0
+    entropy: float = 0.0
+    alignment: float = 0.0
+    feature_adversarial: float = 0.0
 
     def __post_init__(self):
         for name, weight in asdict(self).items():
@@ -54,6 +60,7 @@ class TokenizerLoss:
         perceptual_network: `LPIPSNetwork.from_pretrained("vgg")`, on the right device.
         adversarial: the adversarial loss itself, not its distributed wrapper.
         tubelet_size: frames of a block.
+        feature_adversarial: the same, of a `FeatureDiscriminator`.
 
     Raises:
         ValueError: if a term has a weight but not what computes it.
@@ -65,16 +72,25 @@ class TokenizerLoss:
         perceptual_network: "LPIPSNetwork | None" = None,
         adversarial: AdversarialLoss | None = None,
         tubelet_size: int = 4,
+        feature_adversarial: AdversarialLoss | None = None,
     ):
         if weights.perceptual and perceptual_network is None:
             raise ValueError(f"the weight perceptual is {weights.perceptual}, but there is no perceptual_network")
-        if weights.adversarial and adversarial is None:
-            raise ValueError(f"the weight adversarial is {weights.adversarial}, but there is no adversarial loss")
+        self.adversaries = {"adversarial": adversarial, "feature_adversarial": feature_adversarial}
+        for name, adversary in self.adversaries.items():
+            if getattr(weights, name) and adversary is None:
+                raise ValueError(f"the weight {name} is {getattr(weights, name)}, but there is no such adversarial loss")
         self.weights, self.tubelet_size = weights, tubelet_size
-        self.perceptual_network, self.adversarial = perceptual_network, adversarial
+        self.perceptual_network = perceptual_network
 
     def __call__(
-        self, video: torch.Tensor, output: AdapTokOutput, step: int, prior_term: torch.Tensor | None = None
+        self,
+        video: torch.Tensor,
+        output: AdapTokOutput,
+        step: int,
+        prior_term: torch.Tensor | None = None,
+        entropy_term: torch.Tensor | None = None,
+        alignment_term: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         """Return the terms and their weighted sum.
 
@@ -82,26 +98,29 @@ class TokenizerLoss:
             video: (batch, frames, 3, height, width) float32 in [0, 1].
             output: of `AdapTokModel` for that video. Where a run starts without quantizer, its losses are `None`.
             step: counted from 0.
-            prior_term: from `prior_loss`; needed if its weight is not 0 and there are codes.
+            prior_term, entropy_term: of prior and quantizer; needed if the weight is not 0 and there are codes.
+            alignment_term: from `AlignmentLoss`; needed if its weight is not 0.
 
         Returns:
             scalars: `total`, to be minimized, and each unweighted term by the name of its weight. Terms that are not
             active yet are left out.
 
         Raises:
-            ValueError: if the prior has a weight and no term, or for shapes that do not fit.
+            ValueError: if one of these has a weight and no term, or for shapes that do not fit.
         """
         weights = self.weights
         reconstruction = output.pixel_values_videos.float()
         if reconstruction.shape != video.shape:
             raise ValueError(f"video is {tuple(video.shape)}, its reconstruction {tuple(reconstruction.shape)}")
-        if weights.prior and prior_term is None and output.codes is not None:
-            raise ValueError(f"the weight prior is {weights.prior}, but there is no prior_term")
+        given = {"prior": prior_term, "entropy": entropy_term, "alignment": alignment_term}
+        given = {name: term for name, term in given.items() if getattr(weights, name)}
+        for name, term in given.items():
+            if term is None and (output.codes is not None or name == "alignment"):
+                raise ValueError(f"the weight {name} is {getattr(weights, name)}, but there is no {name}_term")
         terms = {
             "commitment": output.commitment_loss if weights.commitment else None,
             "codebook": output.codebook_loss if weights.codebook else None,
-            "prior": prior_term if weights.prior else None,
-        }
+        } | given
         if weights.l1:
             terms["l1"] = (reconstruction - video).abs().mean()
         if weights.mse:
@@ -112,8 +131,9 @@ class TokenizerLoss:
         if weights.perceptual:
             # not clamped, so that values outside [0, 1] have a gradient too
             terms["perceptual"] = self.perceptual_network(reconstruction.flatten(0, 1), video.flatten(0, 1)).float().mean()
-        if weights.adversarial and self.adversarial.is_active(step):
-            terms["adversarial"] = self.adversarial.generator_loss(reconstruction)
+        for name, adversary in self.adversaries.items():
+            if getattr(weights, name) and adversary.is_active(step):
+                terms[name] = adversary.generator_loss(reconstruction)
         terms = {name: term for name, term in terms.items() if term is not None}
         if not terms:
             raise ValueError("no term has a weight: nothing to minimize")

@@ -78,16 +78,22 @@ class EVATokQuantizer(VectorQuantizer):
             projected: (batch, tokens, codebook_dim).
             kept: (batch, tokens) bool, the tokens that count; `None`: all.
         """
-        tokens = projected.flatten(0, -2)
-        weights = tokens.new_ones(len(tokens)) if kept is None else kept.flatten().float()
-        codebook = self.normalized_codebook()
-        entropy, mean = 0.0, 0.0
-        with torch.autocast(projected.device.type, enabled=False):
-            size = max(1, _VALUES_AT_ONCE // len(codebook))
-            for some, share in zip(tokens.split(size), (weights / weights.sum()).split(size), strict=True):
-                sums = checkpoint(_entropy_sums, some, share, codebook, self.entropy_temperature, use_reentrant=False)
-                entropy, mean = entropy + sums[0], mean + sums[1]
-            return entropy + (mean * (mean + 1e-5).log()).sum()
+        return entropy_loss(projected, self.normalized_codebook(), self.entropy_temperature, kept)
+
+
+def entropy_loss(
+    projected: torch.Tensor, codebook: torch.Tensor, temperature: float = 0.01, kept: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return the entropy term of any quantizer, see `EVATokQuantizer.entropy_loss`."""
+    tokens = projected.flatten(0, -2)
+    weights = tokens.new_ones(len(tokens)) if kept is None else kept.flatten().float()
+    entropy, mean = 0.0, 0.0
+    with torch.autocast(projected.device.type, enabled=False):
+        size = max(1, _VALUES_AT_ONCE // len(codebook))
+        for some, share in zip(tokens.split(size), (weights / weights.sum()).split(size), strict=True):
+            sums = checkpoint(_entropy_sums, some, share, codebook, temperature, use_reentrant=False)
+            entropy, mean = entropy + sums[0], mean + sums[1]
+        return entropy + (mean * (mean + 1e-5).log()).sum()
 
 
 def _entropy_sums(tokens: torch.Tensor, weights: torch.Tensor, codebook: torch.Tensor, temperature: float):

@@ -259,7 +259,7 @@ def test_sizes_of_published_recipes(name, total):
     with torch.device("meta"):
         model = module.build_model(args)
         prior = module.build_prior(args, model.config)
-        adversarial = module.build_adversarial_loss(args, model.config)
+        adversarial = module.build_adversarial_losses(args, model.config)["adversarial"]
     assert sum(p.numel() for part in (model, prior) for p in part.parameters()) / 1e6 == total
     assert adversarial.kind == "smoothed_non_saturating" and adversarial.update_every == 5
     # Table A: Adam with betas 0.5 and 0.9; the prior learns 50 times as fast
@@ -311,6 +311,7 @@ def test_shipped_recipes_fit_their_scripts():
         "tokenizer": tokenizer_arguments.Arguments,
         "causaltok": tokenizer_arguments.Arguments,
         "adaptok": tokenizer_arguments.Arguments,
+        "evatok": tokenizer_arguments.Arguments,
         "scorer": scorer_arguments.Arguments,
         "labels": assignment_labels.Arguments,
         "router": router_arguments.Arguments,

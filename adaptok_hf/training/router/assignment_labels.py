@@ -10,12 +10,14 @@ import pyarrow.parquet as pq
 import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
+from transformers import AutoModel
 
 from ...allocation import AssignmentTree
 from ...atomic_files import claim_folder
 from ...data import VideoFolderClips
 from ...metrics.lpips_network import lpips_of_blocks
 from ...models.modeling_adaptok import AdapTokModel
+from ...models.modeling_evatok import EVATokModel
 from ...pipelines.assignment_decoding import LOSSES, assignment_trees
 from ..arguments import check_positive
 from ..shards import shard_with_report, write_plan
@@ -35,7 +37,7 @@ COLUMNS = pa.schema(
 
 @dataclass(kw_only=True)
 class Arguments:
-    tokenizer: str = field(metadata={"help": "A trained AdapTokModel, folder or Hub id."})
+    tokenizer: str = field(metadata={"help": "A trained AdapTokModel or EVATokModel, folder or Hub id."})
     data_root: str = field(metadata={"help": "Folder that the folders of videos are relative to."})
     folders: list[str] = field(default_factory=list, metadata={"help": "Folders of videos, kept in memory."})
     folder_weights: list[float] = field(
@@ -120,8 +122,12 @@ def write_labels(args: Arguments, accelerator: Accelerator) -> int:
         ValueError, OSError: for missing or unusable videos, levels that do not fit the tokenizer, and an output folder that
             holds other labels or that another run writes into.
     """
-    tokenizer = AdapTokModel.from_pretrained(args.tokenizer, dtype=torch.float32).eval().to(accelerator.device)
+    tokenizer = AutoModel.from_pretrained(args.tokenizer, dtype=torch.float32).eval().to(accelerator.device)
     config = tokenizer.config
+    if not isinstance(tokenizer, AdapTokModel | EVATokModel):
+        raise ValueError(f"{args.tokenizer} is no tokenizer, but a {type(tokenizer).__name__}")
+    if isinstance(tokenizer, EVATokModel) and not set(args.levels) <= set(config.levels):
+        raise ValueError(f"levels must be among the tokenizer's {config.levels}, got {args.levels}")
     if args.levels != sorted(set(args.levels)) or not 1 <= args.levels[0] <= args.levels[-1] <= config.latents_per_block:
         raise ValueError(f"levels must rise from 1 to at most {config.latents_per_block}, got {args.levels}")
     output = Path(args.output_dir)
@@ -151,10 +157,11 @@ def write_labels(args: Arguments, accelerator: Accelerator) -> int:
     return len(choices)
 
 
-def _label(args: Arguments, tokenizer: AdapTokModel, videos: LabelledVideos, choice: ClipChoice, loss) -> dict[str, Any]:
-    frames = videos.cut([choice])
-    with torch.inference_mode():
-        codes = tokenizer.encode(frames.to(tokenizer.device)).codes
+def _label(args: Arguments, tokenizer: torch.nn.Module, videos: LabelledVideos, choice: ClipChoice, loss) -> dict[str, Any]:
+    frames, codes = videos.cut([choice]), None
+    if tokenizer.prefix_decodable:
+        with torch.inference_mode():
+            codes = tokenizer.encode(frames.to(tokenizer.device)).codes
     valid = torch.ones(1, tokenizer.config.num_blocks, dtype=torch.bool)
     tree = assignment_trees(tokenizer, frames, codes, valid, args.levels, loss)[0]
     for price in args.prices:

@@ -5,10 +5,21 @@ from typing import Literal
 
 from ...losses import TokenizerLossWeights
 from ..arguments import ClipArguments, RunArguments, epochs_to_steps, share_of_batch
+from .assignments import check_options
 
 
 @dataclass(kw_only=True)
 class Arguments(ClipArguments, RunArguments):
+    architecture: Literal["adaptok", "evatok"] = field(
+        default="adaptok", metadata={"help": "Of the tokenizer: AdapTokModel or EVATokModel."}
+    )
+    assignments: dict = field(
+        default_factory=dict,
+        metadata={
+            "help": "Token counts of blocks (in the recipe): `kind` random (the default), fixed with `counts`, or router "
+            "with `router` (folder or Hub id) and `price`."
+        },
+    )
     decoder_only: bool = field(default=False, metadata={"help": "Train the decoder; the codes stay what they are."})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Less memory for about a third more time."})
     shard_over: int = field(
@@ -59,8 +70,24 @@ class Arguments(ClipArguments, RunArguments):
     discriminator: dict = field(default_factory=dict, metadata={"help": "DiscriminatorConfig fields (in the recipe)."})
     discriminator_update_every: int = field(default=5, metadata={"help": "Steps."})
     discriminator_learning_rate: float = field(default=3e-5, metadata={"help": "Peak; the schedule is the same."})
+    feature_adversarial_weight: float = field(default=0.0, metadata={"help": "Of a second discriminator, see there."})
+    feature_discriminator: dict = field(
+        default_factory=dict,
+        metadata={
+            "help": "`backbone`, folder or Hub id of a VideoMAEModel, and options of FeatureDiscriminator (in the recipe). "
+            "Kind, start, turns and LeCam are those of the other."
+        },
+    )
+    feature_discriminator_learning_rate: float = field(default=2e-5, metadata={"help": "Peak; the schedule is the same."})
+    alignment_weight: float = field(default=0.0, metadata={"help": "Cosine to a frozen teacher; EVATok: 0.7."})
+    alignment_teacher: str | None = field(default=None, metadata={"help": "A VJEPA2Model, folder or Hub id."})
+    alignment_layer: int = field(default=3, metadata={"help": "The decoder's, from 1."})
+    alignment_image_size: int | None = field(
+        default=None, metadata={"help": "Pixels that the teacher sees; default: its configuration's."}
+    )
+    entropy_weight: float = field(default=0.0, metadata={"help": "Of the quantizer's choices; EVATok: 0.02."})
     lecam_weight: float = field(default=0.001)
-    r1_weight: float = field(default=0.0)
+    r1_weight: float = field(default=0.0, metadata={"help": "Of the first discriminator only."})
     prior_weight: float = field(default=0.0)
     prior: dict = field(default_factory=dict, metadata={"help": "AdapTokPriorConfig fields (in the recipe)."})
     prior_learning_rate_factor: float = field(default=50.0, metadata={"help": "Times the tokenizer's."})
@@ -93,6 +120,11 @@ class Arguments(ClipArguments, RunArguments):
                 "with decoder_only the codes are fixed: prior_weight and reseed_every must be 0, got "
                 f"{self.prior_weight} and {self.reseed_every}"
             )
+        check_options(self.assignments)
+        if self.count_groups and self.assignments:
+            raise ValueError(f"count_groups={self.count_groups} samples counts itself: leave out assignments")
+        if self.architecture == "evatok":
+            self._check_evatok()
         if self.shard_over:
             # what reaches into whole weights while training; Muon needs whole matrices
             names = ("use_muon", "reseed_every", "patch_components", "codebook_decay")
@@ -106,6 +138,12 @@ class Arguments(ClipArguments, RunArguments):
                 f"{self.codebook_weight} and {self.reseed_every}"
             )
         self.loss_weights  # noqa: B018 (raises ValueError)
+        for name, entry, given in (
+            ("alignment", "alignment_teacher", self.alignment_teacher),
+            ("feature_adversarial", "backbone in feature_discriminator", self.feature_discriminator.get("backbone")),
+        ):
+            if self.uses(name) and not given:
+                raise ValueError(f"{name} has a weight: give {entry}, a folder or Hub id")
         units = {unit for stage in self.stages for unit in ("steps", "epochs", "seconds") if unit in stage}
         for stage in self.stages:
             options = {name: value for name, value in stage.items() if name not in (*units, "num_blocks", "batch_size")}
@@ -121,15 +159,26 @@ class Arguments(ClipArguments, RunArguments):
                 known = [option.name for option in fields(StageOptions)]
                 raise ValueError(f"options of a stage are {known}, got {stage}") from None
 
-    @property
-    def loss_weights(self) -> TokenizerLossWeights:
-        names = ("l1", "mse", "log_mse", "perceptual", "adversarial", "commitment", "codebook", "prior")
-        return TokenizerLossWeights(**{name: getattr(self, f"{name}_weight") for name in names})
+    def _check_evatok(self) -> None:
+        """Raise `ValueError` for what only an AdapTok tokenizer can do."""
+        names = ("patch_components", "count_groups")
+        in_use = {name: getattr(self, name) for name in names if getattr(self, name)}
+        for stage in self.stages:
+            options = {"quantize": True, "noise": 0.0, "fit_codebook": False}
+            in_use |= {name: stage[name] for name, usual in options.items() if stage.get(name, usual) != usual}
+        if in_use:
+            raise ValueError(f"architecture 'evatok' has no {in_use}")
 
     @property
-    def uses_perceptual(self) -> bool:
-        """Return whether LPIPS has a weight in any stage."""
-        return bool(self.perceptual_weight) or any(stage.get("loss_weights", {}).get("perceptual") for stage in self.stages)
+    def loss_weights(self) -> TokenizerLossWeights:
+        names = [weight.name for weight in fields(TokenizerLossWeights)]
+        return TokenizerLossWeights(**{name: getattr(self, f"{name}_weight") for name in names})
+
+    def uses(self, name: str) -> bool:
+        """Return whether a term of the loss has a weight in any stage."""
+        return bool(getattr(self, f"{name}_weight")) or any(
+            stage.get("loss_weights", {}).get(name) for stage in self.stages
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

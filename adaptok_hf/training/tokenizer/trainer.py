@@ -1,26 +1,35 @@
 """The training run of `train_tokenizer.py`."""
 
 import dataclasses
+from typing import NamedTuple
 
 import torch
 from accelerate.utils import set_seed
+from torch import nn
 
 from ...data import VideoFolderClips
-from ...losses import TokenizerLoss, scheduled_sampling_ratio
+from ...losses import AdversarialLoss, TokenizerLoss, scheduled_sampling_ratio
 from ...metrics.lpips_network import LPIPSNetwork
 from ...models.attention_masks import kept_tokens
-from ...models.modeling_adaptok import AdapTokModel
-from ..block_mask_sampler import sample_grouped_token_counts, sample_token_counts
+from ..block_mask_sampler import sample_grouped_token_counts
 from ..clips import StreamBatches, shared_sampling
 from ..folder_batches import FolderBatches
 from ..run_folder import Progress, RunFolder
 from ..sharding import ShardedAverage, save_shards_with_checkpoints, shard, whole_copy
 from ..trainer import Trainer
 from .arguments import Arguments, Stage, plan_stages
+from .assignments import Assignments
 from .codebook import CodebookAverage, initialize_codebook, reseed_codes
 from .pyramid_start import start_as_pyramid
 from .training_coordinates import fold, unfold
-from .training_step import TrainingStep, build_adversarial_loss, build_optimizers, build_prior
+from .training_step import (
+    Tokenizer,
+    TrainingStep,
+    build_adversarial_losses,
+    build_alignment,
+    build_optimizers,
+    build_prior,
+)
 from .validation import Reconstructor, draw_reconstructions, measure_psnr
 
 PYRAMID_CLIPS = 256  # whose patches the start looks at
@@ -49,14 +58,30 @@ class TokenizerProgress(Progress):
         self.last_used, self.recent = state["last_used"], state["recent"]
 
 
+class Adversary(NamedTuple):
+    """A discriminator in training.
+
+    Args:
+        loss, wrapped: the adversarial loss, and itself or its distributed wrapper.
+        learning_rate: the peak.
+        prefix: of its measures in the log.
+    """
+
+    loss: AdversarialLoss
+    wrapped: nn.Module
+    optimizer: torch.optim.Optimizer
+    learning_rate: float
+    prefix: str
+
+
 class TokenizerTrainer(Trainer):
-    """Trains a tokenizer with its prior and a discriminator, as the weights of the losses say."""
+    """Trains a tokenizer with its prior and discriminators, as the weights of the losses say."""
 
     def __init__(
         self,
         args: Arguments,
         run: RunFolder,
-        model: AdapTokModel,
+        model: Tokenizer,
         clips: FolderBatches | StreamBatches,
         val_clips: VideoFolderClips | None,
     ):
@@ -70,12 +95,18 @@ class TokenizerTrainer(Trainer):
             start = unfold if args.init_from else start_as_pyramid
             start(model, video.cpu().float() / 255, args.patch_components)
         self.model, self.clips, self.val_clips = model, clips, val_clips
-        self.step_module = TrainingStep(model, build_prior(args, config), args)
-        self.adversarial = build_adversarial_loss(args, config)
+        if args.assignments and not config.adaptive:
+            raise ValueError(f"a tokenizer that is not adaptive keeps all tokens: leave out assignments {args.assignments}")
+        self.assignments = Assignments(args.assignments, config, accelerator.device)
+        alignment = build_alignment(args, config)
+        if alignment is not None:
+            alignment.to(accelerator.device)
+        self.step_module = TrainingStep(model, build_prior(args, config), args, alignment)
+        self.adversarial_losses = build_adversarial_losses(args, config)
         lpips = None
-        if args.uses_perceptual:
+        if args.uses("perceptual"):
             lpips = LPIPSNetwork.from_pretrained("vgg", args.perceptual_network).to(accelerator.device)
-        self.loss = TokenizerLoss(args.loss_weights, lpips, self.adversarial, config.tubelet_size)
+        self.loss = TokenizerLoss(args.loss_weights, lpips, tubelet_size=config.tubelet_size, **self.adversarial_losses)
         size = sum(p.numel() for p in self.step_module.parameters()) / 1e6
         length = f"{self.length} {'seconds' if timed else 'steps'}"
         accelerator.print(f"{size:.2f}M parameters, {length} on {accelerator.num_processes} processes")
@@ -92,10 +123,12 @@ class TokenizerTrainer(Trainer):
         self.optimizers = build_optimizers(self.step_module, args)
         if not args.shard_over:
             self.step_module, *self.optimizers = accelerator.prepare(self.step_module, *self.optimizers)
-        if self.adversarial is not None:
-            betas, rate = (args.adam_beta1, args.adam_beta2), args.discriminator_learning_rate
-            optimizer = torch.optim.Adam(self.adversarial.parameters(), lr=rate, betas=betas)
-            self.wrapped_adversarial, self.discriminator_optimizer = accelerator.prepare(self.adversarial, optimizer)
+        self.adversaries = []
+        for name, loss in self.adversarial_losses.items():
+            prefix = name.removesuffix("adversarial")
+            rate, betas = getattr(args, f"{prefix}discriminator_learning_rate"), (args.adam_beta1, args.adam_beta2)
+            optimizer = torch.optim.Adam(loss.parameters(), lr=rate, betas=betas)
+            self.adversaries.append(Adversary(loss, *accelerator.prepare(loss, optimizer), rate, prefix))
         self.codebook_average = None
         if args.codebook_decay:
             self.codebook_average = CodebookAverage(self.model, args.codebook_decay).to(accelerator.device)
@@ -108,32 +141,32 @@ class TokenizerTrainer(Trainer):
             self.average_weights(self.model)
 
     def update(self, step: int) -> int:
-        args, progress, adversarial = self.args, self.progress, self.adversarial
+        args, progress = self.args, self.progress
         stage = self._begin_stage(step)
         videos, counts = self._next_batch(step, stage)
         peaks = args.prior_sampling_peak, args.prior_sampling_peak_at
         sampling_ratio = scheduled_sampling_ratio(step, self.length, *peaks)
-        train_discriminator = adversarial is not None and adversarial.is_discriminator_turn(step)
-        modules = [self.step_module] + ([self.wrapped_adversarial] if train_discriminator else [])
+        adversaries = [each for each in self.adversaries if each.loss.is_discriminator_turn(step)]
+        modules = [self.step_module, *(adversary.wrapped for adversary in adversaries)]
         codes, projected = [], []
         for part in self.parts(len(videos), *modules):
             video, part_counts = videos[part].float() / 255, None if counts is None else counts[part]
             with self.accelerator.autocast():
-                output, part_projected, prior_term = self.step_module(video, part_counts, stage.options, sampling_ratio)
-                terms = self.loss(video, output, step, prior_term)
+                output, part_projected, terms = self.step_module(video, part_counts, stage.options, sampling_ratio)
+                terms = self.loss(video, output, step, **terms)
             self._backward(terms["total"])
             progress.means.add({"loss": terms.pop("total")} | terms)
             projected.append(part_projected.flatten(0, 1))
             if output.codes is not None:
                 codes.append(output.codes)
-            if train_discriminator:
+            for adversary in adversaries:
                 with self.accelerator.autocast():
-                    terms = self.wrapped_adversarial(video, output.pixel_values_videos.detach())
+                    terms = adversary.wrapped(video, output.pixel_values_videos.detach())
                 self._backward(terms.pop("total"))
-                progress.means.add(terms)
+                progress.means.add({adversary.prefix + name: term for name, term in terms.items()})
         progress.means.add({"grad_norm": self.apply_gradients(self.step_module, self.optimizers)})
-        if train_discriminator:
-            self._update_discriminator(step)
+        for adversary in adversaries:
+            self._update_discriminator(adversary, step)
         if codes:
             self._count_codes(step, torch.cat(codes), torch.cat(projected), counts)
         if counts is not None:
@@ -174,9 +207,13 @@ class TokenizerTrainer(Trainer):
                 # on the CPU, since their values decide what is worked on
                 counts = groups.repeat(-(-len(videos) // len(groups)), 1)[: len(videos)]
             elif config.adaptive and options.drop_tails:
-                counts = sample_token_counts(batch_size, num_blocks, config.latents_per_block)
-                counts = counts[accelerator.process_index :: accelerator.num_processes].to(accelerator.device)
-        return videos[:, start : start + num_frames].to(accelerator.device), counts
+                counts = self.assignments.sample(batch_size, num_blocks)
+        videos = videos[:, start : start + num_frames].to(accelerator.device)
+        if counts is not None and not self.args.count_groups:
+            counts = counts[accelerator.process_index :: accelerator.num_processes].to(accelerator.device)
+        elif self.assignments.router is not None and options.drop_tails:
+            counts = self.assignments.of_clips(videos)
+        return videos, counts
 
     def _backward(self, loss: torch.Tensor) -> None:
         self.accelerator.backward(loss / self.args.gradient_accumulation_steps)
@@ -197,12 +234,11 @@ class TokenizerTrainer(Trainer):
         if self.codebook_average is not None:
             self.codebook_average.reset()
 
-    def _update_discriminator(self, step: int) -> None:
-        args, optimizer = self.args, self.discriminator_optimizer
-        for group in optimizer.param_groups:  # the tokenizer's schedule, with a peak of its own
-            group["lr"] = args.discriminator_learning_rate * self.learning_rate(step) / args.learning_rate
-        norm = self.apply_gradients(self.wrapped_adversarial, [optimizer])
-        self.progress.means.add({"discriminator_grad_norm": norm})
+    def _update_discriminator(self, adversary: Adversary, step: int) -> None:
+        for group in adversary.optimizer.param_groups:  # the tokenizer's schedule, with a peak of its own
+            group["lr"] = adversary.learning_rate * self.learning_rate(step) / self.args.learning_rate
+        norm = self.apply_gradients(adversary.wrapped, [adversary.optimizer])
+        self.progress.means.add({f"{adversary.prefix}discriminator_grad_norm": norm})
 
     def _count_codes(self, step: int, codes: torch.Tensor, projected: torch.Tensor, counts: torch.Tensor | None) -> None:
         """Note which codes were used, let them follow the latents, and re-seed those that have long been unused."""
@@ -225,7 +261,7 @@ class TokenizerTrainer(Trainer):
         self.progress.recent.zero_()
         return {"codes_used": used}
 
-    def whole_models(self) -> dict[str, AdapTokModel]:
+    def whole_models(self) -> dict[str, Tokenizer]:
         """Return the model and its average to be measured or saved, by the prefix of their measures' names."""
         model, ema = self.model, self.ema
         if not self.args.shard_over:
@@ -239,7 +275,7 @@ class TokenizerTrainer(Trainer):
         stage = self.stages[max(0, self.progress.stages_begun - 1)]
         with self.accelerator.autocast():
             for prefix, model in self.whole_models().items():
-                reconstruct = Reconstructor(model, stage.num_blocks, stage.options.quantize)
+                reconstruct = Reconstructor(model, stage.num_blocks, stage.options.quantize, self.assignments)
                 psnr = measure_psnr(reconstruct, self.val_clips, self.accelerator)
                 measures |= {prefix + name: value for name, value in psnr.items()}
             if self.accelerator.is_main_process:

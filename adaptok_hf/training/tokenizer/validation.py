@@ -6,6 +6,8 @@ from accelerate import Accelerator
 
 from ...data import VideoFolderClips
 from ...models.modeling_adaptok import AdapTokModel
+from ...models.modeling_evatok import EVATokModel
+from .assignments import Assignments
 
 BATCH_SIZE = 8
 PICTURE_CLIPS, PICTURE_FRAMES = 2, 8
@@ -17,28 +19,52 @@ class Reconstructor:
     Args:
         num_blocks: how many leading blocks of a clip are used.
         quantize: `False` while the training still leaves the quantizer out.
+        assignments: if they are a router's, its counts are one more budget, "router".
     """
 
-    def __init__(self, model: AdapTokModel, num_blocks: int, quantize: bool):
+    def __init__(
+        self,
+        model: AdapTokModel | EVATokModel,
+        num_blocks: int,
+        quantize: bool,
+        assignments: Assignments | None = None,
+    ):
         self.model, self.num_blocks, self.quantize = model, num_blocks, quantize
-        m = model.config.latents_per_block
+        config, m = model.config, model.config.latents_per_block
         # a tokenizer that is not adaptive (CausalTok) always keeps all tokens
-        self.budgets = {"1/16": max(1, m // 16), "1/4": max(1, m // 4), "full": m} if model.config.adaptive else {"full": m}
+        self.budgets: dict[str, int | None] = {"full": m}
+        if isinstance(model, EVATokModel):
+            self.budgets = {str(level): level for level in config.levels}
+        elif config.adaptive:
+            self.budgets = {"1/16": max(1, m // 16), "1/4": max(1, m // 4), "full": m}
+        self.assignments = assignments
+        if assignments is not None and assignments.router is not None:
+            self.budgets["router"] = None
 
     @torch.no_grad()
     def __call__(self, video: torch.Tensor) -> dict[str, torch.Tensor]:
         """(batch, frames, 3, height, width) in [0, 1] -> its reconstruction at each budget, float32, clamped."""
         model = self.model
         model.eval()
-        if self.quantize:
+        quantized = None
+        if isinstance(model, EVATokModel):
+            pass  # what is encoded depends on the counts
+        elif self.quantize:
             quantized = model.encode(video).quantized
         else:
             projected = model.quantizer.project(model.encoder(video))
             quantized = model.quantizer.project_out(projected).unflatten(1, (-1, model.config.latents_per_block))
         videos = {}
         for name, count in self.budgets.items():
-            counts = torch.full(quantized.shape[:2], count, device=video.device) if model.config.adaptive else None
-            decoded = model.decode(quantized=quantized, token_counts=counts).pixel_values_videos
+            counts = None
+            if count is None:
+                counts = self.assignments.of_clips((video * 255).round())
+            elif model.config.adaptive or isinstance(model, EVATokModel):
+                counts = torch.full((len(video), self.num_blocks), count, device=video.device)
+            if isinstance(model, EVATokModel):
+                decoded = model.decode(model.encode(video, counts).codes, counts).pixel_values_videos
+            else:
+                decoded = model.decode(quantized=quantized, token_counts=counts).pixel_values_videos
             videos[name] = decoded.float().clamp(0, 1)
         model.train()
         return videos
