@@ -9,9 +9,9 @@ class AdapTokARConfig(LlamaConfig):
     r"""Architecture of an [`AdapTokARForCausalLM`]: a Llama whose words are a tokenizer's codes.
 
     Ids: `0..codebook_size - 1` are codes, then come the ids of the layout, then what a sequence can be conditioned on: the
-    classes and the null class, or the separator after the condition's codes. The layouts of a sequence (see `token_layout`):
-    `<EOB>` after each block (AdapTok); a length token before each block (EVATok, `length_tokens`); all codes and nothing
-    else (LARP, `block_separators=False`).
+    classes and the null class, or the separator after the condition's codes. A sequence has one of three layouts (see
+    `token_layout`): `<EOB>` after each block (AdapTok); a length token before each block (EVATok, `length_tokens`); all
+    codes and nothing else (LARP, `block_separators=False`).
 
     Args:
         codebook_size, num_blocks, latents_per_block (`int`): of the tokenizer; `num_blocks` are those of a whole clip.
@@ -110,18 +110,15 @@ class AdapTokARConfig(LlamaConfig):
         """Raise `ValueError` for an impossible layout; complete `num_condition_codes`."""
         if self.length_tokens is not None:
             lengths = self.length_tokens = list(self.length_tokens)
-            if (
-                not lengths
-                or len(set(lengths)) != len(lengths)
-                or not 1 <= min(lengths) <= max(lengths) <= self.latents_per_block
-            ):
+            in_range = bool(lengths) and 1 <= min(lengths) <= max(lengths) <= self.latents_per_block
+            if not in_range or len(set(lengths)) != len(lengths):
                 raise ValueError(f"length_tokens={lengths} must be different numbers in 1..{self.latents_per_block}")
             if not self.block_separators:
                 raise ValueError(f"length_tokens={lengths} and block_separators=False exclude each other")
             if self.num_condition_codes and not self.condition_counts:
                 raise ValueError(
-                    f"length_tokens={lengths} and num_condition_codes={self.num_condition_codes} need condition_counts, the "
-                    "token counts of the condition's blocks"
+                    f"num_condition_codes={self.num_condition_codes} with length_tokens={lengths} needs condition_counts, "
+                    "the token counts of the condition's blocks"
                 )
         if self.condition_counts is None:
             return
@@ -196,14 +193,12 @@ class AdapTokARConfig(LlamaConfig):
         return self.num_generated_blocks * per_block
 
     def take_blocks(self, num_blocks: int, latents_per_block: int) -> None:
-        """Let a clip's codes be as many blocks as its tokenizer has. A layout with separators has blocks of its own and
-        keeps them, and so does one of another number of codes."""
-        has_own = (
-            self.block_separators
-            or self.start_block
-            or self.num_blocks * self.latents_per_block != num_blocks * latents_per_block
-        )
-        if not has_own:
+        """Let a clip's codes be as many blocks as its tokenizer has.
+
+        A layout with separators has blocks of its own and keeps them, and so does one of another number of codes.
+        """
+        same_codes = self.num_blocks * self.latents_per_block == num_blocks * latents_per_block
+        if same_codes and not (self.block_separators or self.start_block):
             self.num_blocks, self.latents_per_block = num_blocks, latents_per_block
 
     @classmethod

@@ -126,13 +126,11 @@ def _allowed_lengths(config: AdapTokARConfig, lengths: Lengths) -> torch.Tensor:
     """Return which length tokens each generated block may have, (blocks or 1, length tokens) bool."""
     if lengths is None:
         return torch.ones(1, len(config.length_tokens), dtype=torch.bool)
-    rows = [row if isinstance(row, Sequence) else [row] for row in lengths]
-    if all(not isinstance(row, Sequence) for row in lengths):  # the same for every block
-        rows = [list(lengths)]
-    elif len(rows) != config.num_generated_blocks:
-        raise ValueError(
-            f"allowed_lengths has {len(rows)} lists, expected one for each of {config.num_generated_blocks} blocks"
-        )
+    lengths = lengths.tolist() if isinstance(lengths, torch.Tensor) else list(lengths)
+    of_each_block = {isinstance(row, Sequence) for row in lengths}
+    rows = lengths if True in of_each_block else [lengths]
+    if True in of_each_block and (False in of_each_block or len(rows) != config.num_generated_blocks):
+        raise ValueError(f"allowed_lengths={lengths}, expected a list for each of {config.num_generated_blocks} blocks")
     if unknown := sorted({length for row in rows for length in row} - set(config.length_tokens)):
         raise ValueError(f"allowed_lengths has {unknown}, but the generator's length tokens are {config.length_tokens}")
     return torch.tensor([[length in row for length in config.length_tokens] for row in rows])

@@ -236,8 +236,8 @@ class AdapTokARForCausalLM(SequenceInputs, CheckedLoading, ReplaceableClasses, L
 
         Args:
             sequences: (batch, length) long, prompts included, or transformers' output that holds them.
-            condition_codes: as in `build_prompt`; their first `start_block` blocks stand before the generated ones, whole or
-                with `condition_counts` codes each.
+            condition_codes: as in `build_prompt`; their first `start_block` blocks stand before the generated ones, whole
+                or with `condition_counts` codes each.
             fill: whether the sequences may lack what follows, since they were stopped early: no more tokens; in a layout
                 that needs some, code 0 in the shortest blocks.
 

@@ -18,8 +18,8 @@ class ReplaceableClasses:
     def replace_classes(self, names: Sequence[str]) -> None:
         """Give a class-conditional generator a new set of classes, to be fine-tuned to.
 
-        Codes and `<EOB>` or length tokens keep what they learned, and so do classes that it knows by name; each new class starts as "no
-        class". With peft, train the rows of the classes next to the adapter by
+        Codes and `<EOB>` or length tokens keep what they learned, and so do classes that it knows by name; each new class
+        starts as "no class". With peft, train the rows of the classes next to the adapter by
         `trainable_token_indices={"embed_tokens": model.config.conditioning_token_ids}`.
 
         Raises:

@@ -48,21 +48,16 @@ class SequenceInputs:
 
     def _condition_prompt(self, codes: torch.Tensor) -> torch.LongTensor:
         config, counts = self.config, self.config.condition_counts
-        least = len(counts or range(config.num_blocks))
-        if (
-            codes.ndim != 3
-            or not least <= codes.shape[1] <= config.num_blocks
-            or codes.shape[2] != config.latents_per_block
-        ):
-            blocks = f"{least}..{config.num_blocks}" if counts else str(config.num_blocks)
+        least, most = len(counts or range(config.num_blocks)), config.num_blocks
+        if codes.ndim != 3 or not least <= codes.shape[1] <= most or codes.shape[2] != config.latents_per_block:
+            blocks = f"{least}..{most}" if counts else most
             raise ValueError(
                 f"condition_codes has shape {tuple(codes.shape)}, expected (batch, {blocks}, {config.latents_per_block})"
             )
         if counts:
             counts = torch.tensor(counts, device=codes.device).expand(len(codes), -1)
-            codes = codes[:, : counts.shape[1]].where(
-                kept_tokens(counts, config.latents_per_block), 0
-            )  # the rest is unused
+            kept = kept_tokens(counts, config.latents_per_block)
+            codes = codes[:, : counts.shape[1]].where(kept, 0)  # the others may be anything
         if len(codes) and not 0 <= int(codes.min()) <= int(codes.max()) < config.codebook_size:
             raise ValueError(f"codes must lie in 0..{config.codebook_size - 1}, got {int(codes.min())}..{int(codes.max())}")
         if counts is None:
@@ -85,7 +80,7 @@ class SequenceInputs:
 
         Args:
             codes: (batch, blocks, latents_per_block) long, of whole clips.
-            token_counts: (batch, blocks) long, as the layout has them: numbers of `length_tokens`, or all where there are no
+            token_counts: (batch, blocks) long: numbers of `length_tokens` in that layout, and all codes where there are no
                 separators. Blocks before `config.start_block` are left out.
             class_labels, condition_codes: as in `build_prompt`.
 
