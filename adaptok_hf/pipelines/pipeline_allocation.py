@@ -131,7 +131,10 @@ class AllocationMixin:
         """Return the strategy of a request, or `None` for keeping everything."""
         strategy = request.choose_strategy(self.scorer is not None)
         if strategy is not None and not self.tokenizer.config.adaptive:
-            raise ValueError("this tokenizer is not adaptive (CausalTok): it keeps all tokens and takes no budget")
+            raise ValueError(
+                f"strategy {strategy.name!r}: this tokenizer is not adaptive (CausalTok, LARP): it keeps all tokens and "
+                "takes no budget"
+            )
         return strategy
 
     def _levels(self, measured: bool = False) -> range:
