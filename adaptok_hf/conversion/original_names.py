@@ -132,7 +132,7 @@ def stack_rows(tokens: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
 
 
 def add_class_rows(output: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """Output layer of codes and `<EOB>` (AdapTok) -> with rows of zeros for the conditioning ids, which have no logit there."""
+    """Output layer of codes and `<EOB>` (AdapTok) -> with rows of zeros for conditioning ids, which have no logit there."""
     return torch.nn.functional.pad(output, (0, 0, 0, len(classes)))
 
 
