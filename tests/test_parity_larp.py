@@ -1,15 +1,19 @@
-"""LARP's tokenizer and generators, converted, against numbers computed with its public code (arXiv 2410.21264).
+"""LARP's tokenizer and generators, converted, against numbers computed with its public code (arXiv 2410.21264), and our
+generator with the weights of GigaTok's, from which EVATok's descends.
 
-`ADAPTOK_LARP_PARITY_DIR` names the folder with `larp_tiny/`; without it, `parity_evatok_larp` next to the folder that
-`ADAPTOK_PARITY_DIR` names. Sizes, lengths and flags are read from the files, so that other sets of the same form serve too.
+`ADAPTOK_LARP_PARITY_DIR` names the folder with `larp_tiny/` and `gigatok_tiny/`; without it, `parity_evatok_larp` next to
+the folder that `ADAPTOK_PARITY_DIR` names. Sizes and settings are read from the files, so that other sets serve too.
 """
 
+import argparse
 import json
 import os
+import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from builders.parity_table import Comparison, Golden
@@ -17,7 +21,7 @@ from torch.nn import functional
 
 import adaptok_hf.models.generation_adaptok
 from adaptok_hf import AdapTokARForCausalLM, AdapTokModel, AdapTokPipeline
-from adaptok_hf.conversion.convert import convert_checkpoint, empty_models, original_names
+from adaptok_hf.conversion.convert import convert_checkpoint, empty_models, map_tensors, original_names
 from adaptok_hf.conversion.original_names import TABLES
 from adaptok_hf.models.layers import SinCosPositions
 
@@ -28,12 +32,9 @@ else:
 pytestmark = pytest.mark.skipif(
     not LARP.is_dir(), reason="neither ADAPTOK_LARP_PARITY_DIR nor ADAPTOK_PARITY_DIR leads to LARP's golden tensors"
 )
-GREEDY = {
-    "cfg1": {},
-    "cfg1.25": {"guidance_scale": 1.25},
-    "cfg2": {"guidance_scale": 2.0},
-    "cfg2_interval9": {"guidance_scale": 2.0, "guidance_interval": 9},
-}
+GIGATOK = LARP.with_name("gigatok_tiny")
+# Pickled next to GigaTok's weights.
+PLAIN_CLASSES = [argparse.Namespace, np.dtype, np._core.multiarray.scalar, *(type(np.dtype(name)) for name in "fdil")]
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,19 @@ def pipeline(tmp_path_factory) -> AdapTokPipeline:
 
 def golden(name: str) -> Golden:
     return Golden(LARP / f"{name}.safetensors")
+
+
+def sequences_of(file: Golden, prefix: str) -> list[str]:
+    """Return the names of stored sequences."""
+    return [name.removesuffix(".seqs") for name in file if name.startswith(prefix) and name.endswith(".seqs")]
+
+
+def settings(name: str) -> dict[str, float]:
+    """Return the settings of `generate` that a name such as `cfg2_interval9` or `sampled_T0.8_k20_p0.9` states."""
+    names = {"T": "temperature", "k": "top_k", "p": "top_p", "cfg": "guidance_scale", "interval": "guidance_interval"}
+    found = re.findall(r"(?:^|_)(T|k|p|cfg|interval)([\d.]+)", name)
+    stated = {names[key]: int(value) if key in ("k", "interval") else float(value) for key, value in found}
+    return {key: value for key, value in stated.items() if (key, value) != ("guidance_scale", 1)}
 
 
 def check(comparisons: Iterator[Comparison], *files: Golden) -> None:
@@ -197,8 +211,8 @@ def filtered(model: AdapTokARForCausalLM, file: Golden) -> Iterator[Comparison]:
     for name in [name for name in file if name.startswith("filter.top_k")]:
         top_k, top_p = name.removeprefix("filter.top_k").split("_top_p")
         hook = model.lm_head.register_forward_hook(lambda *call: padded)
-        settings = {"do_sample": True, "top_k": int(top_k), "top_p": float(top_p), "return_dict_in_generate": True}
-        output = model.generate(class_labels=[0] * len(logits), max_new_tokens=1, output_scores=True, **settings)
+        options = {"do_sample": True, "top_k": int(top_k), "top_p": float(top_p), "return_dict_in_generate": True}
+        output = model.generate(class_labels=[0] * len(logits), max_new_tokens=1, output_scores=True, **options)
         hook.remove()
         scores, stored = output.scores[0][:, : logits.shape[1]], file[name]
         yield f"{name}, -inf", scores.isinf(), stored.isinf(), 0
@@ -211,11 +225,11 @@ def test_class_conditional(pipeline):
     check(one_pass(model, model.build_prompt(file["cond_idx"]), file, class_labels=file["loss_cond"]), file)
     file = golden("ar/sampling")
     prompt = model.build_prompt(class_labels=file["cond"])
-    for name, guidance in GREEDY.items():
-        check(greedy(model, prompt, file, name, **guidance))
-    check(sampled(model, prompt, file, "sampled_T1"))
-    options = {"temperature": 0.8, "top_k": 20, "top_p": 0.9, "guidance_scale": 1.25}
-    check(sampled(model, prompt, file, "sampled_T0.8_k20_p0.9", **options))
+    for name in sequences_of(file, "cfg"):
+        check(greedy(model, prompt, file, name, **settings(name)))
+    for name in sequences_of(file, "sampled"):
+        is_guided = "top_k" in settings(name)  # which the name does not state
+        check(sampled(model, prompt, file, name, **settings(name), **({"guidance_scale": 1.25} if is_guided else {})))
     check(filtered(model, file))
     generated = model.generate(prompt[:1], do_sample=False, guidance_scale=1.25)
     codes, counts = model.unpack_sequences(generated)
@@ -236,8 +250,51 @@ def test_frame_prediction(pipeline):
     windows = video.transpose(1, 2)[: len(file["cond"])]
     codes = pipeline.tokenize_condition(windows, 5)
     check([("cond", model.build_prompt(condition_codes=codes), file["cond"], 0)])
-    check(greedy(model, file["cond"], file, "plain"))
-    check(sampled(model, file["cond"], file, "sampled_T0.8_k20_p0.9", temperature=0.8, top_k=20, top_p=0.9), file)
+    for name in sequences_of(file, "plain"):
+        check(greedy(model, file["cond"], file, name))
+    for name in sequences_of(file, "sampled"):
+        check(sampled(model, file["cond"], file, name, **settings(name)))
+    assert file.unread == set()
+
+
+def gigatok_generator() -> AdapTokARForCausalLM:
+    """Our generator without separators, with the weights of GigaTok's; its last position is never read."""
+    sizes = json.loads((GIGATOK / "gpt.json").read_text())
+    with torch.serialization.safe_globals(PLAIN_CLASSES):
+        checkpoint = torch.load(GIGATOK / "gpt.pt", weights_only=True)
+    tensors = dict(checkpoint["model"])
+    length = len(tensors["positional_embedding"]) - 1
+    tensors["abs_pe"] = tensors.pop("positional_embedding")[None, :length]
+    arguments = sizes | {"max_seq_len": length, "model_type": "class_cond"}
+    models = empty_models(arguments)
+    states, _ = map_tensors(models, tensors)
+    models["ar_model"].load_state_dict(states["ar_model"], assign=True)
+    return models["ar_model"].eval()
+
+
+@pytest.mark.skipif(not (GIGATOK / "gpt.pt").is_file(), reason="the folder has no gigatok_tiny/gpt.pt")
+@torch.no_grad()
+def test_gigatok_generator():
+    model, file = gigatok_generator(), Golden(GIGATOK / "gpt.safetensors")
+    classes = file["cond_idx"].where(file["cond_idx"] < model.config.num_classes, -1)  # its null class is the last id
+    check(one_pass(model, model.build_prompt(classes), file, class_labels=classes))
+    prompt = model.build_prompt(class_labels=file["classes"])
+    for name in sequences_of(file, "cfg"):
+        if name.endswith("_linear"):  # a schedule that `generate` does not have
+            stored, size = file[f"{name}.seqs"].long(), model.config.codebook_size
+            ids = torch.cat([prompt, stored[:, :-1]], dim=1)
+            without = torch.cat([torch.full_like(prompt, model.config.null_class_token_id), stored[:, :-1]], dim=1)
+            conditional, unconditional = model(ids).logits[..., :size], model(without).logits[..., :size]
+            scale, steps = settings(name)["guidance_scale"], torch.arange(stored.shape[1])
+            scales = torch.where(steps == 0, scale, 1 + (scale - 1) * steps / (len(steps) - 1) + 1e-4)
+            logits = unconditional + scales[:, None] * (conditional - unconditional)
+            best, second = logits.topk(2)[0].unbind(-1)
+            check([(f"{name}.seqs", logits.argmax(-1), stored, 0), (name, best - second, file[f"{name}.margin"], 1e-4)])
+        else:
+            check(greedy(model, prompt, file, name, **settings(name)))
+    for name in sequences_of(file, "sampled"):
+        check(sampled(model, prompt, file, name, **settings(name)))
+    check(filtered(model, file), file)
 
 
 # --- conversion --------------------------------------------------------------------------------------------------

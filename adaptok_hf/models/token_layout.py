@@ -91,9 +91,7 @@ def pack_with_lengths(
     check_token_counts(token_counts, *codes.shape)
     is_length = token_counts[..., None] == torch.tensor(length_tokens, device=token_counts.device)
     if not (known := is_length.any(-1)).all():
-        raise ValueError(
-            f"token_counts has {int(token_counts[~known][0])}, expected one of the length tokens {length_tokens}"
-        )
+        raise ValueError(f"token_counts has {int(token_counts[~known][0])}, expected one of length_tokens={length_tokens}")
     ids = codebook_size + is_length.long().argmax(-1, keepdim=True)
     return _join(torch.cat([ids, codes], dim=2), token_counts + 1)
 

@@ -129,8 +129,9 @@ class AllocationMixin:
 
     def choose_strategy(self, request: AllocationRequest) -> Strategy | None:
         """Return the strategy of a request, or `None` for keeping everything."""
-        strategy = request.choose_strategy(self.scorer is not None)
-        if strategy is not None and not self.tokenizer.config.adaptive:
+        is_adaptive = self.tokenizer.config.adaptive  # if not, no other part would help
+        strategy = request.choose_strategy(self.scorer is not None or not is_adaptive)
+        if strategy is not None and not is_adaptive:
             raise ValueError(
                 f"strategy {strategy.name!r}: this tokenizer is not adaptive (CausalTok, LARP): it keeps all tokens and "
                 "takes no budget"
