@@ -80,9 +80,8 @@ def generate(
 def _so_far(pipeline: AdapTokPipeline, ids: torch.Tensor) -> tuple[np.ndarray, list[int]]:
     """Return the frames of the blocks that have a token, and the tokens of each block; the last block may still be open."""
     config = pipeline.ar_model.config
-    closed = int((ids[config.prompt_length :] == config.eob_token_id).sum())
-    whole = torch.nn.functional.pad(ids, (0, config.num_blocks), value=config.eob_token_id)[None]  # as if it ended here
-    codes, counts = pipeline.ar_model.unpack_sequences(whole)
+    closed = int(pipeline.ar_model.count_blocks(ids[None]))
+    codes, counts = pipeline.ar_model.unpack_sequences(ids[None], fill=True)  # as if it ended here
     begun = closed + int(closed < config.num_blocks and counts[0, closed] > 0)
     if begun == 0:
         return np.zeros((0, 0, 0, 3), np.uint8), []

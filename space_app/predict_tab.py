@@ -69,7 +69,7 @@ def predict(
             written = result[config.prompt_length :]
             rollout += len(written) < before  # a shorter sequence is a new one
             before = len(written)
-            closed = min(int((written == config.eob_token_id).sum()), blocks - 1)
+            closed = min(int(pipeline.fp_model.count_blocks(result[None])), blocks - 1)
             share = min(1.0, (rollout + closed / blocks) / num_rollouts)
             block = config.start_block + closed + 1
             text = f"Clip {rollout + 1} of {num_rollouts}: writing block {block} of {config.num_blocks}"

@@ -16,10 +16,10 @@ class Watcher(StoppingCriteria):
 
     Args:
         every: tokens between two looks.
-        eob_token_id: a look is taken after each of these, too.
+        eob_token_id: a look is taken after each of these, too; `None` where there are none.
     """
 
-    def __init__(self, every: int, eob_token_id: int):
+    def __init__(self, every: int, eob_token_id: int | None):
         self.every, self.eob_token_id = every, eob_token_id
         self.seen: queue.Queue = queue.Queue()
         self.cancelled = False

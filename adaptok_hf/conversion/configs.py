@@ -22,6 +22,8 @@ from .original_names import (
     SUPPORTED,
 )
 
+# LARP's generators know no blocks. Its published tokenizers have this many of 4 frames; `take_blocks` changes it.
+LARP_BLOCKS = 4
 Config = AdapTokConfig | AdapTokScorerConfig | AdapTokPriorConfig | AdapTokARConfig
 
 
@@ -97,11 +99,16 @@ def _read_tokenizer_configs(arguments: Mapping[str, Any]) -> dict[str, Config]:
 
 
 def _read_generator_config(arguments: Mapping[str, Any]) -> dict[str, AdapTokARConfig]:
-    required = ("cls_token_num", "max_seq_len", "tot_blocks", "dim")
+    """Read the arguments of AdapTok's generators, or of LARP's, which have neither separators nor blocks."""
+    has_separators = arguments.get("with_block_sep", False)
+    required = ("cls_token_num", "max_seq_len", "dim") + (("tot_blocks",) if has_separators else ())
     _check_present(arguments, GENERATOR_ARGUMENTS + GENERATOR_SUPPORTED + tuple((name, name, ...) for name in required))
     problems = _unsupported(arguments, GENERATOR_SUPPORTED)
-    sizes = {name: arguments[name] for name in required} | {"multiple_of": arguments.get("multiple_of", 256)}
-    prompt, tokens, blocks, width, multiple = sizes.values()
+    sizes = {name: arguments[name] for name in required} | {
+        "tot_blocks": arguments.get("tot_blocks", 1),
+        "multiple_of": arguments.get("multiple_of", 256),
+    }
+    prompt, tokens, width, blocks, multiple = sizes.values()
     start = arguments.get("start_ar_block_idx", 0)
     frame_prediction = arguments.get("frame_prediction", False)
     if not all(isinstance(value, int) and value > 0 for value in sizes.values()):
@@ -113,22 +120,31 @@ def _read_generator_config(arguments: Mapping[str, Any]) -> dict[str, AdapTokARC
         problems.append(f"cls_token_num={prompt!r}, start_ar_block_idx={start!r} (a class-conditional one has 1, 0)")
     if not isinstance(start, int) or start < 0:
         problems.append(f"start_ar_block_idx={start!r} (must be an integer of at least 0)")
+    if not has_separators and (blocks, start) != (1, 0):
+        problems.append(
+            f"with_block_sep={has_separators!r}, tot_blocks={blocks!r}, start_ar_block_idx={start!r} (supported: True, or "
+            "LARP's layout without separators: False, 1, 0)"
+        )
     if problems:
         raise ValueError(f"not supported: {'; '.join(problems)}")
 
     if frame_prediction:
-        # Without a number of its own, the condition has as many codes as the blocks that are generated.
-        codes = prompt - 1 if arguments.get("custom_cls_token_num", False) else tokens
+        # Without a number of its own, AdapTok's condition has as many codes as the blocks that are generated.
+        has_number = not has_separators or arguments.get("custom_cls_token_num", False)
+        codes = prompt - 1 if has_number else tokens
         condition: dict[str, Any] = {"num_classes": 0, "num_condition_codes": codes, "class_dropout": 0.0}
     else:
         classes = arguments.get("num_classes", 101)
         condition = {"num_classes": classes, "class_dropout": arguments.get("class_dropout_prob", 0.1)}
         if classes == len(UCF101):
             condition |= {"id2label": dict(enumerate(UCF101)), "label2id": {name: i for i, name in enumerate(UCF101)}}
+    if not has_separators and tokens % LARP_BLOCKS == 0:
+        blocks = LARP_BLOCKS
     config = AdapTokARConfig(
         num_blocks=start + blocks,
         latents_per_block=tokens // blocks,
         start_block=start,
+        block_separators=has_separators,
         position_embedding="absolute",
         learned_positions=not arguments.get("use_fixed_pe", False),
         intermediate_size=-(-int(8 * width / 3) // multiple) * multiple,

@@ -156,6 +156,7 @@ def _check_addition(models: Mapping[str, PreTrainedModel], folder: Path) -> None
         if not (folder / "tokenizer").is_dir():
             continue
         tokenizer = AdapTokConfig.from_pretrained(folder / "tokenizer")
+        model.config.take_blocks(tokenizer.num_blocks, tokenizer.latents_per_block)
         for size in ("codebook_size", "num_blocks", "latents_per_block"):
             value, expected = getattr(model.config, size), getattr(tokenizer, size)
             if value != expected:

@@ -64,7 +64,7 @@ GENERATOR_ARGUMENTS = (
 )
 GENERATOR_SUPPORTED = (
     ("model_type", ("class_cond",), "class_cond"),
-    ("with_block_sep", (True,), ...),
+    ("with_block_sep", (False, True), False),
     ("frame_prediction", (False, True), False),
     ("n_kv_head", NONE, None),
     ("ffn_dim_multiplier", NONE, None),
@@ -127,12 +127,12 @@ def third(fused: torch.Tensor, index: int) -> torch.Tensor:
 
 
 def stack_rows(tokens: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """Embeddings of codes and `<EOB>`, and of the classes and the null class -> one table."""
+    """Embeddings of codes and `<EOB>` (AdapTok), and of the classes and the null class -> one table."""
     return torch.cat([tokens, classes])
 
 
 def add_class_rows(output: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """Output layer of codes and `<EOB>` -> with a row of zeros for each conditioning id, which has no logit there."""
+    """Output layer of codes and `<EOB>` (AdapTok) -> with rows of zeros for conditioning ids, which have no logit there."""
     return torch.nn.functional.pad(output, (0, 0, 0, len(classes)))
 
 

@@ -72,13 +72,16 @@ def complete_parts(source: str | os.PathLike, parts: Mapping[str, Any]) -> dict[
     message += f"; without {missing}" if missing else ""
     if "tokenizer" not in found:
         example = f', {found[0]}="{source}"' if found else ""
+        is_larp = any(not parts[name].config.block_separators for name in found if name in ("ar_model", "fp_model"))
+        tokenizer = "hywang66/LARP-L-long-tokenizer" if is_larp else "yeahhhh326/AdapTok-Scorer"
         raise ValueError(
             f"{message}; a pipeline needs a tokenizer, such as that of "
-            f'AdapTokPipeline.from_pretrained("yeahhhh326/AdapTok-Scorer"{example})'
+            f'AdapTokPipeline.from_pretrained("{tokenizer}"{example})'
         )
     config = parts["tokenizer"].config
     if not config.adaptive:
-        logger.warning("%s; the tokenizer is not adaptive: it keeps all tokens and takes no budget", message)
+        whole = " and sees whole clips, so it cannot stream" if config.encoder_attention_type == "full" else ""
+        logger.warning("%s; the tokenizer is not adaptive: it keeps all tokens and takes no budget%s", message, whole)
     elif "scorer" not in found:
         usable = ", ".join(name for name, row in STRATEGIES.items() if row.is_usable(False, False))
         logger.warning("%s; strategies of allocation without a scorer: %s", message, usable)

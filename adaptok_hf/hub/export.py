@@ -254,7 +254,11 @@ def _write_llama(folder: Path, destination: Path) -> None:
     values = {name: value for name, value in generator.config.to_dict().items() if name in known}
     llama = LlamaForCausalLM.from_pretrained(folder, config=LlamaConfig(**values), dtype="auto")
     llama.generation_config = generator.generation_config
-    llama.generation_config.begin_suppress_tokens = [generator.config.eob_token_id]  # the first block is not empty
+    config = generator.config
+    if config.length_tokens:  # a block begins with one
+        llama.generation_config.begin_suppress_tokens = list(range(config.codebook_size))
+    elif config.block_separators:  # the first block is not empty
+        llama.generation_config.begin_suppress_tokens = [config.eob_token_id]
     llama.generation_config.max_new_tokens = generator.config.max_sequence_length
     llama.save_pretrained(destination)
 

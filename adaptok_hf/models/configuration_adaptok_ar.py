@@ -8,8 +8,10 @@ from transformers.models.llama.configuration_llama import LlamaConfig
 class AdapTokARConfig(LlamaConfig):
     r"""Architecture of an [`AdapTokARForCausalLM`]: a Llama whose words are a tokenizer's codes.
 
-    Ids: `0..codebook_size - 1` are codes, then comes `<EOB>`, then what a sequence can be conditioned on: the classes and
-    the null class, or the separator behind the condition's codes.
+    Ids: `0..codebook_size - 1` are codes, then come the ids of the layout, then what a sequence can be conditioned on: the
+    classes and the null class, or the separator after the condition's codes. A sequence has one of three layouts (see
+    `token_layout`): `<EOB>` after each block (AdapTok); a length token before each block (EVATok, `length_tokens`); all
+    codes and nothing else (LARP, `block_separators=False`).
 
     Args:
         codebook_size, num_blocks, latents_per_block (`int`): of the tokenizer; `num_blocks` are those of a whole clip.
@@ -17,6 +19,14 @@ class AdapTokARConfig(LlamaConfig):
         num_condition_codes (`int`): codes of the condition clip that stand in front of the separator (frame prediction);
             0 for a class-conditional model.
         start_block (`int`): leading blocks that are given and not generated (frame prediction).
+        length_tokens (`list[int]`, *optional*): the token counts that a block can have, in the order of their ids, which
+            follow the codes. A block is the id of its count and as many codes; there is no `<EOB>`.
+        block_separators (`bool`): `False`: every sequence has all codes of a clip; there is no `<EOB>`.
+        condition_counts (`list[int]`, *optional*): with `length_tokens`, in frame prediction: the token counts of the
+            condition's blocks, which are also those of the same blocks of every generated clip. Their sum is
+            `num_condition_codes`.
+        condition_length_tokens (`bool`): whether the length tokens of the condition's blocks stand in the prompt.
+        condition_separator (`bool`): whether the separator follows the condition (frame prediction).
         position_embedding (`str`): `"rope"`, a plain Llama, or `"absolute"`, a table that is added to the embeddings, as in
             the original.
         learned_positions (`bool`): whether the absolute table is learned; else it is a fixed sine-cosine table.
@@ -39,6 +49,11 @@ class AdapTokARConfig(LlamaConfig):
     num_classes: int = 101
     num_condition_codes: int = 0
     start_block: int = 0
+    length_tokens: list[int] | tuple[int, ...] | None = None
+    block_separators: bool = True
+    condition_counts: list[int] | tuple[int, ...] | None = None
+    condition_length_tokens: bool = True
+    condition_separator: bool = True
     position_embedding: str = "rope"
     learned_positions: bool = True
     embedding_dropout: float | int = 0.1
@@ -58,6 +73,7 @@ class AdapTokARConfig(LlamaConfig):
         for name in ("codebook_size", "num_blocks", "latents_per_block", "hidden_size", "num_attention_heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        self._check_layout()
         if (self.num_classes > 0) == (self.num_condition_codes > 0):
             raise ValueError(
                 "a generator is conditioned on a class or on frames: exactly one of num_classes and num_condition_codes "
@@ -72,7 +88,7 @@ class AdapTokARConfig(LlamaConfig):
             raise ValueError(
                 f"start_block={self.start_block} must be 0..{self.num_blocks - 1}, and 0 in a class-conditional model"
             )
-        if self.start_block * self.latents_per_block > self.num_condition_codes > 0:
+        if not self.condition_counts and self.start_block * self.latents_per_block > self.num_condition_codes > 0:
             raise ValueError(
                 f"the {self.start_block} given blocks of {self.latents_per_block} codes do not fit into "
                 f"num_condition_codes={self.num_condition_codes}"
@@ -84,38 +100,79 @@ class AdapTokARConfig(LlamaConfig):
                 raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
         if self.intermediate_size is None:
             self.intermediate_size = -(-int(8 * self.hidden_size / 3) // 256) * 256
-        self.vocab_size = self.eob_token_id + 1 + (self.num_classes + 1 if self.is_class_conditional else 1)
+        self.vocab_size = self.num_sequence_ids + (
+            self.num_classes + 1 if self.is_class_conditional else int(self.condition_separator)
+        )
         self.max_position_embeddings = self.prompt_length + self.max_sequence_length
         super().__post_init__(**kwargs)
+
+    def _check_layout(self) -> None:
+        """Raise `ValueError` for an impossible layout; complete `num_condition_codes`."""
+        if self.length_tokens is not None:
+            lengths = self.length_tokens = list(self.length_tokens)
+            in_range = bool(lengths) and 1 <= min(lengths) <= max(lengths) <= self.latents_per_block
+            if not in_range or len(set(lengths)) != len(lengths):
+                raise ValueError(f"length_tokens={lengths} must be different numbers in 1..{self.latents_per_block}")
+            if not self.block_separators:
+                raise ValueError(f"length_tokens={lengths} and block_separators=False exclude each other")
+            if self.num_condition_codes and not self.condition_counts:
+                raise ValueError(
+                    f"num_condition_codes={self.num_condition_codes} with length_tokens={lengths} needs condition_counts, "
+                    "the token counts of the condition's blocks"
+                )
+        if self.condition_counts is None:
+            return
+        counts = self.condition_counts = list(self.condition_counts)
+        if not counts or len(counts) > self.num_blocks or not set(counts) <= set(self.length_tokens or ()):
+            raise ValueError(
+                f"condition_counts={counts} must be 1..{self.num_blocks} numbers of length_tokens={self.length_tokens}"
+            )
+        if self.num_condition_codes not in (0, sum(counts)):
+            raise ValueError(
+                f"num_condition_codes={self.num_condition_codes}, but condition_counts={counts} are {sum(counts)}"
+            )
+        if self.start_block > len(counts):
+            raise ValueError(f"start_block={self.start_block}, but condition_counts={counts} are {len(counts)} blocks")
+        self.num_condition_codes = sum(counts)
 
     @property
     def is_class_conditional(self) -> bool:
         return self.num_classes > 0
 
     @property
-    def eob_token_id(self) -> int:
-        """Id of `<EOB>`: the first id behind the codes."""
-        return self.codebook_size
+    def eob_token_id(self) -> int | None:
+        """Id of `<EOB>`: the first id after the codes, or `None` in a layout without it."""
+        return self.codebook_size if self.block_separators and self.length_tokens is None else None
+
+    @property
+    def num_sequence_ids(self) -> int:
+        """Ids that can be generated, the first ones: codes and `<EOB>`, codes and length tokens, or codes."""
+        return self.codebook_size + (len(self.length_tokens) if self.length_tokens else int(self.block_separators))
+
+    @property
+    def filler_token_id(self) -> int:
+        """Id with which finished rows are filled: `<EOB>`, or code 0 in a layout without it."""
+        return 0 if self.eob_token_id is None else self.eob_token_id
 
     @property
     def first_class_token_id(self) -> int | None:
         """Id of class 0, or `None` in a frame-prediction model."""
-        return self.codebook_size + 1 if self.is_class_conditional else None
+        return self.num_sequence_ids if self.is_class_conditional else None
 
     @property
     def null_class_token_id(self) -> int | None:
         """Id of "no class", which guidance compares with, or `None` in a frame-prediction model."""
-        return self.codebook_size + 1 + self.num_classes if self.is_class_conditional else None
+        return self.num_sequence_ids + self.num_classes if self.is_class_conditional else None
 
     @property
     def condition_separator_token_id(self) -> int | None:
-        """Id behind the condition's codes, or `None` in a class-conditional model."""
-        return None if self.is_class_conditional else self.codebook_size + 1
+        """Id after the condition's codes, or `None` in a class-conditional model and without separator."""
+        return None if self.is_class_conditional or not self.condition_separator else self.num_sequence_ids
 
     @property
     def conditioning_token_ids(self) -> list[int]:
         """Ids that are never generated."""
-        return list(range(self.eob_token_id + 1, self.vocab_size))
+        return list(range(self.num_sequence_ids, self.vocab_size))
 
     @property
     def num_generated_blocks(self) -> int:
@@ -123,13 +180,26 @@ class AdapTokARConfig(LlamaConfig):
 
     @property
     def prompt_length(self) -> int:
-        """Tokens in front of what is generated: the class, or the condition's codes and the separator."""
-        return 1 if self.is_class_conditional else self.num_condition_codes + 1
+        """Tokens in front of what is generated: the class, or the condition's codes, length tokens and separator."""
+        if self.is_class_conditional:
+            return 1
+        lengths = len(self.condition_counts) if self.condition_counts and self.condition_length_tokens else 0
+        return self.num_condition_codes + lengths + int(self.condition_separator)
 
     @property
     def max_sequence_length(self) -> int:
-        """Tokens of a generated sequence whose blocks are all full, `<EOB>` included."""
-        return self.num_generated_blocks * (self.latents_per_block + 1)
+        """Tokens of a generated sequence whose blocks are as long as they can be, `<EOB>` or length tokens included."""
+        per_block = max(self.length_tokens or [self.latents_per_block]) + (self.num_sequence_ids > self.codebook_size)
+        return self.num_generated_blocks * per_block
+
+    def take_blocks(self, num_blocks: int, latents_per_block: int) -> None:
+        """Let a clip's codes be as many blocks as its tokenizer has.
+
+        A layout with separators has blocks of its own and keeps them, and so does one of another number of codes.
+        """
+        same_codes = self.num_blocks * self.latents_per_block == num_blocks * latents_per_block
+        if same_codes and not (self.block_separators or self.start_block):
+            self.num_blocks, self.latents_per_block = num_blocks, latents_per_block
 
     @classmethod
     def small(cls, **overrides) -> "AdapTokARConfig":

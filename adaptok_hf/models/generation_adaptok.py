@@ -15,6 +15,7 @@ from transformers.generation.candidate_generator import CandidateGenerator
 from transformers.utils import ModelOutput
 
 from .configuration_adaptok_ar import AdapTokARConfig
+from .token_layout import block_starts, count_blocks
 
 
 def in_eval_mode(method: Callable) -> Callable:
@@ -166,7 +167,7 @@ class SeededNoise(LogitsProcessor):
 
 
 class ClipFinished(StoppingCriteria):
-    """Finish a row after its last `<EOB>`.
+    """Finish a row after its last block.
 
     Args:
         start: tokens of the prompt that was given.
@@ -175,7 +176,7 @@ class ClipFinished(StoppingCriteria):
 
     def __init__(self, config: AdapTokARConfig, start: int, noise: SeededNoise | None = None):
         self.config, self.start, self.noise = config, start, noise
-        self.eos_token_id = config.eob_token_id  # transformers' loop pads finished rows where a criterion has this
+        self.eos_token_id = config.filler_token_id  # transformers' loop pads finished rows where a criterion has this
 
     def __call__(self, input_ids: torch.LongTensor, scores: tuple | None, **kwargs) -> torch.BoolTensor:
         if scores and self.noise is not None:
@@ -185,8 +186,8 @@ class ClipFinished(StoppingCriteria):
 
 
 def is_finished(sequences: torch.LongTensor, config: AdapTokARConfig) -> torch.BoolTensor:
-    """Return which rows have all their `<EOB>`, (batch,)."""
-    return (sequences[:, config.prompt_length :] == config.eob_token_id).sum(1) >= config.num_generated_blocks
+    """Return which rows have all their blocks, (batch,)."""
+    return count_blocks(config, sequences[:, config.prompt_length :]) >= config.num_generated_blocks
 
 
 class CandidatesUntilStop(CandidateGenerator):
@@ -229,7 +230,7 @@ class BlockGuesses(CandidateGenerator):
     def get_candidates(self, input_ids: torch.LongTensor, **kwargs) -> tuple[torch.LongTensor, None]:
         num_guesses = min(self.lookahead, self.max_length - input_ids.shape[1]) - 1
         written = input_ids[0, self.config.prompt_length :].tolist()
-        guesses = _guess(written, self.choices[:num_guesses], num_guesses, self.config.eob_token_id)
+        guesses = _guess(written, self.choices[:num_guesses], num_guesses, self.config)
         return torch.cat([input_ids, input_ids.new_tensor([guesses], dtype=torch.long)], dim=1), None
 
     def update_candidate_strategy(self, input_ids: torch.LongTensor, scores: torch.Tensor, num_matches: int) -> None:
@@ -280,16 +281,16 @@ def token_limits(
     return limits, None
 
 
-def _guess(written: list[int], choices: list[int], num_guesses: int, eob_token_id: int) -> list[int]:
+def _guess(written: list[int], choices: list[int], num_guesses: int, config: AdapTokARConfig) -> list[int]:
     """Guess the tokens after `written`: the choices of the last pass, then the codes of the block before."""
     tokens = written + choices
     while len(tokens) < len(written) + num_guesses:
-        ends = [i for i, token in enumerate(tokens) if token == eob_token_id]
-        previous = (ends[-2] + 1 if len(ends) > 1 else 0) + len(tokens) - ends[-1] - 1 if ends else None
-        if ends and previous <= ends[-1]:
+        starts = block_starts(config, tokens)
+        previous = starts[-2] + len(tokens) - starts[-1] if len(starts) > 1 else None
+        if previous is not None and previous < starts[-1]:
             tokens.append(tokens[previous])
         else:
-            tokens.append(tokens[-1] if tokens and tokens[-1] != eob_token_id else 0)
+            tokens.append(tokens[-1] if tokens and tokens[-1] < config.codebook_size else 0)
     return tokens[len(written) :]
 
 

@@ -42,7 +42,7 @@ def merge_options(
     """Return the settings of `generate`, and those of its arguments that are none.
 
     Arguments take precedence over `generation_config`, and that over the model's own. Clips are written whole unless
-    `max_length` or `max_new_tokens` says otherwise; rows are filled with `<EOB>`.
+    `max_length` or `max_new_tokens` says otherwise; rows are filled with the layout's filler, such as `<EOB>`.
 
     Raises:
         ValueError: naming an option that would have no effect or a wrong one.
@@ -59,7 +59,7 @@ def merge_options(
     settings.max_new_tokens = new_tokens or settings.max_new_tokens or model.config.max_sequence_length
     settings.max_length = None
     if settings.pad_token_id is None:
-        settings.pad_token_id = model.config.eob_token_id
+        settings.pad_token_id = model.config.filler_token_id
     _check_values(settings, options)
     _check_combinations(settings)
     if settings.output_attentions and model.config._attn_implementation != "eager":

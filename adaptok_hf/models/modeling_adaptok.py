@@ -277,7 +277,7 @@ class AdapTokModel(AdapTokPreTrainedModel):
         if token_counts is None:
             return
         if not self.config.adaptive:
-            raise ValueError("this tokenizer is not adaptive (CausalTok): it takes no token_counts")
+            raise ValueError("this tokenizer is not adaptive (CausalTok, LARP): it takes no token_counts")
         check_token_counts(token_counts, batch, num_blocks, self.config.latents_per_block)
         if not follows and batch and not torch.compiler.is_compiling() and int(token_counts[:, 0].min()) < 1:
             raise ValueError("the first block of a clip must keep at least 1 token, got 0")

@@ -30,20 +30,19 @@ from .configuration_adaptok_ar import AdapTokARConfig
 from .generation_adaptok import (
     ActiveRows,
     BlockGuesses,
-    BlockTokensLogitsProcessor,
     CandidatesUntilStop,
     ClipFinished,
     SeededNoise,
     check_number,
     check_seeds,
     in_eval_mode,
-    token_limits,
 )
+from .generation_layouts_adaptok import layout_rules
 from .generation_options_adaptok import check_decoding, merge_options
 from .layers import LearnedPositions, SinCosPositions, init_layer_weights, latent_positions
 from .replaceable_classes import ReplaceableClasses
 from .sequence_inputs import SequenceInputs
-from .token_layout import unpack
+from .token_layout import count_blocks, fill_clips, unpack_clips
 
 
 class NoRotation(nn.Module):
@@ -147,7 +146,8 @@ class AdapTokARForCausalLM(SequenceInputs, CheckedLoading, ReplaceableClasses, L
     """Generator of block sequences (AdapTok, arXiv 2505.17011): class-conditional, or continuing given frames.
 
     A sequence is a prompt (a class, or the codes of the condition clip and a separator), then the kept codes of each block,
-    each block closed by `<EOB>`. With `position_embedding="rope"` a saved folder is a plain Llama's.
+    each block closed by `<EOB>`; or in one of the other layouts of [`AdapTokARConfig`]. With `position_embedding="rope"` a
+    saved folder is a plain Llama's.
     """
 
     config_class = AdapTokARConfig
@@ -166,7 +166,7 @@ class AdapTokARForCausalLM(SequenceInputs, CheckedLoading, ReplaceableClasses, L
             top_k=0,  # transformers' default would be 50
             top_p=1.0,
             max_new_tokens=config.max_sequence_length,
-            suppress_tokens=config.conditioning_token_ids,
+            suppress_tokens=config.conditioning_token_ids or None,
         )
 
     def _init_weights(self, module):
@@ -186,8 +186,8 @@ class AdapTokARForCausalLM(SequenceInputs, CheckedLoading, ReplaceableClasses, L
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs,
     ) -> CausalLMOutputWithPast:
-        """As [`LlamaForCausalLM`]'s, but the loss is taken over codes and `<EOB>` only, and in training a share
-        `config.class_dropout` of the clips loses its class.
+        """As [`LlamaForCausalLM`]'s, but the loss is taken over codes and `<EOB>` (or length tokens) only, and in
+        training a share `config.class_dropout` of the clips loses its class.
 
         Args:
             input_ids: (batch, sequence) long, see `build_inputs`.
@@ -210,7 +210,7 @@ class AdapTokARForCausalLM(SequenceInputs, CheckedLoading, ReplaceableClasses, L
             **{name: value for name, value in kwargs.items() if name not in ("num_items_in_batch", "shift_labels")},
         )
         if labels is not None:
-            size = config.eob_token_id + 1
+            size = config.num_sequence_ids
             targets = {"labels": labels, "shift_labels": kwargs.get("shift_labels")}  # the second where a clip is split
             targets = {name: ids.masked_fill(ids >= size, -100) for name, ids in targets.items() if ids is not None}
             items = {name: kwargs[name] for name in ("num_items_in_batch",) if name in kwargs}
@@ -226,13 +226,20 @@ class AdapTokARForCausalLM(SequenceInputs, CheckedLoading, ReplaceableClasses, L
         super().save_pretrained(*args, **kwargs)
 
     def unpack_sequences(
-        self, sequences: torch.Tensor | GenerateOutput, condition_codes: torch.Tensor | None = None
+        self,
+        sequences: torch.Tensor | GenerateOutput,
+        condition_codes: torch.Tensor | None = None,
+        *,
+        fill: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """What `generate` returned -> what the tokenizer decodes.
 
         Args:
             sequences: (batch, length) long, prompts included, or transformers' output that holds them.
-            condition_codes: as in `build_prompt`; their first `start_block` blocks stand, whole, before the generated ones.
+            condition_codes: as in `build_prompt`; their first `start_block` blocks stand before the generated ones, whole
+                or with `condition_counts` codes each.
+            fill: whether the sequences may lack what follows, since they were stopped early: no more tokens; in a layout
+                that needs some, code 0 in the shortest blocks.
 
         Returns:
             codes: (batch, blocks, latents_per_block) long, of whole clips;
@@ -240,13 +247,16 @@ class AdapTokARForCausalLM(SequenceInputs, CheckedLoading, ReplaceableClasses, L
         """
         config = self.config
         generated = getattr(sequences, "sequences", sequences)[:, config.prompt_length :]
+        given = None
         if config.start_block:
             if condition_codes is None:
                 raise ValueError(f"condition_codes are needed: they hold the first {config.start_block} blocks")
             given = condition_codes[:, : config.start_block].to(generated.device)
-            given = nn.functional.pad(given, (0, 1), value=config.eob_token_id).flatten(1)
-            generated = torch.cat([given, generated], dim=1)
-        return unpack(generated, config.num_blocks, config.latents_per_block, config.eob_token_id)
+        return unpack_clips(config, fill_clips(config, generated) if fill else generated, given)
+
+    def count_blocks(self, sequences: torch.Tensor) -> torch.LongTensor:
+        """Return how many blocks of each sequence are complete, (batch,); sequences begin with their prompts."""
+        return count_blocks(self.config, sequences[:, self.config.prompt_length :])
 
     @in_eval_mode
     @torch.no_grad()
@@ -263,6 +273,7 @@ class AdapTokARForCausalLM(SequenceInputs, CheckedLoading, ReplaceableClasses, L
         guidance_scale: float | None = None,
         guidance_interval: int | None = None,
         max_tokens: int | torch.Tensor | Sequence[int] | None = None,
+        allowed_lengths: Sequence[int] | Sequence[Sequence[int]] | None = None,
         lookahead: int = 1,
         **kwargs,
     ) -> GenerateOutput | torch.LongTensor:
@@ -282,14 +293,16 @@ class AdapTokARForCausalLM(SequenceInputs, CheckedLoading, ReplaceableClasses, L
             guidance_interval: guidance stops after this token, counted from 0 after the first one, as in the original.
             max_tokens: the most codes to write, `<EOB>` not counted. An integer caps the total of each sequence. Integers
                 of shape (generated blocks,) or (batch, generated blocks) cap each block, for example at the counts that
-                were allocated to another clip.
+                were allocated to another clip. Not in a layout without separators, which has all codes.
+            allowed_lengths: of a generator with `length_tokens`, those that may be written: for every block the same, or a
+                list for each generated block. One number each makes clips of exactly these counts.
             lookahead: tokens of one pass of the model, of which those stand that it would have written one by one (see
                 `BlockGuesses`): the same sequence in fewer passes, up to float round-off. For a batch of 1 without
                 guidance and with a dynamic cache.
 
         Returns:
-            (batch, length) long, prompts included; rows are filled with `<EOB>`. See `unpack_sequences`. Or transformers'
-            output, with `return_dict_in_generate=True`.
+            (batch, length) long, prompts included; rows are filled with `<EOB>`, or code 0 where there is none. See
+            `unpack_sequences`. Or transformers' output, with `return_dict_in_generate=True`.
 
         Raises:
             ValueError: for a bad condition or cap, guidance without a null class, or an option that is not supported
@@ -312,10 +325,7 @@ class AdapTokARForCausalLM(SequenceInputs, CheckedLoading, ReplaceableClasses, L
             noise = SeededNoise(check_seeds(seeds, number), self.config.prompt_length, bool(settings.output_scores))
         elif seeds is not None:
             check_seeds(seeds, number)
-        limits, total = token_limits(
-            max_tokens, len(prompt), self.config.num_generated_blocks, self.config.latents_per_block
-        )
-        rules = BlockTokensLogitsProcessor(self.config.prompt_length, self.config.eob_token_id, limits, total)
+        rules = layout_rules(self.config, len(prompt), max_tokens, allowed_lengths)
         processors = LogitsProcessorList([*(logits_processor or []), rules])
         criteria = StoppingCriteriaList([ClipFinished(self.config, prompt.shape[1], noise), *(stopping_criteria or [])])
         if noise is not None:

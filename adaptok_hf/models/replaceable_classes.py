@@ -18,8 +18,8 @@ class ReplaceableClasses:
     def replace_classes(self, names: Sequence[str]) -> None:
         """Give a class-conditional generator a new set of classes, to be fine-tuned to.
 
-        Codes and `<EOB>` keep what they learned, and so do classes that it knows by name; each new class starts as "no
-        class". With peft, train the rows of the classes next to the adapter by
+        Codes and `<EOB>` or length tokens keep what they learned, and so do classes that it knows by name; each new class
+        starts as "no class". With peft, train the rows of the classes next to the adapter by
         `trainable_token_indices={"embed_tokens": model.config.conditioning_token_ids}`.
 
         Raises:
@@ -28,7 +28,7 @@ class ReplaceableClasses:
         config = self.config
         if not config.is_class_conditional or not names:
             raise ValueError("replace_classes needs a class-conditional generator and at least one name")
-        kept, null, size = config.eob_token_id + 1, config.null_class_token_id, config.vocab_size
+        kept, null, size = config.num_sequence_ids, config.null_class_token_id, config.vocab_size
         known = {name: config.first_class_token_id + label for label, name in enumerate(self.class_names)}
         rows = [*range(kept), *(known.get(name, null) for name in names), null]
         replaced: dict[nn.Parameter, nn.Parameter] = {}  # tied tables stay tied

@@ -54,6 +54,7 @@ def check_generators(
         if model.config.is_class_conditional != is_class_conditional:
             kind = "frame-prediction" if is_class_conditional else "class-conditional"
             raise ValueError(f"{name} is a {kind} generator: it is in the place of the other")
+        model.config.take_blocks(tokenizer.config.num_blocks, tokenizer.config.latents_per_block)
         for entry in ("codebook_size", "num_blocks", "latents_per_block"):
             theirs, ours = getattr(model.config, entry), getattr(tokenizer.config, entry)
             if theirs != ours:

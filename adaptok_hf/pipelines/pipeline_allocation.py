@@ -180,9 +180,13 @@ class AllocationMixin:
 
     def choose_strategy(self, request: AllocationRequest) -> Strategy | None:
         """Return the strategy of a request, or `None` for keeping everything."""
-        strategy = request.choose_strategy(self.scorer is not None, self.router is not None)
-        if strategy is not None and not self.tokenizer.config.adaptive:
-            raise ValueError("this tokenizer is not adaptive (CausalTok): it keeps all tokens and takes no budget")
+        is_adaptive = self.tokenizer.config.adaptive  # if not, no other part would help
+        strategy = request.choose_strategy(self.scorer is not None or not is_adaptive, self.router is not None)
+        if strategy is not None and not is_adaptive:
+            raise ValueError(
+                f"strategy {strategy.name!r}: this tokenizer is not adaptive (CausalTok, LARP): it keeps all tokens and "
+                "takes no budget"
+            )
         if strategy is not None and not self.tokenizer.prefix_decodable and not strategy.decides_first:
             usable = ", ".join(row.name for row in STRATEGIES.values() if row.decides_first)
             raise ValueError(

@@ -82,6 +82,7 @@ class BlockCallback(StoppingCriteria):
         if unknown := set(tensor_inputs) - {"sequences"}:
             raise ValueError(f"callback_on_step_end_tensor_inputs may hold 'sequences', got {sorted(unknown)}")
         self.pipeline, self.callback, self.tensor_inputs, self.config = pipeline, callback, tensor_inputs, model.config
+        self.model = model
         self.steps, self.block = 0, 0
 
     def start(self) -> None:
@@ -91,7 +92,7 @@ class BlockCallback(StoppingCriteria):
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs) -> torch.BoolTensor:
         config = self.config
         if self.callback is not None:
-            closed = (input_ids[:, config.prompt_length :] == config.eob_token_id).sum(1)
+            closed = self.model.count_blocks(input_ids)
             for _ in range(self.block, min(int(closed.min()), config.num_generated_blocks)):
                 tensors = {"sequences": input_ids} if self.tensor_inputs else {}
                 position = config.start_block + self.block

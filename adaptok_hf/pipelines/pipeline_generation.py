@@ -8,7 +8,6 @@ from types import NoneType
 from typing import Any
 
 import torch
-from torch import nn
 
 from ..models.generation_adaptok import check_number
 from ..models.modeling_adaptok_ar import AdapTokARForCausalLM
@@ -219,8 +218,7 @@ class GenerationMixin:
         """Return codes and counts of a batch of clips; one that was stopped early has no tokens in its last blocks."""
         settings["stopping_criteria"][-1].start()
         sequences = model.generate(**given, **settings)
-        sequences = nn.functional.pad(sequences, (0, model.config.num_blocks), value=model.config.eob_token_id)
-        return model.unpack_sequences(sequences, given.get("condition_codes"))
+        return model.unpack_sequences(sequences, given.get("condition_codes"), fill=True)
 
     @property
     def class_names(self) -> list[str]:

@@ -67,16 +67,18 @@ class StreamingMixin:
 
         Raises:
             ValueError: for more than one of price, threshold, budget and bits_per_second, impossible values, a tokenizer
-                that is not adaptive, a pipeline without scorer or router, or a strategy that does not stream; while it
-                runs, for what is not a video, frames that change their size, and a stream without frames.
+                that is not causal or not adaptive, a pipeline without scorer or router, or a strategy that does not stream;
+                while it runs, for what is not a video, frames that change their size, and a stream without frames.
         """
         check_output_type(output_type)
         given = {"price": price, "threshold": threshold, "budget": budget, "bits_per_second": bits_per_second}
         given = {name: value for name, value in given.items() if value is not None}
         if len(given) > 1:
             raise ValueError(f"give only one of price, threshold, budget and bits_per_second, got {', '.join(given)}")
+        self._check_causal("stream")
         if (given or allocation) and not self.tokenizer.config.adaptive:
-            raise ValueError("this tokenizer is not adaptive (CausalTok): it keeps all tokens and takes no budget")
+            asked = next(iter(given), "allocation")
+            raise ValueError(f"this tokenizer is not adaptive (CausalTok, LARP): it keeps all tokens and takes no {asked}")
         is_routed = self._check_stream_strategy(allocation, given)
         if given and not is_routed and not self.tokenizer.prefix_decodable:
             raise ValueError(
@@ -110,7 +112,17 @@ class StreamingMixin:
             ValueError: for blocks of another tokenizer, a missing block, and counts or codes that do not fit.
         """
         check_output_type(output_type)
+        self._check_causal("stream_decode")
         return self._stream_decode(blocks, output_type)
+
+    def _check_causal(self, method: str) -> None:
+        config = self.tokenizer.config
+        for part in ("encoder", "decoder"):
+            if (attention_type := getattr(config, f"{part}_attention_type", None)) == "full":
+                raise ValueError(
+                    f"{method} needs a causal tokenizer; the {part} of this one (such as LARP's) sees the whole clip, "
+                    f"{part}_attention_type={attention_type!r}: use tokenize and detokenize"
+                )
 
     @torch.no_grad()
     def _stream_decode(self, blocks: Iterable[StreamBlock], output_type: str) -> Iterator:

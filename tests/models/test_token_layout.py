@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from adaptok_hf.models.token_layout import pack, unpack
+from adaptok_hf.models.token_layout import pack, pack_all, pack_with_lengths, unpack, unpack_all, unpack_with_lengths
 
 EOB = 50
 
@@ -81,3 +81,54 @@ def test_unpack_refuses(sequence, message):
 def test_pack_refuses(counts, message):
     with pytest.raises(ValueError, match=message):
         pack(torch.ones(1, 2, 3, dtype=torch.long), counts, EOB)
+
+
+# --- length tokens, and no separators ----------------------------------------------------------------------------
+
+
+def test_pack_with_lengths_by_hand():
+    codes = torch.tensor([[[1, 2, 3], [4, 5, 6]], [[7, 8, 9], [10, 11, 12]]])
+    counts = torch.tensor([[2, 3], [1, 2]])
+    sequences, mask = pack_with_lengths(codes, counts, [3, 1, 2], 50)
+    assert sequences.tolist() == [[52, 1, 2, 50, 4, 5, 6], [51, 7, 52, 10, 11, 0, 0]]
+    assert mask.tolist() == [[True] * 7, [True] * 5 + [False] * 2]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_round_trip_with_lengths(seed):
+    codes, counts = random_clips(seed)
+    lengths = torch.randperm(codes.shape[2], generator=torch.Generator().manual_seed(seed)).add(1).tolist()
+    counts = counts.clamp(min=1)
+    sequences, mask = pack_with_lengths(codes, counts, lengths, EOB)
+    tail = torch.full((len(codes), 2), 77)  # what follows the last block is ignored
+    unpacked, unpacked_counts = unpack_with_lengths(torch.cat([sequences, tail], 1), *codes.shape[1:], lengths, EOB)
+    assert torch.equal(unpacked_counts, counts)
+    kept = torch.arange(codes.shape[2]) < counts[..., None]
+    assert torch.equal(unpacked[kept], codes[kept])
+    assert 0 <= unpacked.min() <= unpacked.max() < EOB  # others can be embedded
+    assert sequences[mask].numel() == counts.sum() + counts.numel()
+    whole = torch.full_like(counts, codes.shape[2])
+    unpacked, unpacked_counts = unpack_all(pack_all(codes, whole)[0], *codes.shape[1:], EOB)
+    assert torch.equal(unpacked, codes) and torch.equal(unpacked_counts, whole)
+
+
+@pytest.mark.parametrize(
+    ("sequence", "message"),
+    [
+        ([1, 2, 3], "block 0 of sequence 0 begins with 1, .*50..51"),
+        ([52, 2, 3], "block 0 of sequence 0 begins with 52"),
+        ([50, 1, 3], "block 1 of sequence 0 begins with 3"),
+        ([50, 1], "block 1 of sequence 0 begins with nothing"),
+        ([50, 1, 51, 2], "block 1 of sequence 0 has 1 codes, expected 2"),
+        ([51, 1, 50, 2], "block 0 of sequence 0 has 1 codes, expected 2.*0..49"),
+    ],
+)
+def test_wrong_sequences_with_lengths(sequence, message):
+    with pytest.raises(ValueError, match=message):
+        unpack_with_lengths(torch.tensor([sequence]), 2, 3, [1, 2], EOB)
+
+
+def test_wrong_sequences_without_separators():
+    for sequence, message in (([1] * 5, "5 codes, expected 6"), ([1] * 5 + [50], "0..49, got 1..50")):
+        with pytest.raises(ValueError, match=message):
+            unpack_all(torch.tensor([sequence]), 2, 3, EOB)

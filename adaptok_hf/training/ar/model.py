@@ -14,13 +14,14 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 GEOMETRY = ("codebook_size", "num_blocks", "latents_per_block")
+CONDITION = ("num_condition_codes", "condition_counts")  # either makes a generator one that continues frames
 
 
 def is_class_conditional(args: Arguments) -> bool:
     """Return whether the generator of a run is conditioned on a class; otherwise it continues frames."""
     if args.init_from:
         return AdapTokARConfig.from_pretrained(args.init_from).is_class_conditional
-    return not args.model.get("num_condition_codes")
+    return not any(args.model.get(name) for name in CONDITION)
 
 
 def build_model(args: Arguments, description: dict, report: Callable[[str], None]) -> AdapTokARForCausalLM:
@@ -36,6 +37,7 @@ def build_model(args: Arguments, description: dict, report: Callable[[str], None
     names = description["class_names"]
     if args.init_from:
         model = AdapTokARForCausalLM.from_pretrained(args.init_from, dtype=torch.float32)
+        model.config.take_blocks(description["num_blocks"], description["latents_per_block"])
         for entry in GEOMETRY:
             if getattr(model.config, entry) != description[entry]:
                 raise ValueError(
@@ -46,7 +48,7 @@ def build_model(args: Arguments, description: dict, report: Callable[[str], None
             report(change_classes(model, names))
     else:
         entries = {name: description[name] for name in GEOMETRY} | args.model
-        if not entries.get("num_condition_codes"):
+        if not any(entries.get(name) for name in CONDITION):
             if not names:
                 raise ValueError("a class-conditional generator needs tokens with classes; make them with --labels folder")
             entries = {"num_classes": len(names), "id2label": dict(enumerate(names))} | entries

@@ -43,9 +43,7 @@ class Arguments(ExampleArguments, ClipArguments, RunArguments, LengthArguments):
     )
     measured_batches: int | None = field(
         default=None,
-        metadata={
-            "help": "Measure so many batches and learn them again and again, from memory; default: each once."
-        },
+        metadata={"help": "Measure so many batches and learn them again and again, from memory; default: each once."},
     )
     statistics_batches: int = field(
         default=16, metadata={"help": "Batches that fix mean and deviation of inputs and targets before the first step."}

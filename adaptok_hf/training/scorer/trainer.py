@@ -35,9 +35,7 @@ class ScorerTrainer(Trainer):
         super().__init__(args, run, steps, args.batch_size, clips.num_videos, Progress())
         self.tokenizer, self.block_loss, self.clips, self.val_clips = tokenizer, block_loss, clips, val_clips
         if args.measured_batches and not isinstance(clips, FolderBatches):
-            raise ValueError(
-                f"measured_batches={args.measured_batches} needs train_folders: streams do not return"
-            )
+            raise ValueError(f"measured_batches={args.measured_batches} needs train_folders: streams do not return")
         self.measured: dict[tuple[int, int], Example] = {}  # by step and first clip; measured again in a resumed run
         config = build_config(args, tokenizer.config, args.model, args.init_from)
         if args.difference_weight and config.num_levels < 2:

@@ -61,7 +61,9 @@ def load_tokenizer(args: ExampleArguments, device: torch.device) -> tuple[AdapTo
     """
     tokenizer = AdapTokModel.from_pretrained(args.tokenizer, dtype=torch.float32).eval().requires_grad_(False).to(device)
     if not tokenizer.config.adaptive:
-        raise ValueError(f"{args.tokenizer} is not adaptive (CausalTok): it keeps all tokens, there is nothing to score")
+        raise ValueError(
+            f"{args.tokenizer} is not adaptive (CausalTok, LARP): it keeps all tokens, there is nothing to score"
+        )
     lpips = None
     if args.target == "perceptual":
         lpips = LPIPSNetwork.from_pretrained("vgg", args.perceptual_network).to(device)
