@@ -1,7 +1,7 @@
 """Do early tokens look at more of the frame than late ones? (claim of the paper's Figs. 5 and I)
 
     python benchmarks/attention_reach.py DATA/wild/val
-    python benchmarks/attention_reach.py DATA/wild/val --model detailed
+    python benchmarks/attention_reach.py DATA/wild/val --model figures
 
 Over the patches of its own block, a token's attention (mean over heads, in the encoder layer in which tokens look at
 patches most) has an entropy; its exponential is the number of patches at which a token looks. Printed is its mean over
@@ -22,7 +22,7 @@ from adaptok_hf.evaluation.attention_maps import attention_maps
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", help="a folder of videos")
-    parser.add_argument("--model", help="pipeline folder (default: the small checkpoint in the package)")
+    parser.add_argument("--model", help="pipeline folder (default: small, in the package)")
     parser.add_argument("--clips", type=int, default=8, help="clips that are looked at")
     arguments = parser.parse_args()
     model = AdapTokPipeline.from_pretrained(arguments.model).tokenizer

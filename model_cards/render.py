@@ -10,13 +10,14 @@ import json
 from pathlib import Path
 
 from adaptok_hf import AdapTokARConfig, AdapTokConfig, AdapTokScorerConfig
+from adaptok_hf.checkpoints import PACKAGED_CHECKPOINTS
 from adaptok_hf.conversion.class_names import UCF101
 from adaptok_hf.hub.card import read_configs, read_report, render_card
 from adaptok_hf.hub.export import find_model, read_release
 
 HERE = Path(__file__).parent
 RECIPES = HERE.parent / "training_scripts" / "recipes"
-SMALL_PARTS = {"pipeline": None, "tokenizer": "tokenizer", "scorer": "scorer", "ar": "ar_model", "fp": "fp_model"}
+PARTS = {"pipeline": ".", "tokenizer": "tokenizer", "scorer": "scorer", "ar": "ar_model", "fp": "fp_model"}
 
 
 def original_configs() -> dict:
@@ -33,19 +34,13 @@ def original_configs() -> dict:
 def render_all() -> dict[str, str]:
     """File name -> card."""
     cards = {}
-    for kind, part in SMALL_PARTS.items():
-        folder = find_model("small", part)
-        release = read_release("small", folder)
-        cards[f"small_{kind}.md"] = render_card(
-            *read_configs(folder), repository=f"adaptok-small-{kind}", release=release, reports=_reports("small")
-        )
-    folder = find_model("detailed")
-    cards["detailed_pipeline.md"] = render_card(
-        *read_configs(folder),
-        repository="adaptok-detailed",
-        release=read_release("detailed", folder),
-        reports=_reports("detailed"),
-    )
+    for name in PACKAGED_CHECKPOINTS:
+        folder, reports = find_model(name), _reports(name)
+        release = read_release(name, folder)
+        for kind in (kind for kind, part in PARTS.items() if (folder / part).is_dir()):
+            cards[f"{name}_{kind}.md"] = render_card(
+                *read_configs(folder / PARTS[kind]), repository=f"adaptok-{name}-{kind}", release=release, reports=reports
+            )
     release = read_release("original", HERE)
     for kind, config in original_configs().items():
         cards[f"original_{kind}.md"] = render_card(

@@ -35,7 +35,11 @@ _LOGO = (
 )
 
 
-def build_demo(pipeline: AdapTokPipeline, model_name: str = "the small checkpoint in the package") -> gr.Blocks:
+def build_demo(
+    pipeline: AdapTokPipeline,
+    model_name: str = "the checkpoints in the package",
+    generators: AdapTokPipeline | None = None,
+) -> gr.Blocks:
     """The whole Space. Launch it with `theme.page_options()`; nothing of it depends on the size of the model.
 
     Tabs whose model the pipeline lacks are left out.
@@ -43,13 +47,16 @@ def build_demo(pipeline: AdapTokPipeline, model_name: str = "the small checkpoin
     Args:
         pipeline: whose tokenizer must be adaptive.
         model_name: shown in the head of the page.
+        generators: the pipeline of the tabs Generate and Predict (default: the other tabs').
 
     Raises:
         ValueError: for a tokenizer that keeps all tokens (CausalTok): there is nothing to show.
     """
     if not pipeline.tokenizer.config.adaptive:
         raise ValueError("this tokenizer is not adaptive (CausalTok): the demo shows token budgets, which it does not take")
-    pipeline.set_progress_bar_config(disable=True)
+    generators = generators or pipeline
+    for each in (pipeline, generators):
+        each.set_progress_bar_config(disable=True)
     made = tempfile.TemporaryDirectory(prefix="adaptok_examples_")
     examples = make_examples(Path(made.name))
     with gr.Blocks(
@@ -58,16 +65,16 @@ def build_demo(pipeline: AdapTokPipeline, model_name: str = "the small checkpoin
         delete_cache=(_CLEANING_SECONDS, _UPLOAD_LIFETIME),
     ) as demo:
         gr.HTML(_head(pipeline, model_name))
-        connect = partial(_connect, pipeline)
+        connect, connect_generators = partial(_connect, pipeline), partial(_connect, generators)
         with gr.Tabs():
             with gr.Tab("Reconstruct", id="reconstruct"):
                 reconstruct_tab.build_tab(pipeline, partial(_video_input, examples), connect)
-            if pipeline.ar_model is not None:
+            if generators.ar_model is not None:
                 with gr.Tab("Generate", id="generate"):
-                    generate_tab.build_tab(pipeline, connect)
-            if pipeline.fp_model is not None:
+                    generate_tab.build_tab(generators, connect_generators)
+            if generators.fp_model is not None:
                 with gr.Tab("Predict", id="predict"):
-                    predict_tab.build_tab(pipeline, partial(_video_input, examples), connect)
+                    predict_tab.build_tab(generators, partial(_video_input, examples), connect_generators)
             with gr.Tab("Inspect", id="inspect"):
                 inspect_tab.build_tab(pipeline, partial(_video_input, examples), connect)
             with gr.Tab("About", id="about"):

@@ -2,7 +2,7 @@
 """Trains an AdapTok tokenizer (or its CausalTok baseline: `"adaptive": false` in the recipe's model).
 
     accelerate launch --cpu training_scripts/train_tokenizer.py training_scripts/recipes/tokenizer_tiny.json \
-        --init_from runs/tokenizer_tiny_init --data_root DATA --output_dir runs/tokenizer_tiny
+        --data_root DATA --output_dir runs/tokenizer_tiny
 
 `training_scripts/README.md` has the paper's runs, what is written, and how to shard and resume.
 """

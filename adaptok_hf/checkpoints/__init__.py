@@ -3,12 +3,13 @@
 import os
 from pathlib import Path
 
-DEFAULT_CHECKPOINT = "small"
 # Folders next to this file, which `AdapTokPipeline.from_pretrained` loads by name.
 PACKAGED_CHECKPOINTS = {
-    "small": "tokenizer of up to 128 tokens per block, scorer, generators by class and from frames",
-    "detailed": "tokenizer of up to 640 tokens per block, scorer; no generators",
+    "small": "videos of any kind: tokenizer of up to 256 tokens per block, scorer; no generators",
+    "figures": "animated figures: tokenizer of up to 128 tokens per block, scorer, generators by class and from frames",
 }
+DEFAULT_CHECKPOINT = "small"
+DEFAULT_GENERATORS = "figures"  # of what generates and predicts: the default has no generators
 # Repositories that `convert_checkpoint` downloads.
 ORIGINAL_CHECKPOINTS = {
     "yeahhhh326/AdapTok": "tokenizer",

@@ -87,10 +87,8 @@ def check_device(device: str | None) -> str:
     return device
 
 
-def add_model_options(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument(
-        "--model", default=DEFAULT_CHECKPOINT, metavar="NAME", help=f"{MODEL_HELP} (default: {DEFAULT_CHECKPOINT})"
-    )
+def add_model_options(verb: argparse.ArgumentParser, default: str = DEFAULT_CHECKPOINT) -> None:
+    verb.add_argument("--model", default=default, metavar="NAME", help=f"{MODEL_HELP} (default: {default})")
     verb.add_argument("--device", help="such as cpu or cuda (default: cuda if there is one)")
     verb.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
 

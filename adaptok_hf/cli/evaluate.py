@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints import DEFAULT_CHECKPOINT
+from ..checkpoints import DEFAULT_CHECKPOINT, DEFAULT_GENERATORS
 from .common import (
     MODEL_HELP,
     add_json_option,
@@ -84,7 +84,7 @@ def _add_evaluate(verb: argparse.ArgumentParser) -> None:
         "evaluate reconstruction videos/ -o out --budgets 16 25% --strategies fixed joint measured --no-fvd --json",
     )
     tasks = {"reconstruction": parser}
-    _add_data(parser, window="all")
+    _add_data(parser, "all", DEFAULT_CHECKPOINT)
     parser.add_argument(
         "--budgets", nargs="+", default=["6.25%", "12.5%", "25%", "50%", "100%"], metavar="B",
         help="average tokens per block, or percentages such as 25%% (default: 6.25%% 12.5%% 25%% 50%% 100%%)",
@@ -114,7 +114,7 @@ def _add_evaluate(verb: argparse.ArgumentParser) -> None:
         "evaluate generation videos/ -o out --class surfing --classifier-videos train/",
     )
     tasks["generation"] = parser
-    _add_data(parser, window="random")
+    _add_data(parser, "random", DEFAULT_GENERATORS)
     parser.add_argument("--videos", type=int, metavar="N", help="to generate (default: the protocol's number, or 256)")
     parser.add_argument("--class", dest="classes", action="append", metavar="CLASS", help="name or id (default: all)")
     parser.add_argument(
@@ -139,7 +139,7 @@ def _add_evaluate(verb: argparse.ArgumentParser) -> None:
         "evaluate prediction videos/ -o out --condition-frames 5 --temperature 0.6",
     )
     tasks["prediction"] = parser
-    _add_data(parser, window="first")
+    _add_data(parser, "first", DEFAULT_GENERATORS)
     parser.add_argument("--condition-frames", type=int, metavar="N", help="given (default: the protocol's, or 5)")
     add_sampling_options(parser)
     _add_running(parser)
@@ -177,7 +177,7 @@ def _add_metrics(verb: argparse.ArgumentParser) -> None:
     task.set_defaults(run=_compare)
 
 
-def _add_data(task: argparse.ArgumentParser, window: str) -> None:
+def _add_data(task: argparse.ArgumentParser, window: str, default: str) -> None:
     task.add_argument("data", help="a folder of videos (sub-folders are classes), or a csv manifest with a column 'path'")
     task.add_argument("-o", "--output", required=True, metavar="FOLDER", help="for results; a killed run resumes there")
     add_overwrite_option(task)
@@ -186,7 +186,7 @@ def _add_data(task: argparse.ArgumentParser, window: str) -> None:
     )
     task.add_argument("--kinetics-csv", metavar="FILE", help="data is a folder of Kinetics: take the videos of this list")
     task.add_argument("--model", action="append", metavar="FOLDER", help=f"{MODEL_HELP}; may be repeated where models "
-                      f"are compared (default: {DEFAULT_CHECKPOINT})")  # fmt: skip
+                      f"are compared (default: {default})")  # fmt: skip
     task.add_argument("--model-names", nargs="+", metavar="NAME", help="in the table, in the order of --model")
     task.add_argument("--protocol", metavar="NAME", help="a named protocol (default: one of your own from these options)")
     task.add_argument(
@@ -357,11 +357,11 @@ def _device(arguments: argparse.Namespace) -> str:
 
 def _load_models(arguments: argparse.Namespace, one: bool = False) -> dict[str, Any]:
     """Return the pipelines by their names in the table; with `one`, raise `ValueError` for several."""
-    paths, names = arguments.model or [None], arguments.model_names
+    paths, names = arguments.model or [DEFAULT_GENERATORS if one else DEFAULT_CHECKPOINT], arguments.model_names
     if one and len(paths) > 1:
         raise ValueError(f"expected one --model, got {len(paths)}: {', '.join(paths)}")
-    if arguments.model is None or names is None:
-        names = ["shipped" if path is None else Path(path).name or path for path in paths]
+    if names is None:
+        names = [Path(path).name or path for path in paths]
         if len(set(names)) < len(names):
             names = [path.strip("/").replace("/", "_") for path in paths]
     if len(names) != len(paths):

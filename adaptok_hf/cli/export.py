@@ -38,7 +38,7 @@ def add_commands(verbs: Any) -> None:
         verbs,
         "card",
         "write a model card from a model's configuration and measured results",
-        "card small --release small",
+        "card figures --release figures",
         "card my_pipeline/ --release release.toml --results out/results.json -o README.md",
     )
     _add_model(verb)

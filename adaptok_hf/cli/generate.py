@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoints import DEFAULT_GENERATORS
 from .common import (
     add_batch_size_option,
     add_json_option,
@@ -50,7 +51,7 @@ def add_commands(verbs: Any) -> None:
     add_json_option(verb)
     add_seed_option(verb)
     add_sampling_options(verb)
-    add_model_options(verb)
+    add_model_options(verb, DEFAULT_GENERATORS)
     add_batch_size_option(verb)
     verb.set_defaults(run=_generate)
 
@@ -71,7 +72,7 @@ def add_commands(verbs: Any) -> None:
     add_seed_option(verb)
     add_sampling_options(verb)
     add_resize_option(verb)
-    add_model_options(verb)
+    add_model_options(verb, DEFAULT_GENERATORS)
     verb.set_defaults(run=_predict)
 
 

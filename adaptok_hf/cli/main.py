@@ -11,6 +11,7 @@ from contextlib import nullcontext, redirect_stdout
 from typing import Any
 
 from .. import __version__
+from ..checkpoints import DEFAULT_CHECKPOINT, DEFAULT_GENERATORS
 from . import evaluate, export, generate, reconstruct, stream
 from .common import add_json_option, add_model_options, add_verb, check_arguments, load_pipeline
 from .program import run_program, take_debug
@@ -62,12 +63,16 @@ def build_parser() -> argparse.ArgumentParser:
         "print versions, device and the checkpoint's geometry",
         "info",
         "info --classes          # the names that generate --class takes",
-        "info --model detailed --json",
+        "info --model figures --json",
     )
-    verb.add_argument("--classes", action="store_true", help="print the classes that the model can generate")
+    verb.add_argument(
+        "--classes",
+        action="store_true",
+        help=f"print the classes that the model (default: {DEFAULT_GENERATORS}) can generate",
+    )
     add_json_option(verb)
     add_model_options(verb)
-    verb.set_defaults(run=_info)
+    verb.set_defaults(run=_info, model=None)
     return parser
 
 
@@ -94,18 +99,19 @@ def _info(arguments: argparse.Namespace) -> dict[str, Any]:
     import platform
     from importlib.metadata import version
 
-    pipeline = load_pipeline(arguments.model, arguments.device, arguments.dtype)
+    model = arguments.model or (DEFAULT_GENERATORS if arguments.classes else DEFAULT_CHECKPOINT)
+    pipeline = load_pipeline(model, arguments.device, arguments.dtype)
     if arguments.classes:
         print("\n".join(f"{label:>5}  {name}" for label, name in enumerate(pipeline.class_names)))
-        return {"model": arguments.model, "classes": pipeline.class_names}
-    config, models = pipeline.tokenizer.config, ("tokenizer", "scorer", "ar_model", "fp_model", "router")
+        return {"model": model, "classes": pipeline.class_names}
+    config, models = pipeline.tokenizer.config, ("tokenizer", "scorer", "router", "ar_model", "fp_model")
     sizes = {name: getattr(pipeline, name).num_parameters() if getattr(pipeline, name) else 0 for name in models}
     info = {
         "adaptok_hf": __version__,
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "transformers", "diffusers", "accelerate", "scipy", "numpy", "av")},
         "device": str(pipeline.device),
-        "model": arguments.model,
+        "model": model,
         "image_size": config.image_size,
         "num_frames": config.num_frames,
         "tubelet_size": config.tubelet_size,

@@ -139,7 +139,7 @@ def _labels_to_generate(pipeline: "AdapTokPipeline", classes: Sequence[int | str
     from ..pipelines.pipeline_generation import class_id
 
     if pipeline.ar_model is None:
-        raise ValueError("this pipeline has no class-conditional generator (ar_model)")
+        raise ValueError("this pipeline has no class-conditional generator (ar_model); the checkpoint 'figures' has")
     if num_videos < 2:
         raise ValueError(f"at least 2 videos must be generated, got {num_videos}")
     classes = range(pipeline.ar_model.config.num_classes) if classes is None else classes

@@ -54,7 +54,7 @@ def evaluate_prediction(
     networks, sampling = networks or Networks(), dict(sampling or {})
     num_given = protocol.num_condition_frames
     if pipeline.fp_model is None:
-        raise ValueError("this pipeline has no frame-prediction generator (fp_model)")
+        raise ValueError("this pipeline has no frame-prediction generator (fp_model); the checkpoint 'figures' has")
     if not 1 <= num_given < protocol.num_frames:
         raise ValueError(f"num_condition_frames must lie in 1..{protocol.num_frames - 1}, got {num_given}")
     check_clip_size("the model", pipeline, protocol)

@@ -68,7 +68,7 @@ class GenerationMixin:
             TypeError: for arguments of diffusers' pipelines that make no sense here.
         """
         if self.ar_model is None:
-            raise ValueError("this pipeline has no class-conditional generator (ar_model)")
+            raise ValueError("this pipeline has no class-conditional generator (ar_model); the checkpoint 'figures' has")
         check_output_type(output_type)
         generate_kwargs = check_arguments(generate_kwargs, self.tokenizer.config)
         copies = number_of_videos(num_videos_per_class=num_videos_per_class, num_videos_per_prompt=num_videos_per_prompt)
@@ -149,7 +149,7 @@ class GenerationMixin:
             TypeError: for arguments of diffusers' pipelines that make no sense here.
         """
         if self.fp_model is None:
-            raise ValueError("this pipeline has no frame-prediction generator (fp_model)")
+            raise ValueError("this pipeline has no frame-prediction generator (fp_model); the checkpoint 'figures' has")
         check_output_type(output_type)
         generate_kwargs = check_arguments(generate_kwargs, self.tokenizer.config)
         check_number("num_rollouts", num_rollouts, 1, math.inf, whole=True)
@@ -224,7 +224,7 @@ class GenerationMixin:
     def class_names(self) -> list[str]:
         """The names of the class-conditional generator's classes, by id."""
         if self.ar_model is None:
-            raise ValueError("this pipeline has no class-conditional generator (ar_model)")
+            raise ValueError("this pipeline has no class-conditional generator (ar_model); the checkpoint 'figures' has")
         config = self.ar_model.config
         return [config.id2label.get(label, str(label)) for label in range(config.num_classes)]
 

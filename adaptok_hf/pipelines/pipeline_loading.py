@@ -43,12 +43,13 @@ class LoadingMixin:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None = None, **kwargs):
-        """Load a pipeline as [`DiffusionPipeline.from_pretrained`] does, by default the small checkpoint in this package.
+        """Load a pipeline as [`DiffusionPipeline.from_pretrained`] does, by default `"small"`.
 
         Args:
-            pretrained_model_name_or_path: `"small"` or `"detailed"`, the checkpoints in this package (see
-                `adaptok_hf.checkpoints`); a folder; a Hub id. A local folder comes first. A checkpoint of the original
-                code is converted in memory, see [`convert_checkpoint`]: a Hub id, a folder or a training checkpoint.
+            pretrained_model_name_or_path: `"small"` (videos of any kind) or `"figures"` (animated figures, with
+                generators), which are in this package; a folder; a Hub id. A local folder comes first. A checkpoint of the
+                original code is converted in memory, see [`convert_checkpoint`]: a Hub id, a folder or a training
+                checkpoint.
             kwargs: as there. `dtype` (or by its older name `torch_dtype`) is float32 by default: a type, its name, `"auto"`
                 for that of the weights, or one for each component, `{"scorer": torch.bfloat16, "default": torch.float32}`.
                 A component can be the name of an original: `ar_model="yeahhhh326/AdapTok-AR"`. Of an original training

@@ -1,4 +1,4 @@
-"""Makes the pictures of docs/adaptive_tokens.md: `python docs/images/make_adaptive_images.py`, the shipped model."""
+"""Makes the pictures of docs/adaptive_tokens.md: `python docs/images/make_adaptive_images.py`, the checkpoint `small`."""
 
 from pathlib import Path
 

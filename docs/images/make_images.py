@@ -1,4 +1,4 @@
-"""Makes the pictures of the README with the shipped checkpoint: `python docs/images/make_images.py [--extra CLIP]`.
+"""Makes the pictures of the README with the shipped checkpoints: `python docs/images/make_images.py [--extra CLIP]`.
 
 Those of generation and prediction are the contact sheets of the commands that stand beside them in the README.
 """
@@ -31,7 +31,7 @@ def main() -> None:
     pipeline.set_progress_bar_config(disable=True)
     rows = []
     for video in filter(None, (EXAMPLE, arguments.extra)):
-        outputs = [pipeline.reconstruct(video, budget=budget, output_type="uint8") for budget in (128, 64, 32, 16, 8)]
+        outputs = [pipeline.reconstruct(video, budget=budget, output_type="uint8") for budget in (256, 128, 64, 32, 16)]
         row = [outputs[0].original[0, arguments.frame], *(output.frames[0, arguments.frame] for output in outputs)]
         rows.append(np.concatenate(row, axis=1))
     strip = Image.fromarray(np.concatenate(rows))

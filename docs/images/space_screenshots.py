@@ -1,6 +1,6 @@
 """Clicks through the tabs of a running Space in a headless Chromium and takes their pictures.
 
-    python docs/images/space_screenshots.py            # space_*.png of the README, with the shipped checkpoint
+    python docs/images/space_screenshots.py            # space_*.png of the README, with the shipped checkpoints
     python docs/images/space_screenshots.py --folder F  # every tab, wide and narrow, light and dark
 
 Needs playwright and a Chromium (`apt-get install chromium`, or `ADAPTOK_CHROMIUM`). `tests/space_app/test_browser.py` does
@@ -99,13 +99,13 @@ def write_small(png: bytes, path: Path) -> None:
     path.write_bytes(png)
 
 
-def launch_space(pipeline):
+def launch_space(*pipelines):
     """The Space on a free port of this machine: (demo, address)."""
     sys.path.insert(0, str(ROOT / "space_app"))
     from demo import build_demo
     from theme import page_options
 
-    demo = build_demo(pipeline)
+    demo = build_demo(pipelines[0], generators=pipelines[-1])
     _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, max_file_size="50mb", **page_options())
     return demo, url
 
@@ -124,7 +124,7 @@ def main() -> None:
     if url is None:
         from adaptok_hf import AdapTokPipeline
 
-        demo, url = launch_space(AdapTokPipeline.from_pretrained())
+        demo, url = launch_space(*map(AdapTokPipeline.from_pretrained, ("small", "figures")))
     with sync_playwright() as playwright:
         visitor = Visitor(playwright, url, timeout=400)
         for tab in arguments.tabs:

@@ -96,7 +96,7 @@ def test_errors_are_one_line(videos, model, tmp_path, capsys):
     out = str(tmp_path / "out")
     for argv, message in (
         (["evaluate", "reconstruction", "nowhere", "-o", out, "--model", model], "nowhere: no such file or folder"),
-        (["evaluate", "reconstruction", str(videos), "-o", out, "--model", "nothing"], "in this package: small, detailed"),
+        (["evaluate", "reconstruction", str(videos), "-o", out, "--model", "nothing"], "in this package: small, figures"),
         (["evaluate", "reconstruction", str(videos), "-o", out, "--model", model, "--protocol", "x"], "unknown protocol"),
         (["evaluate", "reconstruction", str(videos), "-o", out, "--model", model, "--budgets", "7"], "1 and the 6 tokens"),
         (["evaluate", "prediction", str(videos), "-o", out, "--model", model, "--condition-frames", "12"], "1..11, got 12"),

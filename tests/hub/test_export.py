@@ -290,10 +290,10 @@ def test_bad_requests(saved, tmp_path, capsys):
 
 
 def test_models_by_name(saved, tmp_path, monkeypatch):
-    small, detailed = find_model("small"), find_model("detailed")
-    assert (small.parent, small.name, detailed.name) == (detailed.parent, "small", "detailed")
+    small, figures = find_model("small"), find_model("figures")
+    assert (small.parent, small.name, figures.name) == (figures.parent, "small", "figures")
     assert find_model("small", "scorer") == small / "scorer"
-    assert read_release(None, small / "scorer") == read_release("small", saved) != read_release(None, detailed)
+    assert read_release(None, small / "scorer") == read_release("small", saved) != read_release(None, figures)
     assert read_release(None, saved) is None
     monkeypatch.chdir(tmp_path)
     shutil.copytree(saved, "small")

@@ -83,7 +83,7 @@ def test_card_is_complete(name):
     card = ModelCard.load(ROOT / "model_cards" / name)
     found = check_metadata(card)
     release, kind = name.removesuffix(".md").split("_")
-    assert found["license"] == {"small": "mit", "detailed": "mit", "original": "unknown"}[release]
+    assert found["license"] == "unknown" if release == "original" else "mit"
     assert found["library_name"] == ("diffusers" if kind == "pipeline" else "transformers")
     assert {"adaptok", "arxiv:2505.17011"} <= set(found["tags"]) and found["datasets"] and found["pipeline_tag"]
     assert ("base_model" in found) == (release == "original")
@@ -139,7 +139,7 @@ def test_what_is_missing_is_told(tokenizer_configs):
     assert found["license"] == "unknown" and text.count("not stated") >= 3
     other = copy.deepcopy(REPORT) | {"task": "generation"}
     assert "Not measured." in render_card("tokenizer", tokenizer_configs, repository="it", reports=[other]).text
-    configs = read_configs(find_model("small"))[1]
+    configs = read_configs(find_model("figures"))[1]
     text = render_card("pipeline", configs, repository="it", reports=[REPORT]).text
     assert "Generation: not measured." in text and "Reconstruction: not measured." not in text
 
@@ -217,7 +217,7 @@ def test_command(tmp_path, capsys):
 @pytest.mark.parametrize("part", [None, *PARTS])
 def test_usage_of_the_shipped_checkpoint(part, tmp_path):
     """As a newcomer does it: export, then paste the card's lines."""
-    export_repository("small", tmp_path / "repository", part=part)
+    export_repository("figures", tmp_path / "repository", part=part)
     shutil.copy(ROOT / "examples" / "surfing.mp4", tmp_path / "video.mp4")
     usage = re.search(r"```python\n(.*?)```", (tmp_path / "repository" / "README.md").read_text(), re.S)[1]
     code = f"import sys\nsys.modules['adaptok_hf'] = None\n{usage}"

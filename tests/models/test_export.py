@@ -124,7 +124,7 @@ def test_compiles_without_graph_breaks(models, name, dynamic):
 
 @pytest.fixture(scope="module")
 def shipped() -> AdapTokPipeline:
-    return AdapTokPipeline.from_pretrained()
+    return AdapTokPipeline.from_pretrained("figures")
 
 
 def linear_maps(model: nn.Module) -> int:

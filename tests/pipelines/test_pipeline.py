@@ -17,7 +17,6 @@ from adaptok_hf import (
     AdapTokScorerConfig,
     AdapTokScorerModel,
     AdapTokVideoProcessor,
-    AllocationRequest,
     Video,
     allocate,
     read_video,
@@ -418,25 +417,3 @@ def test_a_scorer_for_another_tokenizer_is_refused(tiny_pipeline):
     )
     with pytest.raises(ValueError, match=r"\(32, 3, 8\).* \(32, 3, 6\)"):
         AdapTokPipeline(tiny_pipeline.video_processor, tiny_pipeline.tokenizer, AdapTokScorerModel(config))
-
-
-# --- the checkpoints in the package -------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_the_detailed_checkpoint():
-    pipeline = AdapTokPipeline.from_pretrained("detailed")
-    assert pipeline.ar_model is None and pipeline.fp_model is None and pipeline.tokenizer.dtype == torch.float32
-    video = read_video(EXAMPLE).frames[:16]
-    encoded, found = pipeline.encode(video), {}
-    original = encoded.clips[0].original() / 255
-    for share in ("12.5%", "50%", "100%"):
-        tokens = pipeline.allocate(encoded, AllocationRequest(share, strategy="fixed"))
-        found[share] = -10 * np.log10(np.square(pipeline.decode(tokens) / 255 - original).mean())
-    assert sorted(found.values()) == list(found.values()) and found["100%"] > 22, found
-
-
-def test_a_folder_of_that_name_comes_first(tiny_pipeline, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    tiny_pipeline.save_pretrained("detailed")
-    assert AdapTokPipeline.from_pretrained("detailed").tokenizer.config.latents_per_block == 6

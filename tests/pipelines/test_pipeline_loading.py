@@ -6,7 +6,7 @@ import diffusers.pipelines
 import pytest
 
 from adaptok_hf import AdapTokPipeline, checkpoints, find_checkpoint
-from adaptok_hf.checkpoints import ORIGINAL_CHECKPOINTS, PACKAGED_CHECKPOINTS
+from adaptok_hf.checkpoints import DEFAULT_GENERATORS, ORIGINAL_CHECKPOINTS, PACKAGED_CHECKPOINTS
 
 FOLDER = Path(checkpoints.__file__).parent
 
@@ -25,6 +25,12 @@ def test_names_are_folders_of_the_package(name, tmp_path, monkeypatch):
         assert find_checkpoint(None) == FOLDER / "small"
 
 
+def test_sizes():
+    """What a clone and an installation have to carry."""
+    sizes = [path.stat().st_size for path in FOLDER.rglob("*.safetensors")]
+    assert max(sizes) < 20e6 and sum(sizes) < 40e6, sizes
+
+
 def test_other_names_stay():
     for name in (*ORIGINAL_CHECKPOINTS, "some/folder", Path("small")):
         assert find_checkpoint(name) == name
@@ -32,8 +38,11 @@ def test_other_names_stay():
 
 def test_from_pretrained_takes_names(tiny_pipeline, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    by_name, by_default = AdapTokPipeline.from_pretrained("small"), AdapTokPipeline.from_pretrained()
-    assert by_name.tokenizer.config.latents_per_block == by_default.tokenizer.config.latents_per_block == 128
+    figures, default = AdapTokPipeline.from_pretrained("figures"), AdapTokPipeline.from_pretrained()
+    assert default.ar_model is default.fp_model is None and None not in (figures.ar_model, figures.fp_model)
+    for generate in (lambda: default.generate(0), lambda: default.predict("x.mp4"), lambda: default.class_names):
+        with pytest.raises(ValueError, match=f"'{DEFAULT_GENERATORS}'"):
+            generate()
     tiny_pipeline.save_pretrained("small")
     assert AdapTokPipeline.from_pretrained("small").tokenizer.config.latents_per_block == 6
 

@@ -22,8 +22,6 @@ from adaptok_hf import (
     AdapTokVideoProcessor,
 )
 from adaptok_hf.metrics.lpips_network import LPIPSNetwork
-from adaptok_hf.training.closed_form.arguments import ScorerInitialization
-from adaptok_hf.training.closed_form.energy_scorer import check_groups
 from adaptok_hf.training.scorer import arguments as scorer_arguments
 from adaptok_hf.training.scorer import training_step as scorer_training_step
 
@@ -257,23 +255,20 @@ def test_scorers_that_do_not_fit(tmp_path, monkeypatch, entries, message):
         scorer_training_step.load_tokenizer(arguments(**REQUIRED | RECIPE | {"tokenizer": "causaltok"}), "cpu")
 
 
-def tokenizer_of(name: str) -> AdapTokConfig:
-    """What the recipe's scorer is trained for."""
-    tokenizer = {"scorer_tiny": "tokenizer_tiny_init"}.get(name, name.replace("scorer", "tokenizer"))
-    recipe = SCRIPTS / "recipes" / f"{tokenizer}.json"
-    return AdapTokConfig(**json.loads(recipe.read_text())["model"])
-
-
-@pytest.mark.parametrize("name", ["scorer_paper", "demo/scorer_init", "scorer_tiny_init", "scorer_tiny"])
-def test_shipped_recipes(name):
-    recipe = json.loads((SCRIPTS / "recipes" / f"{name}.json").read_text())
+@pytest.mark.parametrize(
+    ("name", "tokenizer"),
+    [
+        ("scorer_paper", "tokenizer_paper"),
+        ("scorer_tiny", "tokenizer_tiny"),
+        ("demo/scorer_small", "demo/tokenizer_small_gpu"),
+        ("demo/scorer_figures", "demo/tokenizer_figures_gpu"),
+    ],
+)
+def test_shipped_recipes(name, tokenizer):
+    recipe, model = (json.loads((SCRIPTS / "recipes" / f"{each}.json").read_text()) for each in (name, tokenizer))
     sources = {} if recipe.get("train_folders") else {"shard_folders": ["shards"]}
-    kind = ScorerInitialization if name.endswith("_init") else scorer_arguments.Arguments
-    args = kind(**REQUIRED | recipe | sources)
-    tokenizer = tokenizer_of(name)
-    config = scorer_training_step.build_config(args, tokenizer, args.model)
-    if name.endswith("_init"):
-        check_groups(config, tokenizer.codebook_dim, args.group_starts)  # raises ValueError
+    args = scorer_arguments.Arguments(**REQUIRED | recipe | sources)
+    config = scorer_training_step.build_config(args, AdapTokConfig(**model["model"]), args.model)
     with torch.device("meta"):
         size = sum(p.numel() for p in AdapTokScorerModel(config).parameters()) / 1e6
     if name == "scorer_paper":

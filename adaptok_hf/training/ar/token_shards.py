@@ -29,7 +29,7 @@ from .token_sources import MixedWindows, SourceArguments, open_source, source_ha
 class Arguments(SourceArguments, SkipArguments):
     output_dir: str = field(metadata={"help": "Where the shards go."})
     split: str = field(default="train", metadata={"help": "Name of the split that load_dataset gives the shards."})
-    model: str | None = field(default=None, metadata={"help": "Pipeline folder or Hub id; default: the shipped one."})
+    model: str | None = field(default=None, metadata={"help": "Pipeline folder, Hub id or shipped name; default: small."})
     window_step: int = field(default=16, metadata={"help": "Frames between the starts of two windows."})
     allocation: str | None = field(default=None, metadata={"help": "Strategy; default: the pipeline's."})
     budget: str | None = field(default=None, metadata={"help": "Average tokens per block, or a share such as 25%%."})

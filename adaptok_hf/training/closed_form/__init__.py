@@ -1,1 +1,0 @@
-"""Initialization of tokenizer and scorer in closed form, without gradient steps."""

@@ -1,0 +1,71 @@
+#!/usr/bin/env python
+"""Measures the shipped checkpoints again, for their cards: `python model_cards/measure.py DATA [NAME ...]`.
+
+Each `results/NAME.json` is the `results.json` of one command of `adaptok evaluate`, with that command. A run that was
+killed resumes; its other files stay in `runs/cards/NAME`. Afterwards: `python model_cards/render.py`.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from adaptok_hf import AdapTokPipeline
+from adaptok_hf.atomic_files import write_json
+from adaptok_hf.cli.main import main as adaptok
+from adaptok_hf.data import VideoFolderClips
+from adaptok_hf.metrics import CodebookUsage
+
+HERE = Path(__file__).parent
+RATES = "--strategies fixed joint quality --lpips alex --no-fvd --no-plots"
+MEASURED = "--strategies fixed joint measured search --budgets 6.25% 12.5% 25% 50% --lpips alex --no-fvd --no-plots"
+FVD = "--strategies fixed joint --budgets 6.25% 25% 100% --lpips none --no-plots"
+COMMANDS = {  # the first part of a name is the model
+    "small_reconstruction_wild": f"reconstruction DATA/wild/val {RATES}",
+    "small_measured_wild": f"reconstruction DATA/wild/val --window first {MEASURED}",
+    "small_fvd_wild": f"reconstruction DATA/wild/val {FVD}",
+    "figures_reconstruction_action32": f"reconstruction DATA/action32/val --window first {RATES}",
+    "figures_reconstruction_emoji": f"reconstruction DATA/emoji/val --window first {RATES}",
+    "figures_measured_action32": f"reconstruction DATA/action32/val --window first --max-videos 32 {MEASURED}",
+    "figures_fvd_action32": f"reconstruction DATA/action32/val --window first {FVD}",
+    "figures_generation_action32": "generation DATA/action32/val --videos 64 --classifier-videos DATA/action32/train",
+    "figures_prediction_action32": "prediction DATA/action32/val --temperature 0.6 --lpips alex",
+}
+
+
+@torch.no_grad()
+def codebook_note(model: str, folder: str) -> str:
+    """Return how many codes the first clips of a folder's videos use, as a line below a card's table."""
+    tokenizer = AdapTokPipeline.from_pretrained(model).tokenizer
+    config = tokenizer.config
+    usage = CodebookUsage(config.codebook_size)
+    for clip in VideoFolderClips([Path(folder)], config.num_frames, config.image_size, random_clips=False):
+        usage.update(tokenizer.encode(clip["pixel_values_videos"][None]).codes)
+    found = usage.compute()
+    return (
+        f"{found['usage']:.0%} of the {config.codebook_size} codes occur in {int(found['tokens'])} tokens of first clips, "
+        f"perplexity {found['perplexity']:.0f}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", help="the folder that build_demo_dataset.py wrote")
+    parser.add_argument("names", nargs="*", default=list(COMMANDS), metavar="NAME", help=f"of {', '.join(COMMANDS)}")
+    arguments = parser.parse_args()
+    for name in arguments.names:
+        model, folder = name.split("_")[0], HERE.parent / "runs" / "cards" / name
+        words = f"evaluate {COMMANDS[name]} --model {model} -o".split()
+        local = [word.replace("DATA", arguments.data) for word in words]
+        if adaptok([*local, str(folder)]) != 0:
+            raise SystemExit(f"failed: {name}")
+        report = json.loads((folder / "results.json").read_text())
+        if "reconstruction" in words:
+            report["notes"].append(codebook_note(model, local[2]))
+        write_json(HERE / "results" / f"{name}.json", {"command": " ".join(["adaptok", *words, "out"])} | report)
+        print(f"wrote results/{name}.json")
+
+
+if __name__ == "__main__":
+    main()
