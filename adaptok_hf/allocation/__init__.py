@@ -11,6 +11,7 @@ from .budgets import published_budgets
 from .integer_program import ProgramSolution, solve_program
 from .rate_control import RateController
 from .reward import assignments, proxy_reward, reward_percentile, reward_price
+from .schedules import best_schedule, nearest_schedule, schedule_levels
 from .strategies import JointAllocation, fixed, ipal, joint, quality, threshold
 from .strategy_table import STRATEGIES, AllocationRequest, Strategy, allocate
 
@@ -26,16 +27,19 @@ __all__ = [
     "Strategy",
     "allocate",
     "assignments",
+    "best_schedule",
     "bidelta",
     "bithr",
     "fixed",
     "ipal",
     "joint",
+    "nearest_schedule",
     "published_budgets",
     "proxy_reward",
     "quality",
     "reward_percentile",
     "reward_price",
+    "schedule_levels",
     "search",
     "solve_program",
     "threshold",
