@@ -12,6 +12,7 @@ from .integer_program import ProgramSolution, solve_program
 from .rate_control import RateController
 from .reward import assignments, proxy_reward, reward_percentile, reward_price
 from .routing import RouteAllocation, route
+from .schedules import best_schedule, nearest_schedule, schedule_levels
 from .strategies import JointAllocation, fixed, ipal, joint, quality, threshold
 from .strategy_table import STRATEGIES, AllocationRequest, Strategy, allocate
 
@@ -28,17 +29,20 @@ __all__ = [
     "Strategy",
     "allocate",
     "assignments",
+    "best_schedule",
     "bidelta",
     "bithr",
     "fixed",
     "ipal",
     "joint",
+    "nearest_schedule",
     "published_budgets",
     "proxy_reward",
     "quality",
     "reward_percentile",
     "reward_price",
     "route",
+    "schedule_levels",
     "search",
     "solve_program",
     "threshold",

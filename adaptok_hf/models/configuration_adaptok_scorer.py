@@ -20,6 +20,8 @@ class AdapTokScorerConfig(PreTrainedConfig):
             paper's); for the record, nothing is computed from it.
         target_span (`str`, *optional*): `"block"`, a block's own loss (the paper's), or `"clip"`, with what the block costs
             those that follow; for the record too.
+        schedules (`list[list[int]]`, *optional*): for some budgets the best constant schedule, one token count per block
+            position, learned on training clips. [`nearest_schedule`] makes one for any budget of them.
         initializer_range (`float`): standard deviation of the initial position table.
 
     Raises `ValueError` where the numbers do not fit together.
@@ -42,6 +44,7 @@ class AdapTokScorerConfig(PreTrainedConfig):
     score_std: float = 1.0
     target: str | None = None
     target_span: str | None = None
+    schedules: list[list[int]] | None = None
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
@@ -55,6 +58,12 @@ class AdapTokScorerConfig(PreTrainedConfig):
             raise ValueError(f"attention_type must be 'block_causal' or 'full', got {self.attention_type!r}")
         if not self.score_std > 0:
             raise ValueError(f"score_std must be positive, got {self.score_std}")
+
+        for counts in self.schedules or ():
+            if len(counts) != self.num_blocks or not all(1 <= count <= self.latents_per_block for count in counts):
+                raise ValueError(
+                    f"a schedule has {self.num_blocks} counts of 1 to {self.latents_per_block} tokens, got {counts}"
+                )
 
     @property
     def num_levels(self) -> int:

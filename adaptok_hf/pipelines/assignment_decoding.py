@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from ..allocation.beam_search import Assignment, AssignmentTree
+from ..allocation.beam_search import Assignment, AssignmentTree, search_levels
+from ..allocation.schedules import best_schedule, schedule_levels
 from ..models.block_cache import BlockCache
 from ..models.modeling_adaptok import AdapTokModel
 from ..models.modeling_evatok import EVATokModel
@@ -189,3 +190,22 @@ def assignment_trees(
     else:
         measures = [BlockCoder(tokenizer, frames[i], loss, caches, i) for i in range(len(valid))]
     return [AssignmentTree(each, levels, int(blocks)) for each, blocks in zip(measures, valid.sum(1), strict=True)]
+
+
+def learn_schedules(
+    tokenizer: AdapTokModel, frames: torch.Tensor, step: int, loss: str | Loss = "rmse", batch_size: int = 8
+) -> list[list[int]]:
+    """Return the best constant schedules of clips for budgets from `step` to all tokens: a scorer's `config.schedules`.
+
+    Args:
+        tokenizer: must be adaptive.
+        frames: uint8 (clips, frames, channels, image_size, image_size), some tens of clips.
+        step: the least that a block keeps, `score_step` of the scorer.
+        loss: as for [`assignment_trees`].
+        batch_size: clips that are encoded together.
+    """
+    most, valid = tokenizer.config.latents_per_block, torch.ones(len(frames), tokenizer.config.num_blocks, dtype=torch.bool)
+    with torch.inference_mode():
+        codes = torch.cat([tokenizer.encode(part.to(tokenizer.device)).codes for part in frames.split(batch_size)])
+    trees = assignment_trees(tokenizer, frames, codes, valid, schedule_levels(most, step), loss)
+    return [list(best_schedule(trees, budget)) for budget in search_levels(most, step)]

@@ -72,7 +72,7 @@ def inputs(tmp_path_factory) -> Inputs:
 def scorer_run(inputs) -> Path:
     """The folder of an uninterrupted run."""
     run = inputs.folder / "uninterrupted"
-    recipe = inputs.recipe(RECIPE | {"report_to": "tensorboard"}, inputs.folder)
+    recipe = inputs.recipe(RECIPE | {"report_to": "tensorboard", "schedule_clips": 2}, inputs.folder)
     run_script("train_scorer.py", recipe, *inputs.options, "--output_dir", run)
     return run
 
@@ -102,6 +102,8 @@ def test_scorer_run(inputs, scorer_run):
     assert scorer.config.num_levels == 4 and scorer.config.target == average.config.target == "rmse"
     assert 0 < scorer.config.score_mean < 1 and 0 < scorer.config.score_std < 1  # of the measured losses
     assert not torch.equal(scorer.head_in.weight, average.head_in.weight)
+    assert scorer.config.schedules == average.config.schedules
+    assert [sum(counts) for counts in scorer.config.schedules] == [4 * budget for budget in (4, 8, 12, 16)]
     processor = AdapTokVideoProcessor(image_size=16, num_frames=16, tubelet_size=4)
     pipeline = AdapTokPipeline(processor, AutoModel.from_pretrained(inputs.folder / "tokenizer"), scorer)
     output = pipeline.reconstruct(inputs.folder / "val" / "0.mp4", budget=8)

@@ -48,11 +48,19 @@ class Arguments(ExampleArguments, ClipArguments, RunArguments, LengthArguments):
     statistics_batches: int = field(
         default=16, metadata={"help": "Batches that fix mean and deviation of inputs and targets before the first step."}
     )
+    schedule_clips: int = field(
+        default=0,
+        metadata={
+            "help": "Training clips on which the best constant schedules are measured, for the scorer's configuration."
+        },
+    )
 
     def __post_init__(self):
         for base in (ExampleArguments, ClipArguments, RunArguments, LengthArguments):
             base.__post_init__(self)
         check_positive(self, "statistics_batches", "measured_batches")
+        if self.schedule_clips < 0:
+            raise ValueError(f"schedule_clips must not be negative, got {self.schedule_clips}")
         if self.difference_weight < 0:
             raise ValueError(f"difference_weight must not be negative, got {self.difference_weight}")
         if self.difference_weight and self.levels_per_step == 1:

@@ -5,6 +5,7 @@ from accelerate.utils import set_seed
 
 from ...data import VideoFolderClips
 from ...models.modeling_adaptok import AdapTokModel
+from ...pipelines.assignment_decoding import learn_schedules
 from ..arguments import epochs_to_steps, share_of_batch
 from ..clips import StreamBatches, shared_sampling
 from ..folder_batches import FolderBatches
@@ -43,6 +44,11 @@ class ScorerTrainer(Trainer):
         if val_clips is not None:
             self.val_losses = measure_scores(
                 tokenizer, val_clips, config.score_step, block_loss, accelerator, args.score_target_span
+            )
+        if args.schedule_clips:
+            set_seed(args.seed)
+            config.schedules = learn_schedules(
+                tokenizer, clips.sample(args.schedule_clips), config.score_step, block_loss, args.batch_size
             )
         set_seed(args.seed)
         self.statistics = measure_statistics(args, config, tokenizer, clips, block_loss, accelerator)
