@@ -12,7 +12,7 @@ from .integer_program import ProgramSolution, solve_program
 from .rate_control import RateController
 from .reward import assignments, proxy_reward, reward_percentile, reward_price
 from .routing import RouteAllocation, route
-from .schedules import best_schedule, nearest_schedule, schedule_levels
+from .schedules import best_schedule, nearest_schedule, pull_to_schedule, schedule_levels
 from .strategies import JointAllocation, fixed, ipal, joint, quality, threshold
 from .strategy_table import STRATEGIES, AllocationRequest, Strategy, allocate
 
@@ -37,6 +37,7 @@ __all__ = [
     "joint",
     "nearest_schedule",
     "published_budgets",
+    "pull_to_schedule",
     "proxy_reward",
     "quality",
     "reward_percentile",

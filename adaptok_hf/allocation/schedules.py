@@ -86,3 +86,18 @@ def nearest_schedule(
         if blocks[position] <= total - schedule @ blocks and schedule[position] < latents_per_block:
             schedule[position] += 1
     return tuple(schedule.tolist())
+
+
+def pull_to_schedule(scores: ArrayLike, *, step: int, schedule: Sequence[int], pull: float) -> NDArray[np.float64]:
+    """Return a table that makes every token by which a block leaves the schedule cost `pull`.
+
+    [`joint`] then moves a token from one block to another only for a gain of more than twice as much. Scores are
+    predictions, and without this their errors can lose more than the content's differences gain.
+
+    Args:
+        scores: (clips, K, J), lower is better; level `j` keeps `(j + 1) * step` tokens.
+        schedule: one count for each of the K block positions.
+        pull: score per token, at least 0.
+    """
+    levels = step * np.arange(1, np.shape(scores)[-1] + 1)
+    return np.asarray(scores) + pull * np.abs(levels - np.asarray(schedule)[:, None])

@@ -22,6 +22,8 @@ class AdapTokScorerConfig(PreTrainedConfig):
             those that follow; for the record too.
         schedules (`list[list[int]]`, *optional*): for some budgets the best constant schedule, one token count per block
             position, learned on training clips. [`nearest_schedule`] makes one for any budget of them.
+        schedule_pull (`float`): score per token by which [`joint`] must expect to gain before it leaves the schedule of its
+            budget, chosen on validation clips: errors of the scores then cannot lose much to the schedule. 0: no pull.
         initializer_range (`float`): standard deviation of the initial position table.
 
     Raises `ValueError` where the numbers do not fit together.
@@ -45,6 +47,7 @@ class AdapTokScorerConfig(PreTrainedConfig):
     target: str | None = None
     target_span: str | None = None
     schedules: list[list[int]] | None = None
+    schedule_pull: float = 0.0
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
@@ -58,7 +61,8 @@ class AdapTokScorerConfig(PreTrainedConfig):
             raise ValueError(f"attention_type must be 'block_causal' or 'full', got {self.attention_type!r}")
         if not self.score_std > 0:
             raise ValueError(f"score_std must be positive, got {self.score_std}")
-
+        if not self.schedule_pull >= 0 or (self.schedule_pull and not self.schedules):
+            raise ValueError(f"schedule_pull must be at least 0, and above only with schedules, got {self.schedule_pull}")
         for counts in self.schedules or ():
             if len(counts) != self.num_blocks or not all(1 <= count <= self.latents_per_block for count in counts):
                 raise ValueError(

@@ -10,6 +10,7 @@ from ..allocation import STRATEGIES, AllocationRequest, Strategy
 from ..allocation.beam_search import search_levels
 from ..allocation.budgets import round_to_level
 from ..allocation.routing import spread_levels
+from ..allocation.schedules import nearest_schedule, pull_to_schedule
 from ..models.generation_adaptok import check_number
 from ..video.tokenized_video import TokenizedVideo
 from .assignment_decoding import assignment_trees, choose_loss
@@ -143,6 +144,8 @@ class AllocationMixin:
                     table = np.zeros((*valid.shape, len(levels)))
                 else:
                     table = self.score(encoded, measured=measured, batch_size=batch_size)
+                if strategy.name == "joint":
+                    table = self._pull_to_schedule(table, parameters["budget"], valid)
                 given = {"step": levels.step, "valid": valid.numpy()} | self._only_levels(strategy)
                 with stopwatch(encoded.seconds, "allocate", self.device):
                     counts, facts = strategy.allocate(table, **given, **parameters)
@@ -266,6 +269,24 @@ class AllocationMixin:
             return None
         return np.geomspace(*self.router.config.price_range, _ROUTER_PRICES).tolist() if price is None else [price]
 
+    def find_schedule(self, budget: float, valid_blocks: torch.Tensor | None = None) -> tuple[int, ...] | None:
+        """Return the best constant schedule that the scorer's training found for a budget, or `None` if it has none.
+
+        Args:
+            budget: average tokens per block.
+            valid_blocks: (clips, blocks) bool, see `EncodedVideos.valid_blocks`; default: one whole clip.
+        """
+        if self.scorer is None or not self.scorer.config.schedules:
+            return None
+        valid = None if valid_blocks is None else valid_blocks.numpy()
+        return nearest_schedule(self.scorer.config.schedules, budget, self.tokenizer.config.latents_per_block, valid)
+
+    def _pull_to_schedule(self, scores: np.ndarray, budget: float, valid: torch.Tensor) -> np.ndarray:
+        if not self.scorer.config.schedule_pull or not valid.any():
+            return scores
+        schedule, config = self.find_schedule(budget, valid), self.scorer.config
+        return pull_to_schedule(scores, step=config.score_step, schedule=schedule, pull=config.schedule_pull)
+
     def _search(
         self, encoded: EncodedVideos, strategy: Strategy, parameters: dict[str, Any], batch_size: int
     ) -> tuple[torch.Tensor, dict[str, float]]:
@@ -280,8 +301,10 @@ class AllocationMixin:
         if "budget" in parameters:
             amount, blank = {"budget": parameters["budget"]}, np.zeros((*valid.shape, per_block // step))
             candidates.append(STRATEGIES["fixed"].allocate(blank, **given, **amount, **only_levels)[0])
+            if (schedule := self.find_schedule(amount["budget"], valid)) is not None:
+                candidates.append(valid.numpy() * schedule)
             if self.scorer is not None and ("predicted" in encoded.tables or encoded.latents is not None):
-                scores = self.score(encoded, batch_size=batch_size)
+                scores = self._pull_to_schedule(self.score(encoded, batch_size=batch_size), amount["budget"], valid)
                 candidates.append(STRATEGIES["joint"].allocate(scores, **given, **amount)[0])
             levels = self._levels("measured")
             if not only_levels and amount["budget"] >= levels.step:

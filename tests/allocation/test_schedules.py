@@ -5,7 +5,14 @@ import itertools
 import numpy as np
 import pytest
 
-from adaptok_hf.allocation import AssignmentTree, best_schedule, nearest_schedule, schedule_levels
+from adaptok_hf.allocation import (
+    AssignmentTree,
+    best_schedule,
+    joint,
+    nearest_schedule,
+    pull_to_schedule,
+    schedule_levels,
+)
 
 MOST = 6
 
@@ -97,3 +104,11 @@ def test_blocks_that_do_not_count_are_left_out_of_the_budget():
         assert 6 * budget - 2 < spent <= 6 * budget
     with pytest.raises(ValueError, match="129"):
         nearest_schedule(KNOWN, 129, 128, valid)
+
+
+@pytest.mark.parametrize("pull, expected", [(0.001, [16, 16]), (0.062, [16, 16]), (0.063, [24, 8]), (9.0, [24, 8])])
+def test_a_pull_keeps_the_schedule_unless_the_scores_gain_more(pull, expected):
+    scores = np.zeros((1, 2, 4))
+    scores[0, 1, 1:] = -1.0  # what 8 more tokens gain in the second block; both blocks leave the schedule by 8
+    pulled = pull_to_schedule(scores, step=8, schedule=(24, 8), pull=pull)
+    assert joint(pulled, step=8, budget=16).token_counts.tolist() == [expected]

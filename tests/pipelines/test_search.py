@@ -117,3 +117,17 @@ def test_without_a_scorer_and_with_a_decoder_that_is_not_causal(tiny_pipeline, v
         assert tree.loss((2, 6, 1)) > 0
     finally:
         config.decoder_attention_type = before
+
+
+def test_joint_stays_at_the_schedule_that_the_scorer_carries(tiny_pipeline, video):
+    encoded, config = tiny_pipeline.encode(video), tiny_pipeline.scorer.config
+    assert tiny_pipeline.find_schedule(4) is None
+    free = tiny_pipeline.allocate(encoded, AllocationRequest(4)).token_counts.tolist()
+    config.schedules = [[6, 4, 2], [4, 2, 3]]
+    assert tiny_pipeline.find_schedule(4) == (6, 4, 2)
+    assert tiny_pipeline.allocate(encoded, AllocationRequest(4)).token_counts.tolist() == free
+    config.schedule_pull = 1e6
+    assert tiny_pipeline.allocate(encoded, AllocationRequest(4)).token_counts.tolist() == [[6, 4, 2]] != free
+    # search never loses to the schedule
+    counts = tiny_pipeline.allocate(encoded, AllocationRequest(4, strategy="search")).token_counts[0].tolist()
+    assert decoded_loss(tiny_pipeline, encoded, counts) <= decoded_loss(tiny_pipeline, encoded, [6, 4, 2])
