@@ -16,7 +16,14 @@ from builders.video_files import make_frames, write_mp4
 from safetensors.torch import load_file
 from transformers import AutoModel
 
-from adaptok_hf import AdapTokModel, AdapTokRouterConfig
+from adaptok_hf import (
+    AdapTokModel,
+    AdapTokPipeline,
+    AdapTokRouterConfig,
+    AdapTokScorerConfig,
+    AdapTokScorerModel,
+    AdapTokVideoProcessor,
+)
 from adaptok_hf.allocation import AssignmentTree, proxy_reward
 from adaptok_hf.training.router.arguments import Arguments as RouterArguments
 from adaptok_hf.training.router.assignment_labels import Arguments as LabelArguments
@@ -217,10 +224,17 @@ def test_the_recipe_of_the_paper():
 
 @pytest.mark.slow
 def test_a_run_and_its_resumption(folder, tmp_path):
-    train(folder, tmp_path / "whole", "--val_labels", folder / "labels")
+    tokenizer, sizes = make_tokenizer(), {"num_blocks": 4, "latents_per_block": 16, "score_step": 2, "hidden_size": 16}
+    scorer = AdapTokScorerModel(
+        AdapTokScorerConfig(latent_size=tokenizer.config.hidden_size, num_attention_heads=2, num_hidden_layers=1, **sizes)
+    )
+    AdapTokPipeline(AdapTokVideoProcessor(16, 16, 4), tokenizer, scorer).save_pretrained(tmp_path / "scored")
+    train(folder, tmp_path / "whole", "--val_labels", folder / "labels", "--scored_by", tmp_path / "scored")
     records = metrics(tmp_path / "whole")
     assert sorted(records) == list(range(1, 7)) and records[6]["loss"] > 0
-    assert 0 <= records[6]["val_percentile"] <= 100 and 0 <= records[6]["val_top1"] <= records[6]["val_measured_share"] <= 1
+    assert all(0 <= records[6][f"val_percentile{name}"] <= 100 for name in ("", "_own_schedule", "_scorer"))
+    assert records[6]["val_percentile_own_schedule"] == records[6]["val_percentile_schedule"], "on the same labels"
+    assert 0 <= records[6]["val_top1"] <= records[6]["val_measured_share"] <= 1
     train(folder, tmp_path / "parts", "--max_train_steps", 3)
     train(folder, tmp_path / "parts", "--resume_from_checkpoint", "latest")
     for name in ("model", "model_ema"):
