@@ -15,13 +15,19 @@ from adaptok_hf import (
     AdapTokARForCausalLM,
     AdapTokModel,
     AdapTokPipeline,
+    AdapTokRouterModel,
     AdapTokScorerModel,
     AdapTokVideoProcessor,
 )
 from adaptok_hf.atomic_files import atomic_folder, check_new_folder, write_json
 from adaptok_hf.cli.program import run_script
 
-OPTIONAL = {"scorer": AdapTokScorerModel, "ar_model": AdapTokARForCausalLM, "fp_model": AdapTokARForCausalLM}
+OPTIONAL = {
+    "scorer": AdapTokScorerModel,
+    "router": AdapTokRouterModel,
+    "ar_model": AdapTokARForCausalLM,
+    "fp_model": AdapTokARForCausalLM,
+}
 
 
 def main() -> None:

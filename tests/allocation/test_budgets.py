@@ -10,7 +10,7 @@ from adaptok_hf.allocation import STRATEGIES, AllocationRequest, allocate, publi
 from adaptok_hf.allocation.budgets import level_total
 from adaptok_hf.checkpoints import PACKAGED_CHECKPOINTS, find_checkpoint
 
-TABLES = [name for name, row in STRATEGIES.items() if row.needs == "budget" and row.scores != "searched"]
+TABLES = [name for name, row in STRATEGIES.items() if row.needs == "budget" and row.scores not in ("searched", "routed")]
 
 
 def nearest_in(message):

@@ -11,6 +11,7 @@ import torch
 from accelerate import PartialState
 from builders.evaluations import evaluate
 from builders.metric_networks import PixelFeatures
+from builders.routers import make_router, with_router
 
 from adaptok_hf.allocation import STRATEGIES, joint
 from adaptok_hf.evaluation import (
@@ -30,7 +31,8 @@ ALL = list(STRATEGIES)
 
 
 def test_every_strategy_is_measured_at_every_budget(tiny_pipeline, videos, tmp_path):
-    report = evaluate(tiny_pipeline, videos, tmp_path, strategies=ALL, budgets=[2, 4, "100%"])
+    pipeline = with_router(tiny_pipeline, make_router(levels=(2, 4, 6)))
+    report = evaluate(pipeline, videos, tmp_path, strategies=ALL, budgets=[2, 4, "100%"])
     results = report["results"]
     assert len(results) == 3 * len(ALL)
     for result in results:

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from builders.fake_hub import serve_repository
+from builders.routers import make_router, with_router
 from builders.token_data import make_pipeline
 from builders.video_files import make_frames, write_mp4
 from builders.without_package import run_without_the_package
@@ -35,7 +36,7 @@ GENERATOR = {
     "num_attention_heads": 2,
     "num_hidden_layers": 2,
 }
-KINDS = ("tokenizer", "scorer", "ar_model", "fp_model", "llama", "pipeline")
+KINDS = ("tokenizer", "scorer", "ar_model", "fp_model", "router", "llama", "pipeline")
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def original(tmp_path_factory) -> Path:
     ar.generation_config.temperature = 0.7
     fp = AdapTokARForCausalLM(AdapTokARConfig(num_classes=0, num_condition_codes=12, start_block=1, **GENERATOR))
     folder = tmp_path_factory.mktemp("original") / "saved"
-    make_pipeline(ar_model=ar.half(), fp_model=fp).save_pretrained(folder)
+    with_router(make_pipeline(ar_model=ar.half(), fp_model=fp), make_router()).save_pretrained(folder)
     return folder
 
 
@@ -59,7 +60,7 @@ def saved(original, tmp_path) -> Path:
 @pytest.fixture(scope="module")
 def repositories(original, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("repositories")
-    for part in KINDS[:4]:
+    for part in KINDS[:5]:
         export_repository(original, folder / part, part=part)
     export_repository(original, folder / "llama", part="ar_model", plain_llama=True)
     export_repository(original, folder / "pipeline")
@@ -79,7 +80,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 inputs = load_file("inputs.safetensors")
 results = {}
-for kind in ("tokenizer", "scorer", "ar_model", "fp_model", "llama", "pipeline"):
+for kind in ("tokenizer", "scorer", "ar_model", "fp_model", "router", "llama", "pipeline"):
     usage = re.search(r"```python\\n(.*?)```", Path(kind, "README.md").read_text(), re.S)[1]  # as a user would paste it
     assert len(usage.strip().splitlines()) <= 8, usage
     names = {}
@@ -90,10 +91,14 @@ for kind in ("tokenizer", "scorer", "ar_model", "fp_model", "llama", "pipeline")
             results["codes"] = encoded.codes
         elif kind == "scorer":
             results["scores"] = names["scorer"](encoded.latents, encoded.quantized).scores
+        elif kind == "router":
+            results["routed"] = names["router"].route(inputs["video"], 0.0025)
         elif kind == "pipeline":
             pipeline = names["pipeline"]
             output = pipeline.reconstruct("video.mp4", budget="50%")
             results |= {"frames": torch.from_numpy(output.frames), "counts": output.token_counts}
+            routed = pipeline.tokenize("video.mp4", budget=3, allocation="router")
+            assert routed.num_tokens == 3 * routed.num_blocks and "price" in routed.allocation
             results["drawn"] = pipeline.ar_model.generate(class_labels=[0, 1], seeds=[3, 4])
             assert pipeline.ar_model.generation_config.temperature == 0.7
             assert type(pipeline).__module__ == "diffusers_modules.local.pipeline_adaptok"
@@ -131,6 +136,7 @@ def test_repositories_load_without_the_package(exported, saved):
         encoded = pipeline.tokenizer.encode(inputs["video"])
         assert torch.equal(results["codes"], encoded.codes) and torch.equal(results["codes of the part"], encoded.codes)
         torch.testing.assert_close(results["scores"], pipeline.scorer(encoded.latents, encoded.quantized).scores)
+        assert torch.equal(results["routed"], pipeline.router.route(inputs["video"], 0.0025))
         for name in ("ar_model", "fp_model"):
             torch.testing.assert_close(results[name], getattr(pipeline, name).eval()(inputs["ids"]).logits)
         torch.testing.assert_close(results["llama"], results["ar_model"])
@@ -216,7 +222,7 @@ def test_flattened_code_keeps_its_meaning():
 
 def test_files_of_each_kind(exported):
     names = {kind: {p.relative_to(exported / kind).as_posix() for p in (exported / kind).rglob("*")} for kind in KINDS}
-    for kind in KINDS[:4]:
+    for kind in KINDS[:5]:
         config = json.loads((exported / kind / "config.json").read_text())
         home = next(iter(config["auto_map"].values())).partition(".")[0]
         assert {"README.md", "model.safetensors", f"{home}.py", "LICENSE-CODE.txt"} <= names[kind]
@@ -231,7 +237,7 @@ def test_files_of_each_kind(exported):
 
 
 def test_weights_keep_their_dtype(exported):
-    dtypes = {kind: next(iter(load_file(exported / kind / "model.safetensors").values())).dtype for kind in KINDS[:5]}
+    dtypes = {kind: next(iter(load_file(exported / kind / "model.safetensors").values())).dtype for kind in KINDS[:6]}
     assert dtypes["ar_model"] == dtypes["llama"] == torch.float16 and dtypes["fp_model"] == torch.float32
     assert LlamaForCausalLM.from_pretrained(exported / "llama").dtype == torch.float16
 

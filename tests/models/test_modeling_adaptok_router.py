@@ -68,6 +68,22 @@ def test_routes_and_their_prefix(blocks_router):
         router.route(make_video(), prefix=(3,))
 
 
+def test_level_losses_are_minus_log_probabilities(blocks_router):
+    losses = blocks_router.level_losses(make_video(), 0.01)
+    torch.testing.assert_close((-losses).exp().sum(-1), torch.ones(2, 4))
+    levels = torch.tensor([2, 4, 8])
+    assert torch.equal(levels[losses.argmin(-1)], blocks_router.route(make_video(), 0.01))
+
+    router = make_router()
+    losses, order = router.level_losses(make_video()), torch.cartesian_prod(*[torch.arange(3)] * 4)
+    assert torch.equal(levels[losses.argmin(-1)], router.route(make_video()))
+    logits = router(make_video()).logits.log_softmax(-1)
+    for block in range(4):
+        for level in range(3):
+            best = logits[:, order[:, block] == level].amax(-1)
+            torch.testing.assert_close(losses[:, block, level], -best)
+
+
 def test_labels_are_indices_or_probabilities(blocks_router):
     labels = torch.tensor([[0, 1, 2, 0], [2, 2, 1, 0]])
     by_index = blocks_router(make_video(), 0.01, labels=labels).loss

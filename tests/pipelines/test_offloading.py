@@ -7,6 +7,7 @@ import torch
 from accelerate import cpu_offload
 from accelerate.hooks import AlignDevicesHook, CpuOffload
 from builders.pipelines import noisy_video
+from builders.routers import make_router, with_router
 
 from adaptok_hf.models.block_cache import BlockCache
 
@@ -21,6 +22,7 @@ def run_all(pipeline) -> list:
         np.concatenate([block.frames for block in pipeline.stream(video, budget=4)]),
         pipeline.detokenize(pipeline.tokenize(video)),
         pipeline.score(pipeline.encode(video)),
+        pipeline(video, budget=4, allocation="router").frames,
         pipeline.generate([0, 1], generator=torch.Generator().manual_seed(0)).frames,
         pipeline.predict(video, generator=torch.Generator().manual_seed(0)).frames,
     ]
@@ -29,6 +31,7 @@ def run_all(pipeline) -> list:
 
 @pytest.mark.parametrize("mode", ["enable_model_cpu_offload", "enable_sequential_cpu_offload"])
 def test_results_stay(complete_pipeline, mode, monkeypatch):
+    complete_pipeline = with_router(complete_pipeline, make_router())
     expected, ran = run_all(complete_pipeline), []
     for hook in (AlignDevicesHook, CpuOffload):
         pre_forward = hook.pre_forward
@@ -46,7 +49,7 @@ def test_results_stay(complete_pipeline, mode, monkeypatch):
         assert complete_pipeline.device == torch.device("cpu")
     for result, before in zip(run_all(complete_pipeline), expected, strict=True):
         assert np.array_equal(result, before)
-    names = {"AdapTokModel", "AdapTokScorerModel", "AdapTokARForCausalLM"}
+    names = {"AdapTokModel", "AdapTokScorerModel", "AdapTokARForCausalLM", "AdapTokRouterModel"}
     assert names <= set(ran) if mode == "enable_model_cpu_offload" else "Linear" in ran
     complete_pipeline.remove_all_hooks()
     count = len(ran)

@@ -3,6 +3,7 @@
 import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,11 +16,19 @@ from builders.video_files import make_frames, write_mp4
 from safetensors.torch import load_file
 from transformers import AutoModel
 
-from adaptok_hf import AdapTokModel
+from adaptok_hf import AdapTokModel, AdapTokRouterConfig
+from adaptok_hf.allocation import AssignmentTree, proxy_reward
 from adaptok_hf.training.router.arguments import Arguments as RouterArguments
 from adaptok_hf.training.router.assignment_labels import Arguments as LabelArguments
 from adaptok_hf.training.router.assignment_labels import LabelledVideos, read_labels, write_labels
 from adaptok_hf.training.router.targets import ClipCosts
+from adaptok_hf.training.router.trainer import Labels
+from adaptok_hf.training.router.validation import (
+    cheapest_schedule,
+    choice_percentile,
+    schedule_percentiles,
+    scorer_percentile,
+)
 
 LABELS = {
     "folders": ["train"],
@@ -128,7 +137,7 @@ def test_targets_are_the_cheapest_choices(folder):
         every = list(itertools.product(plan["levels"], repeat=4))
         best = every[int(target.argmax())]
         assert target.sum() == 1 and best == trees[0].best(price)
-        assert costs.reward_share(best, price) == 1.0
+        assert costs.cost(best, price) == float(costs.costs(price).min()) and costs.cost((1, 2, 3, 4), price) is None
         blocks = costs.block_targets(price, 0.0)
         assert tuple(plan["levels"][level] for level in blocks.argmax(-1)) == best
         soft = costs.block_targets(price, 0.01)
@@ -136,12 +145,82 @@ def test_targets_are_the_cheapest_choices(folder):
         torch.testing.assert_close(soft.sum(-1), torch.ones(4))
 
 
+def hand_made(first: list[float], second: list[float]) -> ClipCosts:
+    """Two blocks of 1 or 3 tokens whose losses add up; all assignments were measured."""
+    losses = {(a,): x for a, x in zip((1, 3), first, strict=True)}
+    losses |= {(a, b): x for a in (1, 3) for b, x in zip((1, 3), second, strict=True)}
+    return ClipCosts(AssignmentTree(None, [1, 3], 2, losses))
+
+
+def test_percentiles_of_a_hand_made_table():
+    clips = [hand_made([9, 1], [4, 3]), hand_made([5, 4], [8, 2])]
+    # costs at price 1 of (1, 1), (1, 3), (3, 1), (3, 3): 15 16 9 10, 15 11 16 12
+    assert [clip.costs(1.0).tolist() for clip in clips] == [[15, 16, 9, 10], [15, 11, 16, 12]]
+    assert choice_percentile(clips, [(3, 1), (1, 3)], 1.0) == 100
+    assert choice_percentile(clips, [(1, 3), (3, 1)], 1.0) == 0
+    assert choice_percentile(clips, [(3, 3), (3, 3)], 1.0) == pytest.approx(100 * (6 + 4) / (7 + 5))
+    assert cheapest_schedule(clips, 1.0) == (3, 3) and cheapest_schedule(clips[:1], 1.0) == (3, 1)
+    both = schedule_percentiles(clips[:1], clips, [1.0])
+    assert both["val_percentile_schedule"] == pytest.approx(100 * (7 + 0) / 12)
+    assert both["val_percentile_own_schedule"] == pytest.approx(100 * 10 / 12)
+
+
+def test_what_was_not_measured_is_left_out():
+    whole, partial = hand_made([9, 1], [4, 3]), hand_made([5, 4], [8, 2])
+    partial.known = {counts: loss for counts, loss in partial.known.items() if counts != (3, 3)}
+    assert choice_percentile([whole, partial], [(3, 1), (3, 3)], 1.0) == 100
+    assert choice_percentile([partial], [(3, 3)], 1.0) is None
+    assert cheapest_schedule([whole], 1.0, [partial]) == (3, 1)
+    assert cheapest_schedule([whole, partial], 1.0) == (3, 1)
+    partial.known = {}
+    assert schedule_percentiles([whole], [partial], [1.0]) == {}
+
+
+def test_a_scorer_is_compared_at_the_price_that_suits_it():
+    """A scorer that knows the losses, but in other units, is as good as they are."""
+    clips = [hand_made([9, 1], [4, 3]), hand_made([5, 4], [8, 2])]
+    tables = iter(torch.tensor([[[9, 5, 1], [4.0, 3.5, 3]], [[5, 4.5, 4], [8, 5, 2]]]) * 100)
+    encoded = SimpleNamespace(latents=None, codes=torch.zeros(1, 2, 3, dtype=torch.long))
+    lookup = SimpleNamespace(lookup=lambda codes: codes, codebook=SimpleNamespace(weight=torch.zeros(1)))
+    pipeline = SimpleNamespace(
+        device=torch.device("cpu"),
+        tokenizer=SimpleNamespace(encode=lambda video: encoded, dtype=torch.float32, device="cpu", quantizer=lookup),
+        scorer=lambda *_: SimpleNamespace(scores=next(tables)[None]),
+    )
+    pipeline.scorer.config = SimpleNamespace(score_step=1)
+    frames = [torch.zeros(1, 8, 3, 4, 4, dtype=torch.uint8)] * 2
+    assert scorer_percentile(pipeline, frames, clips, [1.0]) == 100
+    pipeline.scorer = None
+    with pytest.raises(ValueError, match="scorer"):
+        scorer_percentile(pipeline, frames, clips, [1.0])
+
+
+def test_the_price_of_a_weight(folder):
+    labels = Labels(folder / "labels", folder)
+    with pytest.raises(ValueError, match=r"1\.2 .* 81 .* 27"):
+        labels.price_of(1.2)
+    every = list(itertools.product([2, 4, 16], repeat=4))
+    losses = np.random.default_rng(0).random((2, 81))
+    prefixes = dict.fromkeys((counts[:q] for counts in every for q in (1, 2, 3)), 0.0)
+    trees = [AssignmentTree(None, [2, 4, 16], 4, prefixes | dict(zip(every, row.tolist(), strict=True))) for row in losses]
+    labels.costs = [ClipCosts(tree) for tree in trees]
+    price = labels.price_of(1.2)
+    rewards = proxy_reward(losses, np.sum(every, axis=1), 1.2)
+    for clip, row in zip(labels.costs, rewards, strict=True):
+        assert every[row.argmax()] == min(clip.known, key=lambda counts: clip.cost(counts, price))
+
+
+def test_the_recipe_of_the_paper():
+    recipe = json.loads((Path(__file__).parents[2] / "training_scripts" / "recipes" / "router_paper.json").read_text())
+    assert AdapTokRouterConfig(**recipe["model"]).to_dict() == AdapTokRouterConfig().to_dict()
+
+
 @pytest.mark.slow
 def test_a_run_and_its_resumption(folder, tmp_path):
     train(folder, tmp_path / "whole", "--val_labels", folder / "labels")
     records = metrics(tmp_path / "whole")
     assert sorted(records) == list(range(1, 7)) and records[6]["loss"] > 0
-    assert 0 <= records[6]["val_reward_share"] <= 1 and 0 <= records[6]["val_top1"] <= records[6]["val_measured_share"] <= 1
+    assert 0 <= records[6]["val_percentile"] <= 100 and 0 <= records[6]["val_top1"] <= records[6]["val_measured_share"] <= 1
     train(folder, tmp_path / "parts", "--max_train_steps", 3)
     train(folder, tmp_path / "parts", "--resume_from_checkpoint", "latest")
     for name in ("model", "model_ema"):
@@ -180,3 +259,7 @@ def test_what_does_not_fit_is_named(folder, tmp_path):
         read_labels(tmp_path)
     with pytest.raises(ValueError, match=r"-0\.1"):
         RouterArguments(data_root="", labels="", output_dir="", steps=1, prices=[-0.1])
+    with pytest.raises(ValueError, match=r"0\.1.*1\.3"):
+        RouterArguments(data_root="", labels="", output_dir="", steps=1, prices=[0.1], quality_weight=1.3)
+    with pytest.raises(ValueError, match="val_labels"):
+        RouterArguments(data_root="", labels="", output_dir="", steps=1, scored_by="small")

@@ -1,8 +1,8 @@
 """What a router learns: from the measured losses of a clip's assignments to choices at a price."""
 
 import math
+from collections.abc import Sequence
 
-import numpy as np
 import torch
 
 from ...allocation import AssignmentTree
@@ -19,10 +19,11 @@ class ClipCosts:
         index, complete = list(tree.levels).index, [counts for counts in tree.losses if len(counts) == tree.num_blocks]
         choices, losses = [list(map(index, counts)) for counts in complete], [tree.loss(counts) for counts in complete]
         levels = list(tree.levels)
+        self.known = dict(zip(map(tuple, complete), losses, strict=True))
         self.levels = torch.tensor(levels)
         self.choices = torch.tensor(choices)  # (assignments, blocks), indices of levels
         self.losses = torch.tensor(losses, dtype=torch.float64)
-        self.tokens = self.levels[self.choices].sum(1)
+        self.tokens = self.levels[self.choices].sum(1).double()
 
     def costs(self, price: float) -> torch.Tensor:
         """Return loss + price * tokens of each assignment."""
@@ -44,14 +45,10 @@ class ClipCosts:
         costs[(self.choices * weights).sum(1)] = self.costs(price)
         return _probabilities(costs, temperature)
 
-    def reward_share(self, counts: np.ndarray, price: float) -> float | None:
-        """Return how much of the range from the worst to the best measured cost these counts reach; `None` if they were not
-        measured."""
-        found = (self.levels[self.choices] == torch.as_tensor(counts)).all(1).nonzero()
-        if not len(found):
-            return None
-        costs = self.costs(price)
-        return float((costs.max() - costs[found[0, 0]]) / (costs.max() - costs.min()))
+    def cost(self, counts: Sequence[int], price: float) -> float | None:
+        """Return loss + price * tokens of these counts, or `None` if they were not measured."""
+        loss = self.known.get(tuple(counts))
+        return None if loss is None else loss + price * sum(counts)
 
 
 def _probabilities(costs: torch.Tensor, temperature: float) -> torch.Tensor:
