@@ -20,8 +20,9 @@ from ..models.qformer_evatok import take_row
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 # The pixels and keys of so many rows are in memory together.
 _ROWS_AT_ONCE = 16
-# So many assignments of all clips keep their keys and values: a beam comes back to few but the last.
-_MOST_CACHES = 64
+# So many assignments of all clips keep their keys and values: a beam comes back to few but the last. A beam of 10 over
+# EVATok's 5 levels has so many before its last block.
+_MOST_CACHES = 80
 Caches = tuple[BlockCache, BlockCache]  # of encoder and decoder
 
 
@@ -156,7 +157,9 @@ class BlockCoder:
             return BlockCache(), BlockCache()
         if (self.clip, counts) not in self.caches:  # no longer kept
             self(counts[:-1], counts[-1:])
-        self.caches.move_to_end((self.clip, counts))
+        for block in range(len(counts)):  # a walk of the whole tree comes back to what begins alike
+            for key in [key for key in self.caches if key[0] == self.clip and key[1][:-1] == counts[:block]]:
+                self.caches.move_to_end(key)
         return self.caches[self.clip, counts]
 
 

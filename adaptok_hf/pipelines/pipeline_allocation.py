@@ -183,18 +183,21 @@ class AllocationMixin:
 
     def choose_strategy(self, request: AllocationRequest) -> Strategy | None:
         """Return the strategy of a request, or `None` for keeping everything."""
+        if not self.tokenizer.prefix_decodable:
+            name = request.strategy or ("quality" if request.price is not None else None)
+            name = name or ("threshold" if request.threshold is not None else "fixed")
+            if name in STRATEGIES and not STRATEGIES[name].decides_first:
+                usable = ", ".join(row.name for row in STRATEGIES.values() if row.decides_first)
+                raise ValueError(
+                    f"strategy {name!r} looks at encoded tokens, and a {type(self.tokenizer).__name__} needs token counts "
+                    f"to encode; these decide first: {usable}"
+                )
         is_adaptive = self.tokenizer.config.adaptive  # if not, no other part would help
         strategy = request.choose_strategy(self.scorer is not None or not is_adaptive, self.router is not None)
         if strategy is not None and not is_adaptive:
             raise ValueError(
                 f"strategy {strategy.name!r}: this tokenizer is not adaptive (CausalTok, LARP): it keeps all tokens and "
                 "takes no budget"
-            )
-        if strategy is not None and not self.tokenizer.prefix_decodable and not strategy.decides_first:
-            usable = ", ".join(row.name for row in STRATEGIES.values() if row.decides_first)
-            raise ValueError(
-                f"strategy {strategy.name!r} looks at encoded tokens, and a {type(self.tokenizer).__name__} needs token "
-                f"counts to encode; these decide first: {usable}"
             )
         return strategy
 
@@ -210,7 +213,10 @@ class AllocationMixin:
         for start in self.batches(len(token_counts), batch_size, "encode"):
             rows = slice(start, start + batch_size)
             with stopwatch(encoded.seconds, "encode", self.device), torch.inference_mode():
-                frames = (encoded.frames(rows).to(self.device) / 255).to(self.tokenizer.dtype)
+                frames = encoded.frames(rows)
+                if frames.ndim != 5:
+                    raise ValueError("allocate encodes with this tokenizer: it needs the frames that were left out")
+                frames = (frames.to(self.device) / 255).to(self.tokenizer.dtype)
                 counts = token_counts[rows].to(self.device)
                 codes.append(self.tokenizer.encode(frames, counts, return_dict=True).codes.cpu())
         return torch.cat(codes)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from adaptok_hf.allocation import joint, route
-from adaptok_hf.allocation.routing import spread_levels
+from adaptok_hf.allocation.routing import spend_on_levels, spread_levels
 
 PRICES = [0.001, 0.002, 0.004, 0.008]
 
@@ -72,3 +72,32 @@ def test_what_does_not_fit_is_named():
     ):
         with pytest.raises(ValueError, match=value):
             route(tables, step=8, **options)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("budget", [32, 100, 300, 512])
+def test_levels_only(seed, budget):
+    """Greedy steps: on rows that are convex over tokens as good as the best of all assignments that spend as much."""
+    levels = np.array([32, 64, 128, 256, 512])
+    scores = np.random.default_rng(seed).uniform(1, 9, (1, 4, 1)) * 50 / levels
+    counts = spend_on_levels(scores, levels, budget)
+    assert set(counts.flatten().tolist()) <= set(levels.tolist()) and counts.sum() <= 4 * budget
+
+    def loss(row):
+        return sum(scores[0, block, int(np.searchsorted(levels, count))] for block, count in enumerate(row))
+
+    same = [row for row in itertools.product(levels, repeat=4) if sum(row) == counts.sum()]
+    assert loss(counts[0]) == pytest.approx(min(map(loss, same)))
+    # nothing that fits is left undone
+    rest = 4 * budget - counts.sum()
+    assert all(level - count > rest for count in counts[0] for level in levels if level > count)
+
+
+def test_levels_that_are_no_multiples():
+    scores = np.zeros((2, 2, 2))
+    valid = np.array([[True, True], [True, False]])
+    assert spend_on_levels(scores, [48, 64], 60, valid=valid).sum() == 176
+    assert spend_on_levels(scores, [48, 64], 48, "exact", valid).tolist() == [[48, 48], [48, 0]]
+    for budget, rounding, value in ((47, None, "47"), (65, None, "65"), (60, "exact", "60")):
+        with pytest.raises(ValueError, match=value):
+            spend_on_levels(scores, [48, 64], budget, rounding, valid)

@@ -343,6 +343,9 @@ def variants(root: Path) -> Iterator[Comparison]:
             feature_size=image.shape[1],
             latent_size=image.shape[1],
             codebook_size=4,
+            decoder_hidden_size=4,
+            num_decoder_layers=1,
+            num_decoder_attention_heads=1,
         )
         encoder = EVATokModel(config).encoder
         load_exactly(encoder, stack_weights(weights, ENCODER_NAMES), without=("patch_embedding.",))

@@ -196,7 +196,10 @@ def test_entropy_in_pieces(model, monkeypatch):
     torch.testing.assert_close(gradient, expected)
 
 
-@pytest.mark.parametrize("options", [{}, {"rotation_trick": True}, {"stochastic_quantizer": True}, {"qk_norm": True}])
+OPTIONS = {"rotation_trick": True, "stochastic_quantizer": True, "qk_norm": True, "feature_size": 8}
+
+
+@pytest.mark.parametrize("options", [{}, OPTIONS])
 def test_every_weight_learns_also_with_checkpointing(options):
     model, video = make_evatok(**options).train(), make_clips()
     found = []
