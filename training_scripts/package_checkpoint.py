@@ -10,18 +10,24 @@ import json
 from pathlib import Path
 
 import torch
+from transformers import AutoModel
 
 from adaptok_hf import (
     AdapTokARForCausalLM,
-    AdapTokModel,
     AdapTokPipeline,
+    AdapTokRouterModel,
     AdapTokScorerModel,
     AdapTokVideoProcessor,
 )
 from adaptok_hf.atomic_files import atomic_folder, check_new_folder, write_json
 from adaptok_hf.cli.program import run_script
 
-OPTIONAL = {"scorer": AdapTokScorerModel, "ar_model": AdapTokARForCausalLM, "fp_model": AdapTokARForCausalLM}
+OPTIONAL = {
+    "scorer": AdapTokScorerModel,
+    "router": AdapTokRouterModel,
+    "ar_model": AdapTokARForCausalLM,
+    "fp_model": AdapTokARForCausalLM,
+}
 
 
 def main() -> None:
@@ -34,7 +40,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.overwrite:
         check_new_folder(arguments.output)
-    tokenizer = AdapTokModel.from_pretrained(arguments.tokenizer, dtype=torch.float16)
+    tokenizer = AutoModel.from_pretrained(arguments.tokenizer, dtype=torch.float16)
     optional = {
         name: model_class.from_pretrained(getattr(arguments, name), dtype=torch.float16)
         for name, model_class in OPTIONAL.items()
