@@ -10,10 +10,10 @@ import json
 from pathlib import Path
 
 import torch
+from transformers import AutoModel
 
 from adaptok_hf import (
     AdapTokARForCausalLM,
-    AdapTokModel,
     AdapTokPipeline,
     AdapTokRouterModel,
     AdapTokScorerModel,
@@ -40,7 +40,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.overwrite:
         check_new_folder(arguments.output)
-    tokenizer = AdapTokModel.from_pretrained(arguments.tokenizer, dtype=torch.float16)
+    tokenizer = AutoModel.from_pretrained(arguments.tokenizer, dtype=torch.float16)
     optional = {
         name: model_class.from_pretrained(getattr(arguments, name), dtype=torch.float16)
         for name, model_class in OPTIONAL.items()

@@ -1,9 +1,11 @@
 """EVATok's stages as users run them: proxy tokenizer, labels, router, final tokenizer, with frozen backbones."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from builders.backbones import make_videomae, make_vjepa
@@ -12,7 +14,8 @@ from builders.video_files import make_frames, write_mp4
 from safetensors.torch import load_file
 from transformers import AutoModel
 
-from adaptok_hf import EVATokModel
+from adaptok_hf import AdapTokPipeline, EVATokModel
+from adaptok_hf.cli.main import main
 
 pytestmark = pytest.mark.slow
 
@@ -60,6 +63,16 @@ LABELS = {
 }
 ROUTER = {
     "model": {"head": "assignment", "patch_size": 8, "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1},
+    "steps": 2,
+    "batch_size": 4,
+    "warmup_steps": 1,
+    "logging_steps": 1,
+}
+
+
+GENERATOR = {
+    "model": {"length_tokens": [1, 2, 8], "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+    | {"intermediate_size": 32},
     "steps": 2,
     "batch_size": 4,
     "warmup_steps": 1,
@@ -174,3 +187,26 @@ def test_a_folder_that_is_no_teacher(chain):
     recipe["alignment_layer"] = 1
     error = run_script("train_tokenizer.py", *chain.arguments("wrong", recipe), fails=True)
     assert "videomae is no VJEPA2Model" in error
+
+
+def test_tokens_and_a_generator(chain, router):
+    """Of the proxy tokenizer with its router, to videos."""
+    parts = ["--tokenizer", chain.folder / "proxy" / "model", "--router", router]
+    run_script("package_checkpoint.py", *parts, "--output", chain.folder / "pipeline")
+    for name in ("jump", "run"):
+        shutil.copytree(chain.folder / "train", chain.folder / "classes" / name)
+    videos = ["--videos", chain.folder / "classes", "--model", chain.folder / "pipeline", "--labels", "folder"]
+    run_script("tokenize_dataset.py", *videos, "--allocation", "router", "--output_dir", chain.folder / "tokens")
+    rows = [row for path in (chain.folder / "tokens").rglob("*.parquet") for row in pq.read_table(path).to_pylist()]
+    assert len(rows) == 6 and {count for row in rows for count in row["token_counts"]} <= {1, 2, 8}
+    recipe = chain.folder / "generator.json"
+    recipe.write_text(json.dumps(GENERATOR))
+    options = ["--tokens", chain.folder / "tokens", "--output_dir", chain.folder / "generator"]
+    run_script("train_ar.py", recipe, *options, launch=True)
+    parts += ["--ar_model", chain.folder / "generator" / "model"]
+    run_script("package_checkpoint.py", *parts, "--output", chain.folder / "complete")
+    pipeline = AdapTokPipeline.from_pretrained(chain.folder / "complete")
+    assert pipeline.ar_model.config.length_tokens == [1, 2, 8] and type(pipeline.tokenizer) is EVATokModel
+    options = ["generate", "--class", "jump", "--videos", "1", "--model", chain.folder / "complete"]
+    assert main([*map(str, options), "-o", str(chain.folder / "made")]) == 0
+    assert list((chain.folder / "made").rglob("*.mp4"))
