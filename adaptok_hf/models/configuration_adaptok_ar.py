@@ -120,7 +120,11 @@ class AdapTokARConfig(LlamaConfig):
                     f"num_condition_codes={self.num_condition_codes} with length_tokens={lengths} needs condition_counts, "
                     "the token counts of the condition's blocks"
                 )
+        if not self.condition_separator and self.num_classes:
+            raise ValueError(f"condition_separator=False is for frame prediction, got num_classes={self.num_classes}")
         if self.condition_counts is None:
+            if not self.condition_length_tokens:
+                raise ValueError("condition_length_tokens=False needs condition_counts")
             return
         counts = self.condition_counts = list(self.condition_counts)
         if not counts or len(counts) > self.num_blocks or not set(counts) <= set(self.length_tokens or ()):

@@ -259,3 +259,25 @@ def test_contributing_names_what_there_is():
         assert re.search(rf"^## Adding an? {head}", text, re.M)
     named = re.findall(r"`((?:adaptok_hf|tests|docs|model_cards|training_scripts)/[\w./-]*)`", text)
     assert len(named) > 10 and [name for name in named if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize("layout", [{"length_tokens": [2, 4]}, {"block_separators": False}])
+def test_cards_follow_the_layout(layout):
+    """No `<EOB>` where there is none, and code that compiles."""
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "codebook_size": 50,
+        "latents_per_block": 4,
+    }
+    by_class = AdapTokARConfig(num_classes=3, **sizes, **layout)
+    given = {"condition_counts": [4, 2]} if "length_tokens" in layout else {"num_condition_codes": 16}
+    by_frames = AdapTokARConfig(num_classes=0, **given, **sizes, **layout)
+    for kind, config in (("ar", by_class), ("llama", by_class), ("fp", by_frames), ("llama", by_frames)):
+        part = "ar" if config.is_class_conditional else "fp"
+        text = render_card(kind, {part: config}, repository="it").text
+        assert "EOB" not in text and "None" not in text, (kind, part)
+        assert ("length token" in text) == ("length_tokens" in layout)
+        for code in re.findall(r"```python\n(.*?)```", text, re.S):
+            compile(code, kind, "exec")
