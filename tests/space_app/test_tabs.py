@@ -29,7 +29,7 @@ SURFING = Path(__file__).parents[2] / "examples" / "surfing.mp4"
 
 @pytest.fixture(scope="module")
 def shipped() -> AdapTokPipeline:
-    pipeline = AdapTokPipeline.from_pretrained()
+    pipeline = AdapTokPipeline.from_pretrained("figures")
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
