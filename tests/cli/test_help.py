@@ -60,6 +60,13 @@ def test_help_names_the_shipped_models(command, capsys, monkeypatch):
     assert all(name in printed for name in PACKAGED_CHECKPOINTS)
 
 
+def test_default_checkpoints():
+    """What generates and predicts takes the checkpoint that has generators."""
+    commands = {"reconstruct x": "small", "tokenize x": "small", "detokenize x": "small", "stream x": "small"}
+    commands |= {"generate --class x": "figures", "predict x": "figures"}
+    assert {command: build_parser().parse_args(command.split()).model for command in commands} == commands
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
 def test_completion(shell, capsys):
     pytest.importorskip("shtab")

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from builders.pipelines import make_pipeline
 from builders.video_files import make_frames, write_mp4
 
 from adaptok_hf import AdapTokPipeline, Video
@@ -29,7 +30,7 @@ SURFING = Path(__file__).parents[2] / "examples" / "surfing.mp4"
 
 @pytest.fixture(scope="module")
 def shipped() -> AdapTokPipeline:
-    pipeline = AdapTokPipeline.from_pretrained()
+    pipeline = AdapTokPipeline.from_pretrained("figures")
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -238,12 +239,17 @@ def test_sliders_follow_the_model(complete_pipeline):
     assert sliders["Token of the block"].maximum == 6 and sliders["Encoder layer"].maximum == 2
     assert sliders["Frames that are given"].maximum == 11
     assert all(block.label for block in demo.blocks.values() if isinstance(block, gr.Slider | gr.Dropdown | gr.Number))
-    complete_pipeline.register_modules(ar_model=None, fp_model=None)
-    assert [tab.label for tab in build_demo(complete_pipeline).blocks.values() if isinstance(tab, gr.Tab)] == [
-        "Reconstruct",
-        "Inspect",
-        "About",
-    ]
+
+
+def test_tabs_follow_the_models(complete_pipeline):
+    """Generate and Predict may have a pipeline of their own, as they have with the checkpoints in the package."""
+    without = make_pipeline(scorer_layers=1)
+    alone, blocks = (list(build_demo(without, generators=each).blocks.values()) for each in (None, complete_pipeline))
+    assert [block.label for block in alone if isinstance(block, gr.Tab)] == ["Reconstruct", "Inspect", "About"]
+    tabs = [block.label for block in blocks if isinstance(block, gr.Tab)]
+    assert tabs == ["Reconstruct", "Generate", "Predict", "Inspect", "About"]
+    most = {block.label: block.maximum for block in blocks if isinstance(block, gr.Slider)}
+    assert (most["Token of the block"], most["Frames that are given"], most["Most tokens of the video"]) == (64, 11, 18)
 
 
 def test_examples_need_no_network(tmp_path, complete_pipeline):
