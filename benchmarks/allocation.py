@@ -1,7 +1,8 @@
-"""How long the exact allocation solvers take.
+"""How long the exact allocation solvers, the search and a router take.
 
     OMP_NUM_THREADS=1 python benchmarks/allocation.py [--milp-variables 8192]
     OMP_NUM_THREADS=1 python benchmarks/allocation.py --recipe training_scripts/recipes/evaluation/table_e.json
+    OMP_NUM_THREADS=1 python benchmarks/allocation.py --search examples/surfing.mp4
 
 The first command prints a markdown table: milliseconds per program (N rows, one per block of a video, J levels),
 microseconds per row, and how many times faster than `scipy.optimize.milp` the others were in the same run. Every program is
@@ -10,6 +11,9 @@ with noise), `non-convex` ones are random falling steps.
 
 The second command prints the paper's Table E: milliseconds per clip of the strategy `ipal`, the solver alone, without the
 scorer's passes (which `adaptok evaluate reconstruction` times), next to the paper's numbers.
+
+The third prints decoded blocks and seconds per clip of the strategy `search` with the shipped checkpoint, and seconds per
+clip of a router of the published size (random weights).
 """
 
 import argparse
@@ -21,7 +25,9 @@ from pathlib import Path
 
 import numpy as np
 import scipy
+import torch
 
+from adaptok_hf import AdapTokPipeline, AdapTokRouterConfig, AdapTokRouterModel, AllocationRequest
 from adaptok_hf.allocation import ipal, solve_program
 
 SOLVERS = ("milp", "dynamic", "lagrangian")
@@ -90,8 +96,35 @@ def time_ipal(recipe: dict, latents_per_block: int, step: int, repeats: int) -> 
     print(f"\n{batch} clips share a budget; {latents_per_block // step} levels a block.")
 
 
+def time_search(video: str, repeats: int) -> None:
+    """Print the table of `search` on the clips of a video, and what a router takes for one clip."""
+    pipeline = AdapTokPipeline.from_pretrained()
+    pipeline.set_progress_bar_config(disable=True)
+    encoded = pipeline.encode(video)
+    clips = len(encoded.codes)
+    pipeline.score(encoded, measured=True)  # the candidates of `search`, the same at every budget
+    seconds = f"{encoded.seconds['measure'] / clips:.2f} s per clip"
+    print(f"{clips} clips; measuring the table of `measured` first takes {seconds}\n")
+    print("| budget | decoded blocks per clip | s per clip |\n|---|---|---|")
+    for budget in ("6.25%", "12.5%", "25%", "50%"):
+        before = encoded.seconds.get("search", 0.0)
+        tokens = pipeline.allocate(encoded, AllocationRequest(budget=budget, strategy="search"))
+        seconds = encoded.seconds["search"] - before
+        blocks = tokens.allocation["decoded_blocks"] / clips
+        print(f"| {budget} | {blocks:.0f} | {seconds / clips:.2f} |", flush=True)
+    router, times = AdapTokRouterModel(AdapTokRouterConfig()).eval(), []
+    pixels = torch.rand(1, router.config.num_frames, 3, router.config.image_size, router.config.image_size)
+    for _ in range(repeats):
+        start = time.perf_counter()
+        with torch.inference_mode():
+            router(pixels)
+        times.append(time.perf_counter() - start)
+    print(f"\nrouter, {sum(p.numel() for p in router.parameters()) / 1e6:.1f}M parameters: ", end="")
+    print(f"{statistics.median(times):.3f} s per clip")
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Time the exact allocation solvers.")
+    parser = argparse.ArgumentParser(description="Time the exact allocation solvers, the search and a router.")
     parser.add_argument("--rows", type=int, nargs="+", default=[8, 64, 128, 512])
     parser.add_argument("--levels", type=int, nargs="+", default=[8, 16, 64])
     parser.add_argument("--programs", type=int, default=5, help="different tables per size (default 5)")
@@ -100,9 +133,15 @@ def main() -> None:
         "--milp-variables", type=int, default=8192, help="leave milp out above this many rows x levels (default 8192)"
     )
     parser.add_argument("--recipe", type=Path, help="time the strategy ipal as in this file instead")
-    parser.add_argument("--repeats", type=int, default=20, help="runs of each case of a recipe (default 20)")
+    parser.add_argument("--search", metavar="VIDEO", help="time the strategy search on a video, and a router, instead")
+    parser.add_argument(
+        "--repeats", type=int, default=20, help="runs of each case of a recipe, and of the router (default 20)"
+    )
     arguments = parser.parse_args()
 
+    if arguments.search:
+        time_search(arguments.search, arguments.repeats)
+        return
     if arguments.recipe:
         time_ipal(json.loads(arguments.recipe.read_text()), latents_per_block=512, step=8, repeats=arguments.repeats)
         return

@@ -5,7 +5,8 @@ import math
 import numpy as np
 import torch
 
-from adaptok_hf import AdapTokPipeline, TokenizedVideo
+from adaptok_hf import AdapTokPipeline, AllocationRequest, EncodedVideos, TokenizedVideo
+from adaptok_hf.allocation import nearest_schedule
 from adaptok_hf.metrics import VideoSSIM
 
 
@@ -19,6 +20,15 @@ def default_budget(pipeline: AdapTokPipeline) -> int:
     """A quarter of all tokens, on the grid of the scorer's levels."""
     step, most = token_levels(pipeline)[0], pipeline.tokenizer.config.latents_per_block
     return max(step, most // 4 // step * step)
+
+
+def baseline(pipeline: AdapTokPipeline, encoded: EncodedVideos, budget: float) -> tuple[str, AllocationRequest]:
+    """What adaptive tokens are compared with: the scorer's best constant schedule, or equal counts where it has none."""
+    schedules = pipeline.scorer.config.schedules if pipeline.scorer is not None else None
+    if not schedules:
+        return "fixed", AllocationRequest(budget=round(budget), strategy="fixed")
+    counts = nearest_schedule(schedules, budget, pipeline.tokenizer.config.latents_per_block, encoded.valid_blocks.numpy())
+    return "schedule", AllocationRequest(budget=counts, strategy="fixed")
 
 
 def counts_over_time(pipeline: AdapTokPipeline, tokens: TokenizedVideo) -> list[int]:

@@ -1,4 +1,4 @@
-"""Reconstruct: a video on a token budget, beside the same number of tokens spent evenly."""
+"""Reconstruct: a video on a token budget, beside the same number of tokens spent by the best constant schedule."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 import numpy as np
 import pandas as pd
-from encoding import counts_over_time, default_budget, psnr, spread, ssim, token_levels
+from encoding import baseline, counts_over_time, default_budget, psnr, spread, ssim, token_levels
 from player import Panel, note, player, tiles, token_bars, waiting
 from uploads import LIMITS, MAX_CLIPS, read_upload
 
@@ -55,12 +55,14 @@ def reconstruct(
     tokens = pipeline.allocate(encoded, _request(pipeline, strategy, budget, price, threshold))
     counts = counts_over_time(pipeline, tokens)
     mean = sum(counts) / len(counts)
-    level = round(mean)
-    fixed_tokens = pipeline.allocate(encoded, AllocationRequest(budget=level, strategy="fixed"))
+    name, request = baseline(pipeline, encoded, mean)
+    constant_tokens = pipeline.allocate(encoded, request)
+    constant_counts = counts_over_time(pipeline, constant_tokens)
 
     original = upload.video.frames
     frames = pipeline.decode(tokens)
-    fixed_frames = frames if fixed_tokens.token_counts.equal(tokens.token_counts) else pipeline.decode(fixed_tokens)
+    same = constant_tokens.token_counts.equal(tokens.token_counts)
+    constant_frames = frames if same else pipeline.decode(constant_tokens)
     report = {
         "video": upload.name,
         "frames": tokens.num_frames,
@@ -73,14 +75,19 @@ def reconstruct(
         "bits_per_second": round(tokens.bits_per_second, 1),
         "psnr_db": round(psnr(frames, original), 3),
         "ssim": round(ssim(frames, original), 4),
-        "fixed": {"tokens_per_block": level, "psnr_db": round(psnr(fixed_frames, original), 3)},
+        "baseline": {
+            "strategy": name,
+            "tokens_per_block": round(sum(constant_counts) / len(constant_counts), 3),
+            "token_counts": constant_tokens.token_counts[0].tolist(),
+            "psnr_db": round(psnr(constant_frames, original), 3),
+        },
     }
-    result = _show(pipeline, tokens.fps, report, original, frames, fixed_frames, upload.note)
+    result = _show(pipeline, tokens.fps, report, original, frames, constant_frames, upload.note)
     yield result, None, report
 
     known = {
         tuple(counts): report["psnr_db"],
-        tuple(counts_over_time(pipeline, fixed_tokens)): report["fixed"]["psnr_db"],
+        tuple(constant_counts): report["baseline"]["psnr_db"],
     }
     report["curve"] = _measure_curve(pipeline, encoded, original, known)
     yield result, _curve_table(report), report
@@ -113,17 +120,19 @@ def default_price(pipeline: AdapTokPipeline) -> float:
 def _measure_curve(
     pipeline: AdapTokPipeline, encoded: EncodedVideos, original: np.ndarray, known: dict[tuple[int, ...], float]
 ) -> dict[str, list[dict[str, float]]]:
-    """PSNR at a few budgets. `known` has that of counts that were decoded before; equal counts are decoded once."""
+    """PSNR at a few budgets. `known` has that of counts that were decoded before."""
     curve: dict[str, list[dict[str, float]]] = {}
     budgets = spread(token_levels(pipeline), _CURVE_POINTS)
-    for strategy in ("joint", "fixed") if pipeline.scorer is not None else ("fixed",):
-        curve[strategy] = []
-        for budget in budgets:
-            tokens = pipeline.allocate(encoded, AllocationRequest(budget=budget, strategy=strategy))
+    for budget in budgets:
+        requests = dict([baseline(pipeline, encoded, budget)])
+        if pipeline.scorer is not None:
+            requests = {"joint": AllocationRequest(budget=budget, strategy="joint")} | requests
+        for strategy, request in requests.items():
+            tokens = pipeline.allocate(encoded, request)
             key = tuple(counts_over_time(pipeline, tokens))
             if key not in known:
                 known[key] = psnr(pipeline.decode(tokens), original)
-            curve[strategy].append(
+            curve.setdefault(strategy, []).append(
                 {
                     "tokens_per_block": budget,
                     "bits_per_second": round(tokens.bits_per_second, 1),
@@ -133,27 +142,37 @@ def _measure_curve(
     return curve
 
 
-def _show(pipeline, fps: float, report: dict, original, frames, fixed_frames, left_out: str) -> str:
+def _show(pipeline, fps: float, report: dict, original, frames, constant_frames, left_out: str) -> str:
     config = pipeline.tokenizer.config
-    counts, fixed = report["token_counts"], report["fixed"]
+    counts, constant = report["token_counts"], report["baseline"]
     mean, most = report["tokens_per_block"], config.latents_per_block
-    gain = report["psnr_db"] - fixed["psnr_db"]
+    gain = report["psnr_db"] - constant["psnr_db"]
     adaptive = report["strategy"] != "fixed"
     panels = [Panel("Original", original, f"{config.image_size} × {config.image_size}")]
     asked = "" if report["budget"] in (None, mean) else f" of {report['budget']:g}"
     label = f"{mean:g}{asked} tokens per block · {report['psnr_db']:.2f} dB"
     panels.append(Panel(f"Adaptive ({report['strategy']})" if adaptive else "Fixed", frames, label, "adaptive"))
     if adaptive:
-        label = f"{fixed['tokens_per_block']} in every block · {fixed['psnr_db']:.2f} dB"
-        panels.append(Panel("Same budget, fixed", fixed_frames, label, "fixed"))
+        repeated = constant["strategy"] == "schedule"
+        label = (
+            ", ".join(map(str, constant["token_counts"]))
+            if repeated
+            else f"{constant['tokens_per_block']:g} in every block"
+        )
+        label += f" · {constant['psnr_db']:.2f} dB"
+        panels.append(Panel("Same budget, same for every clip", constant_frames, label, "fixed"))
     widths = [min(config.tubelet_size, len(original) - start) for start in range(0, len(original), config.tubelet_size)]
-    bars = token_bars(counts, most, widths, fixed["tokens_per_block"] if adaptive else None)
+    bars = token_bars(counts, most, widths, constant["tokens_per_block"] if adaptive else None)
     raw_bits = config.image_size**2 * 24 * report["fps"]
     rate = report["bits_per_second"]
     entries = [
         ("Tokens", f"{report['tokens']}", f"of {most * len(counts)}, {100 * mean / most:.0f} %"),
         ("Rate", f"{rate / 1000:.2f} kbit/s", f"1 / {raw_bits / rate:,.0f} of raw pixels"),
-        ("PSNR", f"{report['psnr_db']:.2f} dB", f"{gain:+.2f} dB against fixed" if adaptive else "higher is better"),
+        (
+            "PSNR",
+            f"{report['psnr_db']:.2f} dB",
+            f"{gain:+.2f} dB against {constant['strategy']}" if adaptive else "higher is better",
+        ),
         ("SSIM", f"{report['ssim']:.3f}", "1 is identical"),
     ]
     return tiles(entries) + player(panels, fps, bars) + note(left_out)
@@ -174,7 +193,7 @@ def build_tab(pipeline: AdapTokPipeline, video_input: Callable[[], gr.Video], mo
     names, frames = strategies(pipeline), pipeline.tokenizer.config.num_frames
     gr.Markdown(
         "**Spend a budget of tokens where the video needs them.** A scorer foresees how much each token would help each "
-        "block; the allocation spends the budget by it. Beside it: the same number of tokens in every block.",
+        "block; the allocation spends the budget by it. Beside it: as many tokens, at the same places in every clip.",
         elem_classes="at-intro",
     )
     with gr.Row(elem_classes="at-columns"):
@@ -208,7 +227,7 @@ def build_tab(pipeline: AdapTokPipeline, video_input: Callable[[], gr.Video], mo
             gr.Markdown(f"{LIMITS} of the first {MAX_CLIPS * frames} frames.", elem_classes="at-small")
         with gr.Column(scale=8, min_width=320):
             result = gr.HTML(waiting("Original, reconstruction and the tokens of each block appear here."))
-            colors = {"joint": "#cf7a12", "fixed": "#5676a8"}
+            colors = {"joint": "#cf7a12", "schedule": "#5676a8", "fixed": "#5676a8"}
             x, y, color = _CURVE_COLUMNS
             gr.Markdown("### Rate and quality of this clip", elem_classes="at-section")
             curve = gr.LinePlot(x=x, y=y, color=color, color_map=colors, height=330)

@@ -30,26 +30,27 @@ def solve_lagrangian(costs: NDArray[np.float64], total: int) -> tuple[NDArray[np
         optimal, earlier rows tend to get the higher levels.
     """
     price, fewer, more = _best_price(costs, total)
+    rows = np.arange(len(costs))
     priced = costs + price * np.arange(costs.shape[1])
-    floor = priced.min(axis=1)
+    optimum = priced.argmin(axis=1)
+    floor = priced[rows, optimum]
     reduced = priced - floor[:, None]
     bound = math.fsum(floor) - price * total
 
     levels = _repair(reduced, fewer, more, total)
     if levels is None:
         return solve_dynamic(costs, total), bound
-    rows = np.arange(len(costs))
     paid = reduced[rows, levels]
     gap = float(paid.sum())
     # Rows at their floor pay nothing; for the others this is the round-off of their reduced costs.
-    largest = float(np.abs(priced).max())
+    largest = max(float(priced.max()), -float(floor.min()))
     if gap <= 4 * _EPSILON * largest * np.count_nonzero(paid):
         return levels, bound
 
     # The margin is far above the round-off of a sum of reduced costs: too many levels stay open, never too few.
     still_open = reduced <= gap + 16 * _EPSILON * largest * (len(costs) + 8)
-    optimum = reduced.argmin(axis=1)
-    unsettled = np.flatnonzero(still_open.sum(axis=1) > 1)
+    num_open = np.bincount(np.flatnonzero(still_open) // costs.shape[1], minlength=len(costs))
+    unsettled = np.flatnonzero(num_open > 1)
     core_total = total - int(optimum.sum()) + int(optimum[unsettled].sum())
     # Reduced costs order the choices of this total as the costs do.
     core = np.where(still_open[unsettled], reduced[unsettled], np.inf)
@@ -79,10 +80,10 @@ def _best_price(costs: NDArray[np.float64], total: int) -> tuple[float, NDArray[
     if total == more_sum:
         return -float((costs[:, -1:] - costs)[:, :-1].max(initial=0.0)), more, more
     fewer_cost, more_cost = float(costs[:, 0].sum()), float(costs[:, -1].sum())
-    price = 0.0
+    price, priced = 0.0, np.empty_like(costs)
     for _ in range(_MAX_PRICES):
         price = (fewer_cost - more_cost) / (more_sum - fewer_sum)
-        levels = (costs + price * index).argmin(axis=1)
+        levels = np.add(costs, price * index, out=priced).argmin(axis=1)
         level_sum = int(levels.sum())
         if level_sum == total:
             return price, levels, levels
@@ -121,29 +122,31 @@ def _repair(
     if missing == 0:
         return levels
 
-    # cheapest[c]: what a change of one row by c levels costs at least; second[c]: the same in any other row.
-    changes = np.arange(-(num_levels - 1), num_levels)
-    target = levels[:, None] + changes
-    inside = (target >= 0) & (target < num_levels)
-    change_cost = np.where(inside, np.take_along_axis(reduced, target.clip(0, num_levels - 1), axis=1), np.inf)
-    rows_of_cheapest = change_cost.argmin(axis=0)
-    every = np.arange(len(changes))
-    cheapest = change_cost[rows_of_cheapest, every]
-    change_cost[rows_of_cheapest, every] = np.inf
-    rows_of_second = change_cost.argmin(axis=0)
-    second = change_cost[rows_of_second, every]
+    # One row that changes by all that is missing bounds what a pair may cost, and so each of its two changes.
+    target = levels + missing
+    fits = np.flatnonzero((target >= 0) & (target < num_levels))
+    limit = reduced[fits, target[fits]].min(initial=np.inf)
+    rows, to_levels = np.nonzero(reduced <= limit)
+    costs, changes = reduced[rows, to_levels], to_levels - levels[rows]
+    order = np.lexsort((costs, changes))  # stable: earlier rows first
+    rows, costs, changes = rows[order], costs[order], changes[order]
+    first = np.flatnonzero(np.diff(changes, prepend=-num_levels))
+    repeated = first[np.append(changes, num_levels)[first + 1] == changes[first]]
+    # cheapest[c]: what a change of one row by c levels costs at least; second[c]: the same in any other row. From the end,
+    # c may be negative.
+    cheapest, second = np.full((2, 2 * num_levels - 1), np.inf)
+    rows_of_cheapest, rows_of_second = np.zeros((2, 2 * num_levels - 1), dtype=np.int64)
+    cheapest[changes[first]], rows_of_cheapest[changes[first]] = costs[first], rows[first]
+    second[changes[repeated]], rows_of_second[changes[repeated]] = costs[repeated + 1], rows[repeated + 1]
 
     # Pairs of changes (c, missing - c) in two different rows; "one row changes, another changes by 0" is among them.
-    partner = missing + 2 * (num_levels - 1) - every
-    one = every[(partner >= 0) & (partner < len(every))]
-    other = partner[one]
+    one = np.arange(max(missing, 0) - num_levels + 1, min(missing, 0) + num_levels)
+    other = missing - one
     same_row = rows_of_cheapest[one] == rows_of_cheapest[other]
     pair_cost = cheapest[one] + np.where(same_row, second[other], cheapest[other])
     if not np.isfinite(pair_cost).any():
         return None
     pair = int(pair_cost.argmin())
-    one_row = rows_of_cheapest[one[pair]]
-    other_row = (rows_of_second if same_row[pair] else rows_of_cheapest)[other[pair]]
-    levels[one_row] += changes[one[pair]]
-    levels[other_row] += changes[other[pair]]
+    levels[rows_of_cheapest[one[pair]]] += one[pair]
+    levels[(rows_of_second if same_row[pair] else rows_of_cheapest)[other[pair]]] += other[pair]
     return levels

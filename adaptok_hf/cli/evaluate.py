@@ -90,7 +90,19 @@ def _add_evaluate(verb: argparse.ArgumentParser) -> None:
         help="average tokens per block, or percentages such as 25%% (default: 6.25%% 12.5%% 25%% 50%% 100%%)",
     )  # fmt: skip
     parser.add_argument(
-        "--strategies", nargs="+", default=["fixed", "joint"], metavar="S", help="of allocation (default: fixed joint)"
+        "--strategies", nargs="+", default=["fixed", "joint"], metavar="S",
+        help="of allocation, next to the baselines fixed and schedule, the best constant schedule (default: joint)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--schedule-videos", metavar="DATA",
+        help="other videos, such as those of training, on which schedules are learned (default: DATA itself, where each "
+        "video gets the schedule of the others)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--schedule-clips", type=int, default=32, metavar="N", help="at most, of one video each, for it (default: 32)"
+    )
+    parser.add_argument(
+        "--schedule-loss", choices=["rmse", "mse", "psnr"], default="rmse", help="that schedules minimize (default: rmse)"
     )
     parser.add_argument(
         "--allocation-batch", type=int, nargs="+", default=[64], metavar="N",
@@ -227,7 +239,7 @@ def _run(task: Callable, arguments: argparse.Namespace) -> dict[str, Any] | None
 
     if arguments.protocol not in (None, *PROTOCOLS):
         raise ValueError(f"unknown protocol {arguments.protocol!r}; known are {', '.join(PROTOCOLS)}")
-    if unknown := [name for name in getattr(arguments, "strategies", ()) if name not in STRATEGIES]:
+    if unknown := [name for name in getattr(arguments, "strategies", ()) if name not in (*STRATEGIES, "schedule")]:
         raise ValueError(f"unknown strategies {', '.join(unknown)}; known are {', '.join(STRATEGIES)}")
     folder, data = check_folder(arguments.output), Path(arguments.data)
     if not data.exists():
@@ -243,7 +255,7 @@ def _run(task: Callable, arguments: argparse.Namespace) -> dict[str, Any] | None
 
 
 def _reconstruction(arguments: argparse.Namespace) -> dict[str, Any] | None:
-    from ..evaluation import draw_reconstruction, evaluate_reconstruction
+    from ..evaluation import draw_reconstruction, evaluate_reconstruction, open_videos
 
     networks, models = _networks(arguments), _load_models(arguments)
     first = next(iter(models.values()))
@@ -257,6 +269,9 @@ def _reconstruction(arguments: argparse.Namespace) -> dict[str, Any] | None:
         budgets=arguments.budgets,
         batches=arguments.allocation_batch,
         ipal_budgets=arguments.ipal_budgets,
+        schedule_videos=open_videos(arguments.schedule_videos) if arguments.schedule_videos else None,
+        num_schedule_clips=arguments.schedule_clips,
+        schedule_loss=arguments.schedule_loss,
         networks=networks,
         batch_size=arguments.batch_size,
         seed=arguments.seed,

@@ -18,7 +18,9 @@ from ..allocation import STRATEGIES
 from ..data import VideoFiles
 from ..metrics import Protocol
 from ..metrics.weight_formats import tensors_sha256
+from ..pipelines.assignment_decoding import LOSSES
 from ..pipelines.encoded_videos import EncodedVideos, decode_clips, stopwatch
+from .baseline_schedules import learn_schedules, schedule_clips, scheduled_counts
 from .clip_chunks import ClipChunks, Clips
 from .encoded_clips import allocate_clips, autocast, search_parameter
 from .measuring import Networks, check_clip_size, clip_features, measure_clips
@@ -42,6 +44,9 @@ def evaluate_reconstruction(
     budgets: Sequence[float | str] = ("25%",),
     batches: Sequence[int] = (64,),
     ipal_budgets: str = "equal",
+    schedule_videos: VideoFiles | None = None,
+    num_schedule_clips: int = 32,
+    schedule_loss: str = "rmse",
     networks: Networks | None = None,
     batch_size: int = 8,
     seed: int = 0,
@@ -61,6 +66,10 @@ def evaluate_reconstruction(
         protocol: which frames, at what size; its `allocation_batch` is set for each result.
         strategies, budgets, batches, ipal_budgets: see `make_settings`. A batch counts VIDEOS: their clips share a budget.
             All batches must divide the largest.
+        schedule_videos: other videos, on which the best constant schedule of each budget is learned. By default, the
+            evaluated ones, each of which gets the schedule of the others.
+        num_schedule_clips: at most so many of them, of one video each.
+        schedule_loss: what the schedules minimize, `"rmse"`, `"mse"` or `"psnr"`.
         networks: for LPIPS and FVD, see `load_networks`; by default neither is measured.
         batch_size: clips that are encoded, scored and decoded together.
         paper: the paper's numbers, to stand next to ours: dicts of `model`, `strategy`, `budget` and metrics.
@@ -85,19 +94,41 @@ def evaluate_reconstruction(
     if wrong := [batch for batch in batches if chunk_size % batch]:
         raise ValueError(f"all batches must divide the largest, {chunk_size}; {wrong[0]} does not")
     chunks = ClipChunks(source, protocol, chunk_size, seed)
+    if schedule_loss not in LOSSES or num_schedule_clips < 1:
+        raise ValueError(
+            f"schedules are learned with a loss of {', '.join(LOSSES)} on at least 1 clip, got {schedule_loss!r}, "
+            f"{num_schedule_clips}"
+        )
+    learned_on = schedule_clips(schedule_videos or source, protocol, num_schedule_clips, seed)
     configuration = {
         "task": "reconstruction",
         "protocol": protocol.hash,
         "data": chunks.identity,
         "models": {name: _fingerprint(model) for name, model in models.items()},
         "lpips": networks.lpips_key,
+        "schedules": [learned_on.identity, schedule_videos is None, schedule_loss],
     }
     parts = PartFiles(Path(output_dir) / "parts", configuration)
     state = parts.state
     if state.is_main_process:
         for name, model in models.items():
             _search_parameters(name, model, settings[name], chunks, parts, batch_size)
+            learn_schedules(
+                name,
+                model,
+                settings[name],
+                learned_on,
+                parts,
+                leave_one_out=schedule_videos is None,
+                loss=schedule_loss,
+                batch_size=batch_size,
+            )
     state.wait_for_everyone()
+    notes = list(networks.missing)
+    for name, of_model in settings.items():
+        without = [s for s in of_model if s.strategy == "schedule" and not parts.exists("schedules", name, s.name)]
+        settings[name] = [setting for setting in of_model if setting not in without]
+        notes += [f"{name}: no schedule, which takes two videos or others to learn it on"] if without else []
 
     own = range(state.process_index, len(chunks), state.num_processes)
     for name, model in models.items():
@@ -119,7 +150,7 @@ def evaluate_reconstruction(
         task="reconstruction",
         configuration_hash=parts.hash,
         protocols=[dataclasses.replace(protocol, allocation_batch=b) for b in sorted(all_batches, key=lambda b: b or 0)],
-        notes=list(networks.missing),
+        notes=notes,
         results=results,
         paper=paper,
         num_processes=state.num_processes,
@@ -193,8 +224,11 @@ class _Chunk:
         parameter = None
         if setting.needs_search:
             parameter = self.parts.read("searched", self.name, setting.name)[0]["parameter"]
-        batches = clip_batches(self.clips, setting.batch) if setting.batch else []
-        counts, seconds = allocate_clips(model, encoded, setting, batches, self.batch_size, precision, parameter)
+        if setting.strategy == "schedule":
+            counts, seconds = scheduled_counts(self.name, setting, self.clips, self.parts), {}
+        else:
+            batches = clip_batches(self.clips, setting.batch) if setting.batch else []
+            counts, seconds = allocate_clips(model, encoded, setting, batches, self.batch_size, precision, parameter)
         keys = [(clip, *chosen) for clip, chosen in enumerate(counts.tolist())]
         todo = [key for key in keys if (numbers and key not in self.numbers) or (features and key not in self.features)]
         seconds["decode"] = 0.0
@@ -297,7 +331,7 @@ def _check_model(name: str, model: Any, protocol: Protocol, strategies: Sequence
 def _check_budgets(model: Any, settings: Sequence[Setting]) -> None:
     """Raise `ValueError` for budgets that cannot be met, before the work begins."""
     for setting in settings:
-        if STRATEGIES[setting.strategy].needs == "budget":
+        if not setting.needs_search:
             model.check_request(setting.request())
 
 

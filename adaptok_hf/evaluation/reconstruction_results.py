@@ -10,7 +10,7 @@ import torch
 from ..metrics import Protocol
 from .measuring import Networks
 from .part_files import PartFiles
-from .settings import Setting
+from .settings import BASELINES, Setting
 from .summaries import summarize_difference, summarize_features, summarize_pairs
 
 
@@ -34,13 +34,11 @@ def summarize_reconstruction(
         real = _read_features(parts, (f"real-{networks.features_key}", "{:05d}"), num_chunks)
     results, all_rows = [], []
     for model, of_model in settings.items():
-        fixed: dict[float, list[dict]] = {}
+        baselines: dict[tuple, list[dict]] = {}
         for setting in of_model:
             rows, timing = _read(parts, model, setting, num_chunks)
             if not rows:
                 raise ValueError("no video could be measured: all were too short or could not be read")
-            if setting.strategy == "fixed":
-                fixed[setting.budget] = rows
             used = dataclasses.replace(protocol, allocation_batch=setting.batch)
             metrics = summarize_pairs(rows, networks, used)
             features = _read_features(parts, (model, setting.name, f"{{:05d}}-{networks.features_key}"), num_chunks)
@@ -48,10 +46,12 @@ def summarize_reconstruction(
                 metrics |= summarize_features(real, features, networks.features, used, paired=True)
             result = _describe(parts, model, setting, rows, timing)
             result["metrics"] = metrics
-            if setting.strategy != "fixed" and setting.budget in fixed:
-                others = fixed[setting.budget]
-                differences = {name: summarize_difference(rows, others, name) for name in metrics if name != "fvd"}
-                result["difference_from_fixed"] = {name: value for name, value in differences.items() if value is not None}
+            for baseline in BASELINES:
+                if others := baselines.get((baseline, setting.budget)):
+                    differences = {name: summarize_difference(rows, others, name) for name in metrics if name != "fvd"}
+                    result[f"difference_from_{baseline}"] = {name: d for name, d in differences.items() if d is not None}
+            if setting.strategy in BASELINES:
+                baselines[setting.strategy, setting.budget] = rows
             results.append(result)
             all_rows += [{"model": model, "setting": setting.name, **row} for row in rows]
     return results, all_rows
@@ -82,6 +82,7 @@ def _describe(parts: PartFiles, model: str, setting: Setting, rows: list[dict], 
     tokens = [row["tokens"] for row in rows] if counted else []
     bits = [row["bits_per_second"] for row in rows if row["bits_per_second"] is not None]
     histogram = Counter(count for row in rows for count in row["token_counts"]) if counted else None
+    learned = parts.read("schedules", model, setting.name)[0] if setting.strategy == "schedule" else {}
     searched = parts.read("searched", model, setting.name)[0] if setting.needs_search else {}
     return {
         "model": model,
@@ -91,6 +92,8 @@ def _describe(parts: PartFiles, model: str, setting: Setting, rows: list[dict], 
         "budgets_per_position": setting.budgets_per_position,
         "allocation_batch": setting.batch,
         "parameter": searched.get("parameter"),
+        "schedule": learned.get("schedule"),
+        "learned_on": learned.get("learned_on"),
         "tokens_per_block": sum(tokens) / sum(len(row["token_counts"]) for row in rows) if counted else None,
         "tokens_per_clip": sum(tokens) / len(rows) if counted else None,
         "blocks_with_tokens": None if histogram is None else [[count, histogram[count]] for count in sorted(histogram)],

@@ -3,8 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..allocation import STRATEGIES, AllocationRequest, published_budgets
+from ..allocation import STRATEGIES, AllocationRequest, Strategy, published_budgets
 from ..allocation.budgets import tokens_per_block
+
+# Equal counts and the best constant schedule: what adaptive allocation is compared with.
+BASELINES = ("fixed", "schedule")
 
 
 @dataclass(frozen=True)
@@ -12,7 +15,8 @@ class Setting:
     """A strategy with its budget.
 
     Args:
-        strategy: of `adaptok_hf.allocation.STRATEGIES`, or `"as is"` for a system that takes no budget.
+        strategy: of `adaptok_hf.allocation.STRATEGIES`; `"schedule"`, `fixed` with the best constant schedule of a
+            budget; or `"as is"` for a system that takes no budget.
         budget: AVERAGE tokens per block; `None` only for `"as is"`.
         batch: videos whose clips share the budget; `None` for strategies that do not depend on it.
         budgets_per_position: for `ipal`, the budgets of the block positions in place of one for all (the original's table
@@ -25,26 +29,30 @@ class Setting:
     budgets_per_position: tuple[float, ...] | None = None
 
     def __post_init__(self):
-        if self.strategy != "as is" and self.strategy not in STRATEGIES:
-            raise ValueError(f"a strategy is one of {', '.join(STRATEGIES)}, got {self.strategy!r}")
+        if self.strategy != "as is" and self.row is None:
+            raise ValueError(f"a strategy is one of {', '.join((*STRATEGIES, 'schedule'))}, got {self.strategy!r}")
         if (self.budget is None) != (self.strategy == "as is"):
             raise ValueError(f"strategy {self.strategy!r} got the budget {self.budget!r}")
-        shares_budget = self.strategy != "as is" and STRATEGIES[self.strategy].shares_budget
+        shares_budget = self.row is not None and self.row.shares_budget
         if (self.batch is None) == shares_budget or (self.batch is not None and self.batch < 1):
             raise ValueError(f"strategy {self.strategy!r} got the batch {self.batch!r}")
 
     @property
+    def row(self) -> Strategy | None:
+        """What allocates; `None` for `"as is"`."""
+        return STRATEGIES.get("fixed" if self.strategy == "schedule" else self.strategy)
+
+    @property
     def needs_search(self) -> bool:
         """Whether it has a price or a threshold, which is searched so that the budget is met on average."""
-        return self.strategy != "as is" and STRATEGIES[self.strategy].needs != "budget"
+        return self.row is not None and self.row.needs != "budget"
 
     def request(self, parameter: float | None = None) -> AllocationRequest:
         """Return what the pipeline allocates; `parameter` is the price or threshold that was found."""
-        if self.strategy == "as is":
+        if self.row is None:
             return AllocationRequest()
-        strategy = STRATEGIES[self.strategy]
-        value = (self.budgets_per_position or self.budget) if strategy.needs == "budget" else parameter
-        return AllocationRequest(**{strategy.needs: value}, strategy=self.strategy)
+        value = parameter if self.needs_search else self.budgets_per_position or self.budget
+        return AllocationRequest(**{self.row.needs: value}, strategy=self.row.name)
 
     @property
     def name(self) -> str:
@@ -66,7 +74,7 @@ def make_settings(
     latents_per_block: int,
     ipal_budgets: str = "equal",
 ) -> list[Setting]:
-    """Return every strategy at every budget (and, where it matters, batch).
+    """Return both baselines and every strategy at every budget (and, where it matters, batch).
 
     Args:
         budgets: tokens per block, or percentages of `latents_per_block` such as `"25%"`.
@@ -80,7 +88,7 @@ def make_settings(
         raise ValueError(f"ipal_budgets must be 'equal' or 'published', got {ipal_budgets!r}")
     settings = []
     for budget in (_tokens(budget, latents_per_block) for budget in budgets):
-        for strategy in strategies:
+        for strategy in (*BASELINES, *strategies) if strategies else ():
             positions = None
             if strategy == "ipal" and ipal_budgets == "published":
                 positions = published_budgets(int(budget), latents_per_block)

@@ -106,9 +106,12 @@ def markdown(report: dict[str, Any]) -> str:
 def _cells(result: dict, printed: dict) -> dict[str, str]:
     """Return the cells of a line by column: a result, and the paper's line about it."""
     batch, metrics = result.get("allocation_batch"), result["metrics"]
+    schedule = " ".join(map(str, result.get("schedule") or ()))
     cells = {
         "model": result.get("model", ""),
-        "strategy": result.get("strategy", "") + (f" ({batch} videos)" if batch else ""),
+        "strategy": result.get("strategy", "")
+        + (f" ({batch} videos)" if batch else "")
+        + (f" ({schedule})" if schedule else ""),
         "budget": _number(result.get("budget"), 1),
         "tokens per block": _number(result.get("tokens_per_block"), 1),
     }
@@ -118,8 +121,9 @@ def _cells(result: dict, printed: dict) -> dict[str, str]:
     fvd = metrics.get("fvd") or {}
     floor = _number(fvd.get("floor"), 1)
     cells["FVD floor"] = f"{floor} (N={fvd['floor_num_videos']})" if floor else ""
-    difference = (result.get("difference_from_fixed") or {}).get("psnr")
-    cells["PSNR minus fixed's"] = _with_interval(difference, 2, sign="+")
+    for baseline in ("fixed", "schedule"):
+        difference = (result.get(f"difference_from_{baseline}") or {}).get("psnr")
+        cells[f"PSNR minus {baseline}'s"] = _with_interval(difference, 2, sign="+")
     stages = result.get("milliseconds_per_clip") or {}
     allocation = [stages[stage] for stage in ("score", "allocate") if stage in stages]
     for (key, title), times in zip(_TIMES.items(), (stages.values(), allocation), strict=True):

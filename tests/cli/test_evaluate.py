@@ -48,9 +48,12 @@ def test_reconstruction(videos, model, tmp_path, capsys):
     out = tmp_path / "out"
     argv = ["evaluate", "reconstruction", str(videos), "-o", str(out), "--model", model, *QUIET]
     argv += ["--budgets", "2", "4", "--strategies", "fixed", "joint", "--allocation-batch", "3"]
+    argv += ["--schedule-videos", str(videos), "--schedule-clips", "2", "--schedule-loss", "mse"]
     assert main(argv) == 0
     table = capsys.readouterr().out
     assert "| tiny | joint (3 videos) | 4 | 4 |" in table and "bootstrap" in table
+    learned_on = {result["learned_on"] for result in json.loads((out / "results.json").read_text())["results"]}
+    assert learned_on == {None, "2 other clips, mse"}
     drawn = {path.name for path in out.glob("*.png")}
     assert drawn >= {"rate_psnr.png", "rate_ssim.png", "scorer.png", "attention.png"}
     assert drawn >= {"tokens_over_time_1.png", "tokens_over_time_2.png"}

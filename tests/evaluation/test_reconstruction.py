@@ -13,7 +13,7 @@ from builders.evaluations import evaluate
 from builders.metric_networks import PixelFeatures
 from builders.routers import make_router, with_router
 
-from adaptok_hf.allocation import STRATEGIES, joint
+from adaptok_hf.allocation import STRATEGIES, best_schedule, joint, schedule_levels
 from adaptok_hf.evaluation import (
     Networks,
     Setting,
@@ -26,6 +26,8 @@ from adaptok_hf.evaluation.attention_maps import attention_maps
 from adaptok_hf.evaluation.clip_chunks import ClipChunks
 from adaptok_hf.evaluation.reconstruction import clip_batches
 from adaptok_hf.metrics import PROTOCOLS, Protocol
+from adaptok_hf.pipelines import assignment_decoding
+from adaptok_hf.pipelines.assignment_decoding import assignment_trees
 
 ALL = list(STRATEGIES)
 
@@ -34,10 +36,10 @@ def test_every_strategy_is_measured_at_every_budget(tiny_pipeline, videos, tmp_p
     pipeline = with_router(tiny_pipeline, make_router(levels=(2, 4, 6)))
     report = evaluate(pipeline, videos, tmp_path, strategies=ALL, budgets=[2, 4, "100%"])
     results = report["results"]
-    assert len(results) == 3 * len(ALL)
+    assert len(results) == 3 * (len(ALL) + 1), "and schedules"
     for result in results:
         reached, budget = result["tokens_per_block"], result["budget"]
-        if result["strategy"] in ("fixed", "ipal", "joint") and budget in (2, 6):
+        if result["strategy"] in ("fixed", "schedule", "ipal", "joint") and budget in (2, 6):
             assert reached == budget
         assert 2 <= reached <= 6
         assert sum(blocks for _, blocks in result["blocks_with_tokens"]) == 10 * 3
@@ -57,7 +59,7 @@ def test_every_strategy_is_measured_at_every_budget(tiny_pipeline, videos, tmp_p
 def test_rows_agree_with_the_pipeline(tiny_pipeline, videos, tmp_path):
     """What the evaluation decodes is what a user gets from the model with these counts."""
     report = evaluate(tiny_pipeline, videos, tmp_path, window="first", strategies=["joint"], batches=[5])
-    rows = list(csv.DictReader(open(tmp_path / "per_video.csv")))
+    rows = [row for row in csv.DictReader(open(tmp_path / "per_video.csv")) if row["setting"] == "joint-4-batch5"]
     clips = ClipChunks(open_videos(videos), own_protocol(tiny_pipeline, "test", "first", "reconstruction"), 5).read(0)
     video = clips.videos / 255
     with torch.no_grad():
@@ -70,13 +72,14 @@ def test_rows_agree_with_the_pipeline(tiny_pipeline, videos, tmp_path):
     assert [float(row["psnr"]) for row in rows] == pytest.approx(psnr.tolist(), abs=1e-4)
     bits = [sum(row) * math.log2(50) + 3 * math.log2(7) for row in counts.tolist()]
     assert [float(row["bits_per_second"]) for row in rows] == pytest.approx([b * 12 / 12 for b in bits], rel=1e-3)
-    assert report["results"][0]["allocation_batch"] == 5
+    assert report["results"][-1]["allocation_batch"] == 5
 
 
 def test_the_batch_of_a_strategy_stands_in_its_protocol(tiny_pipeline, videos, tmp_path):
     report = evaluate(tiny_pipeline, videos, tmp_path, strategies=["fixed", "ipal"], batches=[2, 4])
     found = {(r["strategy"], r["allocation_batch"]): r["metrics"]["psnr"]["protocol_hash"] for r in report["results"]}
-    assert found.keys() == {("fixed", None), ("ipal", 2), ("ipal", 4)} and len(set(found.values())) == 3
+    assert found.keys() == {("fixed", None), ("schedule", None), ("ipal", 2), ("ipal", 4)}
+    assert len(set(found.values())) == 3
     assert {p["allocation_batch"] for p in report["protocols"].values()} == {None, 2, 4}
     with pytest.raises(ValueError, match="divide the largest, 4; 3 does not"):
         evaluate(tiny_pipeline, videos, tmp_path / "other", strategies=["ipal"], batches=[3, 4])
@@ -103,7 +106,7 @@ def test_a_rerun_skips_finished_work_and_refuses_another_configuration(tiny_pipe
     # another budget is added; FVD, too, without measuring the rest again
     read.clear()
     more = evaluate(tiny_pipeline, videos, tmp_path, strategies=["fixed", "joint"], budgets=[4, 6])
-    assert read == [0, 1, 2] and len(more["results"]) == 4
+    assert read == [0, 0, 1, 2] and len(more["results"]) == 6, "the first is one clip each, for the schedules"
     networks = Networks(features=PixelFeatures())
     with_fvd = evaluate(tiny_pipeline, videos, tmp_path, networks=networks)["results"][0]["metrics"]
     assert with_fvd["psnr"] == report["results"][0]["metrics"]["psnr"]
@@ -114,6 +117,60 @@ def test_a_rerun_skips_finished_work_and_refuses_another_configuration(tiny_pipe
         tiny_pipeline.tokenizer.quantizer.codebook.weight[0] += 1
     with pytest.raises(ValueError, match="differ in models"):
         evaluate(tiny_pipeline, videos, tmp_path)
+
+
+def schedules(report: dict, folder: Path) -> dict:
+    """Result and rows of the schedule at a budget of 4."""
+    (result,) = (each for each in report["results"] if (each["strategy"], each["budget"]) == ("schedule", 4))
+    rows = [row for row in csv.DictReader(open(folder / "per_video.csv")) if row["setting"] == "schedule-4"]
+    return result | {"of_video": {row["video"]: [int(n) for n in row["token_counts"].split()] for row in rows}}
+
+
+def test_each_video_gets_the_best_schedule_of_the_others(tiny_pipeline, videos, tmp_path):
+    """Learned, too, on trees that are measured here."""
+    report = evaluate(tiny_pipeline, videos, tmp_path, strategies=["joint"], schedule_loss="mse")
+    found = schedules(report, tmp_path)
+    assert found["tokens_per_block"] == 4 and found["learned_on"] == "5 evaluated clips, mse, each left out for itself"
+    clips = ClipChunks(open_videos(videos), own_protocol(tiny_pipeline, "test", "first", "reconstruction"), 5).read(0)
+    with torch.inference_mode():
+        codes = tiny_pipeline.tokenizer.encode(clips.videos / 255).codes
+        trees = assignment_trees(
+            tiny_pipeline.tokenizer, clips.videos, codes, torch.ones(5, 3, dtype=torch.bool), schedule_levels(6, 2), "mse"
+        )
+        assert tuple(found["schedule"]) == best_schedule(trees, 4)
+        for index, video in enumerate(clips.keys):
+            others = trees[:index] + trees[index + 1 :]
+            assert tuple(found["of_video"][video]) == best_schedule(others, 4)
+    by_strategy = {result["strategy"]: result for result in report["results"]}
+    assert list(by_strategy) == ["fixed", "schedule", "joint"]
+    means = {name: result["metrics"]["psnr"]["value"] for name, result in by_strategy.items()}
+    for name, other in (("schedule", "fixed"), ("joint", "fixed"), ("joint", "schedule")):
+        difference = by_strategy[name][f"difference_from_{other}"]["psnr"]["value"]
+        assert difference == pytest.approx(means[name] - means[other])
+    assert "difference_from_schedule" not in by_strategy["fixed"].keys() | by_strategy["schedule"].keys()
+    text = (tmp_path / "results.md").read_text()
+    assert "PSNR minus schedule's" in text and f"schedule ({' '.join(map(str, found['schedule']))})" in text
+
+
+def test_schedules_of_other_videos_are_the_same_for_all_and_what_was_measured_is_kept(
+    tiny_pipeline, videos, tmp_path, monkeypatch
+):
+    options = {"schedule_videos": open_videos(videos), "num_schedule_clips": 2}
+    found = schedules(evaluate(tiny_pipeline, videos, tmp_path, **options), tmp_path)
+    assert found["learned_on"] == "2 other clips, rmse"
+    assert all(counts == found["schedule"] for counts in found["of_video"].values())
+    for path in (tmp_path / "parts").glob("*/tiny/schedule-4.safetensors"):
+        path.unlink()  # as if the run had been killed there
+    monkeypatch.setattr(assignment_decoding.BlockDecoder, "__call__", None)  # nothing is decoded for it again
+    assert schedules(evaluate(tiny_pipeline, videos, tmp_path, **options), tmp_path)["schedule"] == found["schedule"]
+    with pytest.raises(ValueError, match="differ in schedules"):
+        evaluate(tiny_pipeline, videos, tmp_path, **options | {"schedule_loss": "mse"})
+
+
+def test_one_video_alone_has_no_schedule(tiny_pipeline, videos, tmp_path):
+    report = evaluate(tiny_pipeline, videos / "v0.mp4", tmp_path)
+    assert [result["strategy"] for result in report["results"]] == ["fixed"]
+    assert any("no schedule" in note for note in report["notes"])
 
 
 def _recording(function, calls):
@@ -169,6 +226,8 @@ def test_impossible_settings_are_refused(tiny_pipeline, videos, tmp_path):
         ({"strategies": ["ipal"], "ipal_budgets": "published"}, "Budget tables were published for"),
         ({"strategies": ["ipal"], "batches": [0]}, "'ipal'.* 0"),
         ({"ipal_budgets": "other"}, "'equal' or 'published'"),
+        ({"schedule_loss": "taste"}, "'taste'"),
+        ({"num_schedule_clips": 0}, " 0"),
     ):
         with pytest.raises(ValueError, match=message):
             evaluate(tiny_pipeline, videos, tmp_path / "refused", **options)
@@ -195,8 +254,8 @@ def test_videos_that_cannot_be_read_are_left_out(tiny_pipeline, videos, tmp_path
 
 def test_settings_have_names_of_their_own():
     settings = make_settings(["fixed", "ipal"], [128, "50%"], [8, 64], 512, "published")
-    assert len({setting.name for setting in settings}) == len(settings) == 6
-    assert settings[1] == Setting("ipal", 128, 8, (284, 80, 72, 72))
+    assert len({setting.name for setting in settings}) == len(settings) == 8
+    assert settings[1:3] == [Setting("schedule", 128), Setting("ipal", 128, 8, (284, 80, 72, 72))]
     for wrong in ({"strategy": "fixed"}, {"strategy": "fixed", "budget": 4, "batch": 2}, {"strategy": "ipal", "budget": 4}):
         with pytest.raises(ValueError):
             Setting(**wrong)
