@@ -28,7 +28,7 @@ def schedule_clips(source: VideoFiles, protocol: Protocol, count: int, seed: int
     return ClipChunks(VideoFiles(items), dataclasses.replace(protocol, window=window), max(len(items), 1), seed)
 
 
-def learn_schedules(
+def write_schedules(
     name: str,
     pipeline: "AdapTokPipeline",
     settings: Sequence[Setting],

@@ -20,7 +20,7 @@ from ..metrics import Protocol
 from ..metrics.weight_formats import tensors_sha256
 from ..pipelines.assignment_decoding import LOSSES
 from ..pipelines.encoded_videos import EncodedVideos, decode_clips, stopwatch
-from .baseline_schedules import learn_schedules, schedule_clips, scheduled_counts
+from .baseline_schedules import schedule_clips, scheduled_counts, write_schedules
 from .clip_chunks import ClipChunks, Clips
 from .encoded_clips import allocate_clips, autocast, search_parameter
 from .measuring import Networks, check_clip_size, clip_features, measure_clips
@@ -113,7 +113,7 @@ def evaluate_reconstruction(
     if state.is_main_process:
         for name, model in models.items():
             _search_parameters(name, model, settings[name], chunks, parts, batch_size)
-            learn_schedules(
+            write_schedules(
                 name,
                 model,
                 settings[name],
