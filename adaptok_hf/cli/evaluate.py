@@ -93,17 +93,7 @@ def _add_evaluate(verb: argparse.ArgumentParser) -> None:
         "--strategies", nargs="+", default=["fixed", "joint"], metavar="S",
         help="of allocation, next to the baselines fixed and schedule, the best constant schedule (default: joint)",
     )  # fmt: skip
-    parser.add_argument(
-        "--schedule-videos", metavar="DATA",
-        help="other videos, such as those of training, on which schedules are learned (default: DATA itself, where each "
-        "video gets the schedule of the others)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--schedule-clips", type=int, default=32, metavar="N", help="at most, of one video each, for it (default: 32)"
-    )
-    parser.add_argument(
-        "--schedule-loss", choices=["rmse", "mse", "psnr"], default="rmse", help="that schedules minimize (default: rmse)"
-    )
+    _add_schedules(parser)
     parser.add_argument(
         "--allocation-batch", type=int, nargs="+", default=[64], metavar="N",
         help="videos whose clips share a budget, in strategies that share it (default: 64)",
@@ -161,6 +151,20 @@ def _add_evaluate(verb: argparse.ArgumentParser) -> None:
         help="a JSON file with a task and its options, such as those in training_scripts/recipes/evaluation; the task's "
         "arguments follow it and override it",
     )  # fmt: skip
+
+
+def _add_schedules(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--schedule-videos", metavar="DATA",
+        help="other videos, such as those of training, on which schedules are learned (default: DATA itself, where each "
+        "video gets the schedule of the others)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--schedule-clips", type=int, default=32, metavar="N", help="at most, of one video each, for it (default: 32)"
+    )
+    parser.add_argument(
+        "--schedule-loss", choices=["rmse", "mse", "psnr"], default="rmse", help="that schedules minimize (default: rmse)"
+    )
 
 
 def _add_metrics(verb: argparse.ArgumentParser) -> None:

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from ..allocation import best_schedule, schedule_levels
 from ..data import VideoFiles
 from ..metrics import Protocol
-from ..pipelines.assignment_decoding import assignment_trees
+from ..pipelines.assignment_decoding import LOSSES, assignment_trees
 from .clip_chunks import ClipChunks, Clips
 from .encoded_clips import autocast
 from .part_files import PartFiles
@@ -20,21 +20,28 @@ if TYPE_CHECKING:
     from ..pipelines.pipeline_adaptok import AdapTokPipeline
 
 
-def schedule_clips(source: VideoFiles, protocol: Protocol, count: int, seed: int) -> ClipChunks:
-    """Return one clip each of at most so many videos, spread over all of them."""
+def schedule_clips(source: VideoFiles, protocol: Protocol, count: int, seed: int, loss: str) -> ClipChunks:
+    """Return one clip each of at most so many videos, spread over all of them.
+
+    Raises:
+        ValueError: for no clips, or a loss that is unknown.
+    """
+    if loss not in LOSSES or count < 1:
+        raise ValueError(
+            f"schedules are learned with a loss of {', '.join(LOSSES)} on at least 1 clip, got {loss!r} and {count}"
+        )
     total = len(source.items)
     items = [source.items[index * total // count] for index in range(count)] if count < total else source.items
     window = "first" if protocol.window == "all" else protocol.window
     return ClipChunks(VideoFiles(items), dataclasses.replace(protocol, window=window), max(len(items), 1), seed)
 
 
-def learn_schedules(
+def write_schedules(
     name: str,
     pipeline: "AdapTokPipeline",
     settings: Sequence[Setting],
     chunks: ClipChunks,
     parts: PartFiles,
-    *,
     leave_one_out: bool,
     loss: str,
     batch_size: int,
@@ -72,6 +79,13 @@ def learn_schedules(
             }
             parts.write("schedules", name, "losses", rows=[list(tree.losses.items()) for tree in trees])
             parts.write("schedules", name, setting.name, rows=rows)
+
+
+def with_schedules(name: str, settings: Sequence[Setting], parts: PartFiles) -> tuple[list[Setting], list[str]]:
+    """Return the settings without those whose schedule could not be learned, and a note if there are such."""
+    without = [s for s in settings if s.strategy == "schedule" and not parts.exists("schedules", name, s.name)]
+    notes = [f"{name}: no schedule, which takes two videos or others to learn it on"] if without else []
+    return [setting for setting in settings if setting not in without], notes
 
 
 def scheduled_counts(name: str, setting: Setting, clips: Clips, parts: PartFiles) -> torch.Tensor:

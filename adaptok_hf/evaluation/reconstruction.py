@@ -18,9 +18,8 @@ from ..allocation import STRATEGIES
 from ..data import VideoFiles
 from ..metrics import Protocol
 from ..metrics.weight_formats import tensors_sha256
-from ..pipelines.assignment_decoding import LOSSES
 from ..pipelines.encoded_videos import EncodedVideos, decode_clips, stopwatch
-from .baseline_schedules import learn_schedules, schedule_clips, scheduled_counts
+from .baseline_schedules import schedule_clips, scheduled_counts, with_schedules, write_schedules
 from .clip_chunks import ClipChunks, Clips
 from .encoded_clips import allocate_clips, autocast, search_parameter
 from .measuring import Networks, check_clip_size, clip_features, measure_clips
@@ -94,41 +93,27 @@ def evaluate_reconstruction(
     if wrong := [batch for batch in batches if chunk_size % batch]:
         raise ValueError(f"all batches must divide the largest, {chunk_size}; {wrong[0]} does not")
     chunks = ClipChunks(source, protocol, chunk_size, seed)
-    if schedule_loss not in LOSSES or num_schedule_clips < 1:
-        raise ValueError(
-            f"schedules are learned with a loss of {', '.join(LOSSES)} on at least 1 clip, got {schedule_loss!r}, "
-            f"{num_schedule_clips}"
-        )
-    learned_on = schedule_clips(schedule_videos or source, protocol, num_schedule_clips, seed)
+    leave_one_out = schedule_videos is None
+    learned_on = schedule_clips(schedule_videos or source, protocol, num_schedule_clips, seed, schedule_loss)
     configuration = {
         "task": "reconstruction",
         "protocol": protocol.hash,
         "data": chunks.identity,
         "models": {name: _fingerprint(model) for name, model in models.items()},
         "lpips": networks.lpips_key,
-        "schedules": [learned_on.identity, schedule_videos is None, schedule_loss],
+        "schedules": [learned_on.identity, leave_one_out, schedule_loss],
     }
     parts = PartFiles(Path(output_dir) / "parts", configuration)
     state = parts.state
     if state.is_main_process:
         for name, model in models.items():
             _search_parameters(name, model, settings[name], chunks, parts, batch_size)
-            learn_schedules(
-                name,
-                model,
-                settings[name],
-                learned_on,
-                parts,
-                leave_one_out=schedule_videos is None,
-                loss=schedule_loss,
-                batch_size=batch_size,
-            )
+            write_schedules(name, model, settings[name], learned_on, parts, leave_one_out, schedule_loss, batch_size)
     state.wait_for_everyone()
     notes = list(networks.missing)
     for name, of_model in settings.items():
-        without = [s for s in of_model if s.strategy == "schedule" and not parts.exists("schedules", name, s.name)]
-        settings[name] = [setting for setting in of_model if setting not in without]
-        notes += [f"{name}: no schedule, which takes two videos or others to learn it on"] if without else []
+        settings[name], without = with_schedules(name, of_model, parts)
+        notes += without
 
     own = range(state.process_index, len(chunks), state.num_processes)
     for name, model in models.items():

@@ -47,9 +47,9 @@ class ScorerTrainer(Trainer):
             )
         if args.schedule_clips:
             set_seed(args.seed)
-            config.schedules = learn_schedules(
-                tokenizer, clips.sample(args.schedule_clips), config.score_step, block_loss, args.batch_size
-            )
+            frames = clips.sample(args.schedule_clips)
+            with accelerator.autocast():
+                config.schedules = learn_schedules(tokenizer, frames, config.score_step, block_loss, args.batch_size)
         set_seed(args.seed)
         self.statistics = measure_statistics(args, config, tokenizer, clips, block_loss, accelerator)
         set_seed(args.seed)
