@@ -56,6 +56,7 @@ def write_schedules(
         loss: `"rmse"`, `"mse"` or `"psnr"`.
     """
     todo = [s for s in settings if s.strategy == "schedule" and not parts.exists("schedules", name, s.name)]
+    todo = todo if pipeline.tokenizer.prefix_decodable else []  # others need counts to encode
     clips = chunks.read(0) if todo else Clips(torch.empty(0), [], [], [], [])
     videos = set(clips.keys)
     if len(videos) < 1 + leave_one_out:
@@ -84,7 +85,7 @@ def write_schedules(
 def with_schedules(name: str, settings: Sequence[Setting], parts: PartFiles) -> tuple[list[Setting], list[str]]:
     """Return the settings without those whose schedule could not be learned, and a note if there are such."""
     without = [s for s in settings if s.strategy == "schedule" and not parts.exists("schedules", name, s.name)]
-    notes = [f"{name}: no schedule, which takes two videos or others to learn it on"] if without else []
+    notes = [f"{name}: no schedule, which takes prefixes that decode, and two videos or others to learn it on"] if without else []
     return [setting for setting in settings if setting not in without], notes
 
 

@@ -30,8 +30,8 @@ def allocate_clips(
     batch_size: int,
     precision: str,
     parameter: float | None = None,
-) -> tuple[torch.Tensor, dict[str, float]]:
-    """Decide the token counts of all clips.
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, float]]:
+    """Decide the token counts of all clips; a tokenizer that needs them to encode then encodes.
 
     A budget off the grid of levels is rounded down, as by the original's code; the results state what was reached.
 
@@ -42,13 +42,14 @@ def allocate_clips(
         parameter: price or threshold, for strategies that need one.
 
     Returns:
-        (clips, blocks) long, and the seconds of the stages `score` (or measuring) and `allocate`.
+        The codes, (clips, blocks, latents_per_block) long; the counts, (clips, blocks) long; and the seconds of the stages
+        `score` (or measuring) and `allocate`.
     """
     request, strategy = setting.request(parameter), STRATEGIES.get(setting.strategy)
     seconds = {"score": 0.0, "allocate": 0.0}
     if strategy is None or not strategy.shares_budget:
         batches = [slice(0, len(encoded))]
-    counts = []
+    tokens = []
     with autocast(pipeline.device, precision):
         if strategy is not None and strategy.order == "clip" and strategy.scores in ("predicted", "measured"):
             measured = strategy.scores == "measured"
@@ -59,10 +60,13 @@ def allocate_clips(
             seconds["route"] = encoded.seconds["route"]
         for batch in batches:
             clips = encoded[batch]
-            counts += [tokens.token_counts for tokens in pipeline.allocate(clips, request, batch_size=batch_size)]
+            tokens += pipeline.allocate(clips, request, batch_size=batch_size)
             for stage, value in clips.seconds.items():
                 seconds[stage] = seconds.get(stage, 0.0) + value
-    return torch.cat(counts) if counts else torch.zeros(encoded.codes.shape[:2], dtype=torch.long), seconds
+    if not tokens:
+        return encoded.codes, torch.zeros(encoded.codes.shape[:2], dtype=torch.long), seconds
+    codes, counts = (torch.cat([getattr(each, name) for each in tokens]) for name in ("codes", "token_counts"))
+    return codes, counts, seconds
 
 
 def search_parameter(
@@ -87,7 +91,7 @@ def search_parameter(
         return float(strategy.allocate(table, step=step, **{strategy.needs: parameter})[0].mean())
 
     def tokens(parameter: float) -> float:
-        counts, _ = allocate_clips(pipeline, encoded, setting, [], batch_size, precision, parameter)
+        _, counts, _ = allocate_clips(pipeline, encoded, setting, [], batch_size, precision, parameter)
         return float(counts.double().mean())
 
     if setting.budget <= step or setting.budget >= per_block:

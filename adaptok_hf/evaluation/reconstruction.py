@@ -210,10 +210,12 @@ class _Chunk:
         if setting.needs_search:
             parameter = self.parts.read("searched", self.name, setting.name)[0]["parameter"]
         if setting.strategy == "schedule":
-            counts, seconds = scheduled_counts(self.name, setting, self.clips, self.parts), {}
+            codes, counts, seconds = encoded.codes, scheduled_counts(self.name, setting, self.clips, self.parts), {}
         else:
             batches = clip_batches(self.clips, setting.batch) if setting.batch else []
-            counts, seconds = allocate_clips(model, encoded, setting, batches, self.batch_size, precision, parameter)
+            codes, counts, seconds = allocate_clips(
+                model, encoded, setting, batches, self.batch_size, precision, parameter
+            )
         keys = [(clip, *chosen) for clip, chosen in enumerate(counts.tolist())]
         todo = [key for key in keys if (numbers and key not in self.numbers) or (features and key not in self.features)]
         seconds["decode"] = 0.0
@@ -221,14 +223,14 @@ class _Chunk:
             batch = todo[start : start + self.batch_size]
             index = torch.tensor([key[0] for key in batch])
             with stopwatch(seconds, "decode", model.device), autocast(model.device, precision):
-                videos = decode_clips(model.tokenizer, encoded.codes[index], counts[index])
+                videos = decode_clips(model.tokenizer, codes[index], counts[index])
             if numbers:
                 originals = (self.clips.videos[index] / 255).to(videos.device)
                 self.numbers.update(zip(batch, measure_clips(self.networks, videos, originals), strict=True))
             if features:
                 self.features.update(zip(batch, self._take_features(videos).split(1), strict=True))
         # a clip that was measured before is not decoded again: the time of a stage stands with the clips that it took
-        seconds = {"encode": encoded.seconds["encode"]} | seconds
+        seconds = {"encode": encoded.seconds.get("encode", 0.0)} | seconds
         timing = {stage: [value, len(todo) if stage == "decode" else len(keys)] for stage, value in seconds.items()}
         config = model.tokenizer.config
         count_bits = math.log2(config.latents_per_block + 1) if config.adaptive else 0.0

@@ -23,10 +23,12 @@ from ..models.configuration_adaptok import AdapTokConfig
 from ..models.configuration_adaptok_ar import AdapTokARConfig
 from ..models.configuration_adaptok_router import AdapTokRouterConfig
 from ..models.configuration_adaptok_scorer import AdapTokScorerConfig
+from ..models.configuration_evatok import EVATokConfig
 from ..models.modeling_adaptok import AdapTokModel
 from ..models.modeling_adaptok_ar import AdapTokARForCausalLM
 from ..models.modeling_adaptok_router import AdapTokRouterModel
 from ..models.modeling_adaptok_scorer import AdapTokScorerModel
+from ..models.modeling_evatok import EVATokModel
 
 TEXTS = Path(__file__).parent / "card_texts"
 PAPER = "https://arxiv.org/abs/2505.17011"
@@ -42,6 +44,7 @@ METRICS = {
 REQUIRED_METADATA = ("license", "library_name", "pipeline_tag", "tags")
 _MODELS = {
     AdapTokConfig: AdapTokModel,
+    EVATokConfig: EVATokModel,
     AdapTokScorerConfig: AdapTokScorerModel,
     AdapTokARConfig: AdapTokARForCausalLM,
     AdapTokRouterConfig: AdapTokRouterModel,
@@ -211,7 +214,12 @@ def _read_config(folder: Path) -> tuple[str, PreTrainedConfig]:
     config = config_class.from_pretrained(folder)
     if config_class is AdapTokARConfig:
         return "ar" if config.is_class_conditional else "fp", config
-    kinds = {AdapTokConfig: "tokenizer", AdapTokScorerConfig: "scorer", AdapTokRouterConfig: "router"}
+    kinds = {
+        AdapTokConfig: "tokenizer",
+        EVATokConfig: "tokenizer",
+        AdapTokScorerConfig: "scorer",
+        AdapTokRouterConfig: "router",
+    }
     return kinds[config_class], config
 
 
@@ -236,8 +244,10 @@ def _fill(texts: Any, facts: Mapping[str, Any]) -> Any:
 def _size(config: PreTrainedConfig) -> str:
     with torch.device("meta"):
         parameters = _MODELS[type(config)](config).num_parameters()
-    size = f"{parameters / 1e6:.2f}M parameters, width {config.hidden_size}, "
-    if isinstance(config, AdapTokConfig):
+    is_evatok = isinstance(config, EVATokConfig)
+    width = f"{config.encoder_hidden_size} and {config.decoder_hidden_size}" if is_evatok else config.hidden_size
+    size = f"{parameters / 1e6:.2f}M parameters, width {width}, "
+    if isinstance(config, AdapTokConfig | EVATokConfig):
         size += f"{config.num_encoder_layers} + {config.num_decoder_layers} layers; codebook of {config.codebook_size}"
     else:
         size += f"{config.num_hidden_layers} layers"

@@ -13,12 +13,11 @@ from typing import Any
 from huggingface_hub import HfApi, get_token, snapshot_download
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModel, LlamaConfig, LlamaForCausalLM
 
 from .. import checkpoints
 from ..atomic_files import atomic_folder, write_json
 from ..checkpoints import PACKAGED_CHECKPOINTS, find_checkpoint
-from ..models.modeling_adaptok import AdapTokModel
 from ..models.modeling_adaptok_ar import AdapTokARForCausalLM
 from ..models.modeling_adaptok_router import AdapTokRouterModel
 from ..models.modeling_adaptok_scorer import AdapTokScorerModel
@@ -28,8 +27,8 @@ from ..video.video_processing_adaptok import AdapTokVideoProcessor
 from .card import TEXTS, read_configs, render_card
 from .onnx_graphs import write_onnx
 
-PARTS: dict[str, type[PreTrainedModel]] = {
-    "tokenizer": AdapTokModel,
+PARTS: dict[str, type] = {
+    "tokenizer": AutoModel,  # AdapTok's or EVATok's
     "scorer": AdapTokScorerModel,
     "ar_model": AdapTokARForCausalLM,
     "fp_model": AdapTokARForCausalLM,
@@ -275,7 +274,7 @@ def _processor_of(folder: Path) -> AdapTokVideoProcessor:
     for place in (folder, folder.with_name("video_processor")):
         if (place / "video_preprocessor_config.json").is_file():
             return AdapTokVideoProcessor.from_pretrained(place)
-    config = AdapTokModel.config_class.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder)
     return AdapTokVideoProcessor(config.image_size, config.num_frames, config.tubelet_size)
 
 

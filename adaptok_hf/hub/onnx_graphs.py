@@ -61,8 +61,10 @@ def write_onnx(model: AdapTokModel | AdapTokScorerModel, folder: str | os.PathLi
 
     Raises:
         ImportError: without onnx and onnxscript.
-        ValueError: for a model of another type of numbers.
+        ValueError: for a model of another type of numbers, and for an [`EVATokModel`].
     """
+    if not isinstance(model, AdapTokModel | AdapTokScorerModel):
+        raise ValueError(f"no ONNX graph is made of a {type(model).__name__}; AdapTokModel and AdapTokScorerModel have one")
     for name in ("onnx", "onnxscript"):
         if find_spec(name) is None:
             raise ImportError(f'{name} is missing: pip install "adaptok_hf[onnx]"')

@@ -6,12 +6,16 @@ import json
 import numpy as np
 import pytest
 import torch
+from builders.evaluations import evaluate
 from builders.evatok import make_clips, make_evatok
 from builders.pipelines import noisy_video
 from builders.routers import make_router
+from builders.video_files import write_mp4
 
 from adaptok_hf import AdapTokPipeline, AdapTokVideoProcessor, AllocationRequest, EVATokModel, TokenizedVideo
 from adaptok_hf.allocation import STRATEGIES
+from adaptok_hf.hub.export import export_repository
+from adaptok_hf.hub.onnx_graphs import write_onnx
 from adaptok_hf.pipelines.assignment_decoding import assignment_trees, mse
 
 LEVELS = (2, 4, 16)
@@ -232,3 +236,35 @@ def test_long_and_large_videos(pipeline, options):
     video = noisy_video(30, size=24)
     output = pipeline.reconstruct(video, budget=4, output_type="uint8", **options)
     assert output.frames.shape[1] == 30 and set(output.token_counts.flatten().tolist()) <= {0, 4}
+
+
+@pytest.mark.slow
+def test_exported_with_a_card_whose_lines_run(pipeline, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the card names the folder
+    pipeline.save_pretrained(tmp_path / "pipeline")
+    export_repository(tmp_path / "pipeline", tmp_path / "copy")
+    assert AdapTokPipeline.from_pretrained(tmp_path / "copy").model_hash == pipeline.model_hash
+    export_repository(tmp_path / "pipeline", tmp_path / "tokenizer", part="tokenizer")
+    card = (tmp_path / "tokenizer" / "README.md").read_text()
+    assert "EVATok tokenizer" in card and "2 or 4 or 16" in card
+    lines = next(part for part in card.split("```")[1::2] if "token_counts" in part).removeprefix("python")
+    results = {}
+    exec(lines, results)
+    assert results["codes"].shape == (1, 4, 16) and results["video"].shape == (1, 16, 3, 16, 16)
+    with pytest.raises(ValueError, match="EVATokModel"):
+        write_onnx(pipeline.tokenizer, tmp_path)
+
+
+def test_measured_by_evaluation(pipeline, tmp_path):
+    """Frames are those of the codes that belong to the counts: PSNR is that of `reconstruct`."""
+    videos = [noisy_video(16, seed) for seed in range(2)]
+    (tmp_path / "videos").mkdir()
+    for index, video in enumerate(videos):
+        write_mp4(tmp_path / "videos" / f"{index}.mp4", frames=video)
+    options = {"strategies": ["fixed", "router"], "budgets": [4]}
+    report = evaluate(pipeline, tmp_path / "videos", tmp_path / "report", **options)
+    by_strategy = {result["strategy"]: result["metrics"]["psnr"]["value"] for result in report["results"]}
+    assert {"fixed", "router"} <= by_strategy.keys()
+    outputs = [pipeline.reconstruct(tmp_path / "videos" / f"{index}.mp4", budget=4, output_type="pt") for index in range(2)]
+    psnr = [-10 * (each.frames - each.original).square().flatten(2).mean(2).log10().mean().item() for each in outputs]
+    assert by_strategy["fixed"] == pytest.approx(np.mean(psnr), abs=0.02)
