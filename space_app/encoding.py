@@ -6,7 +6,6 @@ import numpy as np
 import torch
 
 from adaptok_hf import AdapTokPipeline, AllocationRequest, EncodedVideos, TokenizedVideo
-from adaptok_hf.allocation import nearest_schedule
 from adaptok_hf.metrics import VideoSSIM
 
 
@@ -24,10 +23,9 @@ def default_budget(pipeline: AdapTokPipeline) -> int:
 
 def baseline(pipeline: AdapTokPipeline, encoded: EncodedVideos, budget: float) -> tuple[str, AllocationRequest]:
     """What adaptive tokens are compared with: the scorer's best constant schedule, or equal counts where it has none."""
-    schedules = pipeline.scorer.config.schedules if pipeline.scorer is not None else None
-    if not schedules:
+    if not pipeline.has_schedules:
         return "fixed", AllocationRequest(budget=round(budget), strategy="fixed")
-    counts = nearest_schedule(schedules, budget, pipeline.tokenizer.config.latents_per_block, encoded.valid_blocks.numpy())
+    counts = pipeline.find_schedule(budget, encoded.valid_blocks)
     return "schedule", AllocationRequest(budget=counts, strategy="fixed")
 
 

@@ -20,17 +20,16 @@ _CURVE_COLUMNS = ["kbit/s", "PSNR, dB", "allocation"]
 
 def strategies(pipeline: AdapTokPipeline) -> list[str]:
     """The strategies that this pipeline can run while somebody waits, its default first."""
-    quick = {name: row for name, row in STRATEGIES.items() if row.scores != "searched"}
-    has_models = pipeline.scorer is not None, pipeline.router is not None
-    usable = [name for name, row in quick.items() if row.is_usable(*has_models)]
-    default = AllocationRequest(budget=1).choose_strategy(pipeline.scorer is not None).name
+    available = pipeline.scorer is not None, pipeline.router is not None, pipeline.has_schedules
+    usable = [name for name, row in STRATEGIES.items() if name != "search" and row.is_usable(*available)]
+    default = AllocationRequest(budget=1).choose_strategy(*available).name
     return sorted(usable, key=lambda name: name != default)
 
 
 def reconstruct(
     pipeline: AdapTokPipeline,
     path: str | None,
-    strategy: str = "joint",
+    strategy: str | None = None,
     budget: float | None = None,
     price: float | None = None,
     threshold: float | None = None,
@@ -39,7 +38,7 @@ def reconstruct(
 
     Args:
         path: a video file.
-        strategy: one of `strategies(pipeline)`.
+        strategy: one of `strategies(pipeline)`; default: the first.
         budget: tokens per block, on average, rounded down to what the blocks can spend; not for `quality` and `threshold`.
         price: predicted loss that 1000 tokens must save, for `quality`.
         threshold: predicted loss, for `threshold`.
@@ -50,6 +49,7 @@ def reconstruct(
     Raises:
         ValueError: for a bad upload or a budget that cannot be met.
     """
+    strategy = strategy or strategies(pipeline)[0]
     upload = read_upload(pipeline, path)
     encoded = pipeline.encode(upload.video)
     tokens = pipeline.allocate(encoded, _request(pipeline, strategy, budget, price, threshold))
@@ -122,11 +122,11 @@ def _measure_curve(
 ) -> dict[str, list[dict[str, float]]]:
     """PSNR at a few budgets. `known` has that of counts that were decoded before."""
     curve: dict[str, list[dict[str, float]]] = {}
-    budgets = spread(token_levels(pipeline), _CURVE_POINTS)
-    for budget in budgets:
+    default = strategies(pipeline)[0]
+    for budget in spread(token_levels(pipeline), _CURVE_POINTS):
         requests = dict([baseline(pipeline, encoded, budget)])
         if pipeline.scorer is not None:
-            requests = {"joint": AllocationRequest(budget=budget, strategy="joint")} | requests
+            requests = {default: AllocationRequest(budget=budget, strategy=default)} | requests
         for strategy, request in requests.items():
             tokens = pipeline.allocate(encoded, request)
             key = tuple(counts_over_time(pipeline, tokens))
@@ -227,7 +227,7 @@ def build_tab(pipeline: AdapTokPipeline, video_input: Callable[[], gr.Video], mo
             gr.Markdown(f"{LIMITS} of the first {MAX_CLIPS * frames} frames.", elem_classes="at-small")
         with gr.Column(scale=8, min_width=320):
             result = gr.HTML(waiting("Original, reconstruction and the tokens of each block appear here."))
-            colors = {"joint": "#cf7a12", "schedule": "#5676a8", "fixed": "#5676a8"}
+            colors = {"compared": "#cf7a12", "joint": "#cf7a12", "schedule": "#5676a8", "fixed": "#5676a8"}
             x, y, color = _CURVE_COLUMNS
             gr.Markdown("### Rate and quality of this clip", elem_classes="at-section")
             curve = gr.LinePlot(x=x, y=y, color=color, color_map=colors, height=330)

@@ -5,14 +5,14 @@ Every strategy reads `scores`, the predicted or measured loss of each block at e
 position; counts have the same shape without the last axis. `STRATEGIES` says what each strategy needs.
 """
 
-from .beam_search import AssignmentTree, SearchAllocation, search
+from .beam_search import AssignmentTree, SearchAllocation, compare, search
 from .bisection import BisectionAllocation, bidelta, bithr
 from .budgets import published_budgets
 from .integer_program import ProgramSolution, solve_program
 from .rate_control import RateController
 from .reward import assignments, proxy_reward, reward_percentile, reward_price
 from .routing import RouteAllocation, route
-from .schedules import best_schedule, nearest_schedule, pull_to_schedule, schedule_levels
+from .schedules import best_schedule, nearest_schedule, pull_to_schedule, schedule_levels, schedule_variants
 from .strategies import JointAllocation, fixed, ipal, joint, quality, threshold
 from .strategy_table import STRATEGIES, AllocationRequest, Strategy, allocate
 
@@ -32,18 +32,20 @@ __all__ = [
     "best_schedule",
     "bidelta",
     "bithr",
+    "compare",
     "fixed",
     "ipal",
     "joint",
     "nearest_schedule",
     "published_budgets",
-    "pull_to_schedule",
     "proxy_reward",
+    "pull_to_schedule",
     "quality",
     "reward_percentile",
     "reward_price",
     "route",
     "schedule_levels",
+    "schedule_variants",
     "search",
     "solve_program",
     "threshold",

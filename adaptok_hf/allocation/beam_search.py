@@ -154,21 +154,58 @@ def search(
     """
     if (budget is None) == (price is None):
         raise ValueError(f"search takes either a budget or a price, got budget={budget!r} and price={price!r}")
-    candidates = [
-        [tuple(row[: tree.num_blocks]) for tree, row in zip(trees, np.asarray(counts).tolist(), strict=True)]
-        for counts in candidates
-    ]
-    for of_clips in candidates:
-        for tree, counts in zip(trees, of_clips, strict=True):
-            tree.loss(counts)
     if budget is not None:
-        chosen = _meet_budget(trees, budget, step, rounding, width, candidates, levels_only)
+        measured = _measure(trees, candidates)
+        chosen = _meet_budget(trees, budget, step, rounding, width, measured, levels_only)
     elif not is_finite_number(price) or price < 0:
         raise ValueError(f"`price` must be a finite number of at least 0 (loss per token), got {price!r}.")
     else:
         for tree in trees:
             tree.run_beam(price, width)
         chosen = [tree.best(price) for tree in trees]
+    return _allocation(trees, chosen, valid)
+
+
+def compare(
+    trees: Sequence[AssignmentTree],
+    *,
+    step: int,
+    valid: ArrayLike,
+    budget: float,
+    candidates: Sequence[ArrayLike],
+    rounding: Rounding | None = None,
+) -> SearchAllocation:
+    """Give each clip the best of a few assignments, by measured losses.
+
+    Args:
+        trees: one per clip.
+        step: the budget is spent in steps of so many tokens.
+        valid: (clips, K) booleans; blocks that are not valid come last and get 0 tokens. A tree has the others.
+        budget: average tokens per block over all clips. An exact program spends it, and the best block takes what may be
+            left over.
+        candidates: (clips, K) token counts. At least the first must not exceed the budget; the result is never worse than
+            any that meets it.
+        rounding: as for [`joint`].
+
+    Raises:
+        ValueError: for a budget that cannot be met.
+    """
+    blocks, levels = sum(tree.num_blocks for tree in trees), max((tree.levels[-1] // step for tree in trees), default=1)
+    steps = blocks + level_total(budget, num_blocks=blocks, num_levels=levels, step=step, rounding=rounding)
+    chosen = _spend(_measure(trees, candidates), steps * step)
+    return _allocation(trees, _add_rest(trees, chosen, steps * step - sum(map(sum, chosen))), valid)
+
+
+def _measure(trees: Sequence[AssignmentTree], candidates: Sequence[ArrayLike]) -> list[dict[Assignment, float]]:
+    """Return for each tree the losses of its candidates: of each, (clips, K) token counts, it has one row."""
+    rows = [np.asarray(counts).tolist() for counts in candidates]
+    return [
+        {counts: tree.loss(counts) for counts in (tuple(row[clip][: tree.num_blocks]) for row in rows)}
+        for clip, tree in enumerate(trees)
+    ]
+
+
+def _allocation(trees: Sequence[AssignmentTree], chosen: Sequence[Assignment], valid: ArrayLike) -> SearchAllocation:
     token_counts = np.zeros(np.shape(valid), dtype=np.int64)
     for row, counts in zip(token_counts, chosen, strict=True):
         row[: len(counts)] = counts
@@ -182,7 +219,7 @@ def _meet_budget(
     step: int,
     rounding: Rounding | None,
     width: int,
-    candidates: Sequence[Sequence[Assignment]],
+    candidates: Sequence[dict[Assignment, float]],
     levels_only: bool,
 ) -> list[Assignment]:
     num_blocks = sum(tree.num_blocks for tree in trees)
@@ -207,7 +244,7 @@ def _meet_budget(
         tree.loss(fewest)
         known = sorted(tree.best_by_tokens().values(), key=lambda each: each[0] + price * sum(each[1]))
         kept = {counts: loss for loss, counts in known[:_MOST_OPTIONS]}
-        kept |= {counts: tree.loss(counts) for counts in (fewest, *(of_clips[index] for of_clips in candidates))}
+        kept |= candidates[index] | {fewest: tree.loss(fewest)}
         tables.append(kept)
     chosen = _spend(tables, total)
     rest = total - sum(map(sum, chosen))

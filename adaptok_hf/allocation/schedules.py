@@ -3,6 +3,7 @@
 Over half of what adaptive allocation gains over equal counts comes from the position alone: later blocks lean on the first.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -86,6 +87,33 @@ def nearest_schedule(
         if blocks[position] <= total - schedule @ blocks and schedule[position] < latents_per_block:
             schedule[position] += 1
     return tuple(schedule.tolist())
+
+
+def schedule_variants(trees: Sequence[AssignmentTree], schedule: Assignment, count: int) -> list[Assignment]:
+    """Return schedules that spend as much as the best one, for clips that it does not suit.
+
+    Half of a block's share, or a quarter, moves from one position to another. Of all these, the one is added again and
+    again that lowers the mean loss most if each clip takes the best of those chosen so far.
+
+    Args:
+        trees: of clips with all their blocks.
+        schedule: the best one.
+        count: how many; fewer where there are no more, then filled up with the schedule.
+    """
+    fewest, most, moves = trees[0].levels[0], trees[0].levels[-1], {schedule: None}
+    for giver, taker in itertools.permutations(range(len(schedule)), 2):
+        for share in (2, 4):
+            tokens = max(sum(schedule) // len(schedule) // share, 1)
+            tokens = min(tokens, schedule[giver] - fewest, most - schedule[taker])
+            moved = np.array(schedule)
+            moved[[giver, taker]] += -tokens, tokens
+            moves[tuple(moved.tolist())] = None
+    losses = np.array([[tree.loss(counts) for counts in moves] for tree in trees])
+    chosen, lowest = [0], losses[:, 0]
+    for _ in range(count):
+        chosen.append(int(np.minimum(losses, lowest[:, None]).mean(axis=0).argmin()))
+        lowest = np.minimum(lowest, losses[:, chosen[-1]])
+    return [list(moves)[index] for index in chosen[1:]]
 
 
 def pull_to_schedule(scores: ArrayLike, *, step: int, schedule: Sequence[int], pull: float) -> NDArray[np.float64]:

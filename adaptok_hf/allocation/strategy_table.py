@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .beam_search import search
+from .beam_search import compare, search
 from .bisection import bidelta, bithr
 from .budgets import Rounding, is_finite_number, tokens_per_block
 from .integer_program import Solver
@@ -49,7 +49,12 @@ class Strategy:
 
     @property
     def needs_scorer(self) -> bool:
-        return self.scores == "predicted"
+        return self.scores == "predicted" or self.needs_schedules
+
+    @property
+    def needs_schedules(self) -> bool:
+        """Whether it chooses among those that a scorer carries, see `AdapTokScorerConfig.schedules`."""
+        return self.function is compare
 
     @property
     def needs_router(self) -> bool:
@@ -58,11 +63,12 @@ class Strategy:
     @property
     def decides_first(self) -> bool:
         """Whether it can decide before anything is encoded: for a tokenizer that needs token counts to encode."""
-        return self.scores in ("none", "searched", "routed")
+        return self.scores in ("none", "searched", "routed") and not self.needs_schedules
 
-    def is_usable(self, has_scorer: bool, has_router: bool) -> bool:
-        """Whether a pipeline with these models can run it."""
-        return (has_scorer or not self.needs_scorer) and (has_router or not self.needs_router)
+    def is_usable(self, has_scorer: bool, has_router: bool, has_schedules: bool) -> bool:
+        """Whether a pipeline that has these can run it."""
+        has_models = (has_scorer or not self.needs_scorer) and (has_router or not self.needs_router)
+        return has_models and (has_schedules or not self.needs_schedules)
 
     @property
     def is_streamable(self) -> bool:
@@ -112,6 +118,8 @@ STRATEGIES: dict[str, Strategy] = {
          "the fewest tokens whose score is under a threshold"),
         ("measured", joint, "budget", ("rounding", "solver"), "measured", "clip", True, "ours",
          "joint on losses that are measured by decoding at up to 40 levels; needs no scorer"),
+        ("compared", compare, "budget", ("rounding", "loss"), "searched", "clip", True, "ours",
+         "the best of a few schedules for each clip, by decoding it with each; they come with the scorer"),
         ("search", search, "budget", ("price", "rounding", "loss"), "searched", "clip", True, "ours",
          "the best counts of whole clips by losses that are measured by decoding; slow, and the best there is"),
         ("router", route, "budget", ("price", "rounding", "solver"), "routed", "clip", True, "EVATok",
@@ -129,8 +137,8 @@ class AllocationRequest:
             `"25%"`; for `fixed` and `ipal` also one number per block position.
         price: score per token that a token must save to be kept.
         threshold: score that each block must undercut.
-        strategy: a name of [`STRATEGIES`]. Default: `quality` with a price, `threshold` with a threshold, else `joint`,
-            or `fixed` without a scorer.
+        strategy: a name of [`STRATEGIES`]. Default: `quality` with a price, `threshold` with a threshold, else `compared`
+            if the scorer carries schedules, `joint` if it does not, or `fixed` without a scorer.
         rounding: of a budget that is off the grid of levels: `"floor"` (the default) spends the most that does not exceed
             it, `"exact"` raises `ValueError`.
         loss: of `search`: `"mse"`, `"rmse"`, `"psnr"`, or a callable such as LPIPS, see [`assignment_trees`].
@@ -152,8 +160,11 @@ class AllocationRequest:
             if value is not None and not is_finite_number(value):
                 raise ValueError(f"`{name}` must be a finite number, got {value!r}")
 
-    def choose_strategy(self, has_scorer: bool, has_router: bool = False) -> Strategy | None:
+    def choose_strategy(self, has_scorer: bool, has_router: bool = False, has_schedules: bool = False) -> Strategy | None:
         """Return the strategy, or `None` for keeping all tokens.
+
+        Args:
+            has_scorer, has_router, has_schedules: what the pipeline has.
 
         Raises:
             ValueError: for an unknown strategy, parameters that do not go together, or a strategy that needs a scorer or a
@@ -165,17 +176,21 @@ class AllocationRequest:
             raise ValueError(f"give only one of budget, price and threshold, got {', '.join(amounts)}")
         name = self.strategy
         if name is None:
-            defaults = {"price": "quality", "threshold": "threshold", "budget": "joint" if has_scorer else "fixed"}
+            by_budget = "compared" if has_schedules else "joint" if has_scorer else "fixed"
+            defaults = {"price": "quality", "threshold": "threshold", "budget": by_budget}
             name = next((strategy for parameter, strategy in defaults.items() if parameter in given), None)
             if name is None and given:
                 raise ValueError(f"{', '.join(given)} was given without a budget, price or threshold")
             if name is None:
                 return None
         strategy = _strategy(name)
-        if not strategy.is_usable(has_scorer, has_router):
-            model = "scorer" if strategy.needs_scorer else "router"
-            usable = ", ".join(row.name for row in STRATEGIES.values() if row.is_usable(has_scorer, has_router))
-            raise ValueError(f"strategy {name!r} needs a {model}, and there is none; without, there are {usable}")
+        available = has_scorer, has_router, has_schedules
+        if not strategy.is_usable(*available):
+            missing = (
+                "scorer with schedules" if strategy.needs_schedules else "scorer" if strategy.needs_scorer else "router"
+            )
+            usable = ", ".join(row.name for row in STRATEGIES.values() if row.is_usable(*available))
+            raise ValueError(f"strategy {name!r} needs a {missing}, and there is none; without, there are {usable}")
         strategy.check(given)
         return strategy
 

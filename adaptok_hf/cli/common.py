@@ -72,7 +72,7 @@ def check_request(request: dict[str, Any]) -> None:
     from ..allocation import AllocationRequest
 
     names = {"allocation": "strategy"}
-    AllocationRequest(**{names.get(name, name): value for name, value in request.items()}).choose_strategy(True, True)
+    AllocationRequest(**{names.get(name, name): value for name, value in request.items()}).choose_strategy(True, True, True)
 
 
 def check_device(device: str | None) -> str:
@@ -118,7 +118,7 @@ def add_allocation_options(verb: argparse.ArgumentParser) -> None:
     group.add_argument("--price", type=float, help="loss that a token must save to be kept (strategies quality, search "
                        "and router)")  # fmt: skip
     group.add_argument("--threshold", type=float, help="loss that every block must stay below (strategy threshold)")
-    group.add_argument("--allocation", metavar="STRATEGY", help="see below (default: joint for a budget)")
+    group.add_argument("--allocation", metavar="STRATEGY", help="see below (default for a budget: compared, or joint)")
     group.add_argument("--loss", choices=["rmse", "mse", "psnr", "lpips"], help="what strategy search measures of a block "
                        "(default: rmse)")  # fmt: skip
     format_help = verb.format_help

@@ -83,7 +83,7 @@ def complete_parts(source: str | os.PathLike, parts: Mapping[str, Any]) -> dict[
         whole = " and sees whole clips, so it cannot stream" if config.encoder_attention_type == "full" else ""
         logger.warning("%s; the tokenizer is not adaptive: it keeps all tokens and takes no budget%s", message, whole)
     elif "scorer" not in found:
-        usable = ", ".join(name for name, row in STRATEGIES.items() if row.is_usable(False, False))
+        usable = ", ".join(name for name, row in STRATEGIES.items() if row.is_usable(False, False, False))
         logger.warning("%s; strategies of allocation without a scorer: %s", message, usable)
     else:
         logger.info("%s", message)

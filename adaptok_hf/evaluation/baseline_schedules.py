@@ -85,7 +85,11 @@ def write_schedules(
 def with_schedules(name: str, settings: Sequence[Setting], parts: PartFiles) -> tuple[list[Setting], list[str]]:
     """Return the settings without those whose schedule could not be learned, and a note if there are such."""
     without = [s for s in settings if s.strategy == "schedule" and not parts.exists("schedules", name, s.name)]
-    notes = [f"{name}: no schedule, which takes prefixes that decode, and two videos or others to learn it on"] if without else []
+    notes = (
+        [f"{name}: no schedule, which takes prefixes that decode, and two videos or others to learn it on"]
+        if without
+        else []
+    )
     return [setting for setting in settings if setting not in without], notes
 
 

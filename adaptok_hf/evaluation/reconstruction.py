@@ -213,9 +213,7 @@ class _Chunk:
             codes, counts, seconds = encoded.codes, scheduled_counts(self.name, setting, self.clips, self.parts), {}
         else:
             batches = clip_batches(self.clips, setting.batch) if setting.batch else []
-            codes, counts, seconds = allocate_clips(
-                model, encoded, setting, batches, self.batch_size, precision, parameter
-            )
+            codes, counts, seconds = allocate_clips(model, encoded, setting, batches, self.batch_size, precision, parameter)
         keys = [(clip, *chosen) for clip, chosen in enumerate(counts.tolist())]
         todo = [key for key in keys if (numbers and key not in self.numbers) or (features and key not in self.features)]
         seconds["decode"] = 0.0
@@ -310,7 +308,7 @@ def _check_model(name: str, model: Any, protocol: Protocol, strategies: Sequence
     config = model.tokenizer.config
     check_clip_size(name, model, protocol)
     for strategy in [STRATEGIES[each] for each in strategies if each in STRATEGIES and config.adaptive]:
-        if not strategy.is_usable(model.scorer is not None, model.router is not None):
+        if not strategy.is_usable(model.scorer is not None, model.router is not None, model.has_schedules):
             missing = "scorer" if strategy.needs_scorer else "router"
             raise ValueError(f"{name} has no {missing}, which {strategy.name} needs")
 

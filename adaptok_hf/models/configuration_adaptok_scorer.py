@@ -20,8 +20,8 @@ class AdapTokScorerConfig(PreTrainedConfig):
             paper's); for the record, nothing is computed from it.
         target_span (`str`, *optional*): `"block"`, a block's own loss (the paper's), or `"clip"`, with what the block costs
             those that follow; for the record too.
-        schedules (`list[list[int]]`, *optional*): for some budgets the best constant schedule, one token count per block
-            position, learned on training clips. [`nearest_schedule`] makes one for any budget of them.
+        schedules (`list[list[list[int]]]`, *optional*): for each of some budgets the best constant schedule and a few
+            others, for clips that it does not suit; one token count per block position, learned on training clips.
         schedule_pull (`float`): score per token by which [`joint`] must expect to gain before it leaves the schedule of its
             budget, chosen on validation clips: errors of the scores then cannot lose much to the schedule. 0: no pull.
         initializer_range (`float`): standard deviation of the initial position table.
@@ -46,7 +46,7 @@ class AdapTokScorerConfig(PreTrainedConfig):
     score_std: float = 1.0
     target: str | None = None
     target_span: str | None = None
-    schedules: list[list[int]] | None = None
+    schedules: list[list[list[int]]] | None = None
     schedule_pull: float = 0.0
     initializer_range: float = 0.02
 
@@ -63,7 +63,9 @@ class AdapTokScorerConfig(PreTrainedConfig):
             raise ValueError(f"score_std must be positive, got {self.score_std}")
         if not self.schedule_pull >= 0 or (self.schedule_pull and not self.schedules):
             raise ValueError(f"schedule_pull must be at least 0, and above only with schedules, got {self.schedule_pull}")
-        for counts in self.schedules or ():
+        if len({len(of_budget) for of_budget in self.schedules or ()}) > 1:
+            raise ValueError(f"all budgets need as many schedules, got {[len(each) for each in self.schedules]}")
+        for counts in (counts for of_budget in self.schedules or () for counts in of_budget):
             if len(counts) != self.num_blocks or not all(1 <= count <= self.latents_per_block for count in counts):
                 raise ValueError(
                     f"a schedule has {self.num_blocks} counts of 1 to {self.latents_per_block} tokens, got {counts}"

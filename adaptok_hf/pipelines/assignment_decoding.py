@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..allocation.beam_search import Assignment, AssignmentTree, search_levels
-from ..allocation.schedules import best_schedule, schedule_levels
+from ..allocation.schedules import best_schedule, schedule_levels, schedule_variants
 from ..models.block_cache import BlockCache
 from ..models.modeling_adaptok import AdapTokModel
 from ..models.modeling_evatok import EVATokModel
@@ -196,9 +196,14 @@ def assignment_trees(
 
 
 def learn_schedules(
-    tokenizer: AdapTokModel, frames: torch.Tensor, step: int, loss: str | Loss = "rmse", batch_size: int = 8
-) -> list[list[int]]:
-    """Return the best constant schedules of clips for budgets from `step` to all tokens: a scorer's `config.schedules`.
+    tokenizer: AdapTokModel,
+    frames: torch.Tensor,
+    step: int,
+    loss: str | Loss = "rmse",
+    batch_size: int = 8,
+    variants: int = 4,
+) -> list[list[list[int]]]:
+    """Return schedules for budgets from `step` to all tokens: a scorer's `config.schedules`.
 
     Args:
         tokenizer: must be adaptive.
@@ -206,9 +211,17 @@ def learn_schedules(
         step: the least that a block keeps, `score_step` of the scorer.
         loss: as for [`assignment_trees`].
         batch_size: clips that are encoded together.
+        variants: schedules of a budget next to the best one, see [`schedule_variants`].
+
+    Returns:
+        For each budget the best schedule of all clips, and so many others.
     """
     most, valid = tokenizer.config.latents_per_block, torch.ones(len(frames), tokenizer.config.num_blocks, dtype=torch.bool)
     with torch.inference_mode():
         codes = torch.cat([tokenizer.encode(part.to(tokenizer.device)).codes for part in frames.split(batch_size)])
     trees = assignment_trees(tokenizer, frames, codes, valid, schedule_levels(most, step), loss)
-    return [list(best_schedule(trees, budget)) for budget in search_levels(most, step)]
+    schedules = []
+    for budget in search_levels(most, step):
+        best = best_schedule(trees, budget)
+        schedules.append([list(counts) for counts in (best, *schedule_variants(trees, best, variants))])
+    return schedules

@@ -193,7 +193,9 @@ class AllocationMixin:
                     f"to encode; these decide first: {usable}"
                 )
         is_adaptive = self.tokenizer.config.adaptive  # if not, no other part would help
-        strategy = request.choose_strategy(self.scorer is not None or not is_adaptive, self.router is not None)
+        strategy = request.choose_strategy(
+            self.scorer is not None or not is_adaptive, self.router is not None, self.has_schedules
+        )
         if strategy is not None and not is_adaptive:
             raise ValueError(
                 f"strategy {strategy.name!r}: this tokenizer is not adaptive (CausalTok, LARP): it keeps all tokens and "
@@ -275,22 +277,46 @@ class AllocationMixin:
             return None
         return np.geomspace(*self.router.config.price_range, _ROUTER_PRICES).tolist() if price is None else [price]
 
-    def find_schedule(self, budget: float, valid_blocks: torch.Tensor | None = None) -> tuple[int, ...] | None:
-        """Return the best constant schedule that the scorer's training found for a budget, or `None` if it has none.
+    @property
+    def has_schedules(self) -> bool:
+        return self.scorer is not None and bool(self.scorer.config.schedules)
+
+    def find_schedule(self, budget: float, valid_blocks: torch.Tensor | None = None) -> tuple[int, ...]:
+        """Return the best constant schedule for a budget, of those that the scorer carries: one count per block position.
 
         Args:
             budget: average tokens per block.
             valid_blocks: (clips, blocks) bool, see `EncodedVideos.valid_blocks`; default: one whole clip.
         """
-        if self.scorer is None or not self.scorer.config.schedules:
-            return None
-        valid = None if valid_blocks is None else valid_blocks.numpy()
-        return nearest_schedule(self.scorer.config.schedules, budget, self.tokenizer.config.latents_per_block, valid)
+        known, valid = [of_budget[0] for of_budget in self.scorer.config.schedules], None
+        if valid_blocks is not None:
+            valid = valid_blocks.numpy()
+        return nearest_schedule(known, budget, self.tokenizer.config.latents_per_block, valid)
+
+    def _list_schedules(self, budget: float, valid: torch.Tensor) -> list[np.ndarray]:
+        """Return what the scorer carries for a budget of each clip, and for several clips also the best for more and less.
+
+        Each is a table of (clips, blocks) token counts.
+        """
+        most = self.tokenizer.config.latents_per_block
+        amounts = [(rank, budget) for rank in range(len(self.scorer.config.schedules[0]))]
+        if len(valid) > 1:
+            moves = sorted({int(min(budget, most - budget) * share) for share in (0.25, 0.5)} - {0})
+            amounts += [(0, amount) for move in moves for amount in (budget - move, budget + move)]
+        tables = []
+        for rank, amount in amounts:
+            known = [of_budget[rank] for of_budget in self.scorer.config.schedules]
+            by_pattern = {
+                row: nearest_schedule(known, amount, most, [row]) for row in set(map(tuple, valid.tolist())) if any(row)
+            }
+            tables.append(np.array([np.multiply(row, by_pattern.get(tuple(row), 0)) for row in valid.tolist()]))
+        return tables
 
     def _pull_to_schedule(self, scores: np.ndarray, budget: float, valid: torch.Tensor) -> np.ndarray:
-        if not self.scorer.config.schedule_pull or not valid.any():
+        config = self.scorer.config
+        if not config.schedule_pull or not valid.any():
             return scores
-        schedule, config = self.find_schedule(budget, valid), self.scorer.config
+        schedule = self.find_schedule(budget, valid)
         return pull_to_schedule(scores, step=config.score_step, schedule=schedule, pull=config.schedule_pull)
 
     def _search(
@@ -304,11 +330,13 @@ class AllocationMixin:
         given, candidates, only_levels = {"step": step, "valid": valid.numpy()}, [], self._only_levels(strategy)
         if only_levels:
             options, parameters = options | only_levels, parameters | {"levels_only": True}
-        if "budget" in parameters:
+        if strategy.needs_schedules:
+            candidates = self._list_schedules(parameters["budget"], valid)
+        elif "budget" in parameters:
             amount, blank = {"budget": parameters["budget"]}, np.zeros((*valid.shape, per_block // step))
             candidates.append(STRATEGIES["fixed"].allocate(blank, **given, **amount, **only_levels)[0])
-            if (schedule := self.find_schedule(amount["budget"], valid)) is not None:
-                candidates.append(valid.numpy() * schedule)
+            if self.has_schedules:
+                candidates += self._list_schedules(amount["budget"], valid)
             if self.scorer is not None and ("predicted" in encoded.tables or encoded.latents is not None):
                 scores = self._pull_to_schedule(self.score(encoded, batch_size=batch_size), amount["budget"], valid)
                 candidates.append(STRATEGIES["joint"].allocate(scores, **given, **amount)[0])

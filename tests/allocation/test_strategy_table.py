@@ -88,12 +88,13 @@ def test_parameter_that_is_not_used_is_refused(strategy, extra):
 
 def test_parameters_and_needs_of_the_strategies():
     rounding = {name for name, row in STRATEGIES.items() if "rounding" in row.accepts}
-    assert rounding == {"fixed", "ipal", "joint", "measured", "search", "router"}
+    assert rounding == {"fixed", "ipal", "joint", "measured", "compared", "search", "router"}
     assert {name for name, row in STRATEGIES.items() if "solver" in row.accepts} == {"ipal", "joint", "measured", "router"}
     assert {name for name, row in STRATEGIES.items() if row.is_streamable} == {"quality", "threshold", "router"}
-    without_scorer = {name for name, row in STRATEGIES.items() if row.is_usable(False, True)}
+    without_scorer = {name for name, row in STRATEGIES.items() if row.is_usable(False, True, False)}
     assert without_scorer == {"fixed", "measured", "search", "router"}
-    assert {name for name, row in STRATEGIES.items() if not row.is_usable(True, False)} == {"router"}
+    assert {name for name, row in STRATEGIES.items() if not row.is_usable(True, False, True)} == {"router"}
+    assert {name for name, row in STRATEGIES.items() if not row.is_usable(True, True, False)} == {"compared"}
 
 
 def test_search_takes_trees_and_no_table():
@@ -104,6 +105,14 @@ def test_search_takes_trees_and_no_table():
     for parameters in ({}, {"loss": "mse"}, {"threshold": 0.1}):
         with pytest.raises(ValueError, match="`budget` or `price`"):
             row.check(parameters)
+
+
+def test_schedules_are_compared_by_default_where_there_are_some():
+    request = AllocationRequest(budget=8)
+    assert request.choose_strategy(True, has_schedules=True).name == "compared"
+    assert request.choose_strategy(True).name == "joint"
+    with pytest.raises(ValueError, match="'compared' needs a scorer with schedules"):
+        AllocationRequest(budget=8, strategy="compared").choose_strategy(True)
 
 
 def test_a_schedule_is_the_same_for_every_clip():

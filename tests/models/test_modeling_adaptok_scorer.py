@@ -195,14 +195,14 @@ def test_gradient_checkpointing_changes_nothing(tiny_scorer, inputs):
 
 def test_save_and_load_is_exact(tiny_scorer, inputs, tmp_path):
     tiny_scorer.config.score_mean, tiny_scorer.config.score_std = 0.25, 0.5
-    tiny_scorer.config.schedules = [[2, 2, 2], [6, 4, 2]]
+    tiny_scorer.config.schedules = [[[2, 2, 2]], [[6, 4, 2]]]
     tiny_scorer.save_pretrained(tmp_path)
     expected = tiny_scorer(*inputs, COUNTS).scores
     for loaded in (AdapTokScorerModel.from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path)):
         assert type(loaded) is AdapTokScorerModel and not loaded.training
         assert torch.equal(loaded(*inputs, COUNTS).scores, expected)
     config = AutoConfig.from_pretrained(tmp_path)
-    assert type(config) is AdapTokScorerConfig and config.score_step == 2 and config.schedules == [[2, 2, 2], [6, 4, 2]]
+    assert type(config) is AdapTokScorerConfig and config.score_step == 2 and config.schedules == [[[2, 2, 2]], [[6, 4, 2]]]
 
 
 def test_released_size():
@@ -224,8 +224,10 @@ def test_config_derives_its_levels():
         ({"num_attention_heads": 7}, "hidden_size=768 .* num_attention_heads=7"),
         ({"attention_type": "decoder"}, "attention_type .* 'decoder'"),
         ({"score_std": 0.0}, "score_std must be positive"),
-        ({"schedules": [[1, 2, 3, 4], [1, 2, 3]]}, r"4 counts .* \[1, 2, 3\]"),
-        ({"schedules": [[1, 2, 3, 513]]}, "1 to 512 .* 513"),
+        ({"schedules": [[[1, 2, 3, 4]], [[1, 2, 3]]]}, r"4 counts .* \[1, 2, 3\]"),
+        ({"schedules": [[[1, 2, 3, 513]]]}, "1 to 512 .* 513"),
+        ({"schedules": [[[1, 1, 1, 1]], [[2, 2, 2, 2]] * 2]}, r"as many .* \[1, 2\]"),
+        ({"schedule_pull": 0.1}, "0.1"),
     ],
 )
 def test_impossible_configurations_are_refused(overrides, message):

@@ -121,13 +121,44 @@ def test_without_a_scorer_and_with_a_decoder_that_is_not_causal(tiny_pipeline, v
 
 def test_joint_stays_at_the_schedule_that_the_scorer_carries(tiny_pipeline, video):
     encoded, config = tiny_pipeline.encode(video), tiny_pipeline.scorer.config
-    assert tiny_pipeline.find_schedule(4) is None
+    assert not tiny_pipeline.has_schedules
     free = tiny_pipeline.allocate(encoded, AllocationRequest(4)).token_counts.tolist()
-    config.schedules = [[6, 4, 2], [4, 2, 3]]
+    config.schedules = [[[6, 4, 2]], [[4, 2, 3]]]
     assert tiny_pipeline.find_schedule(4) == (6, 4, 2)
-    assert tiny_pipeline.allocate(encoded, AllocationRequest(4)).token_counts.tolist() == free
+    request = AllocationRequest(4, strategy="joint")
+    assert tiny_pipeline.allocate(encoded, request).token_counts.tolist() == free
     config.schedule_pull = 1e6
-    assert tiny_pipeline.allocate(encoded, AllocationRequest(4)).token_counts.tolist() == [[6, 4, 2]] != free
-    # search never loses to the schedule
-    counts = tiny_pipeline.allocate(encoded, AllocationRequest(4, strategy="search")).token_counts[0].tolist()
-    assert decoded_loss(tiny_pipeline, encoded, counts) <= decoded_loss(tiny_pipeline, encoded, [6, 4, 2])
+    assert tiny_pipeline.allocate(encoded, request).token_counts.tolist() == [[6, 4, 2]] != free
+
+
+def test_the_best_of_the_schedules_is_taken_for_each_clip(tiny_pipeline, video):
+    schedules = [(6, 4, 2), (2, 4, 6), (4, 4, 4), (2, 6, 4)]
+    tiny_pipeline.scorer.config.schedules = [[list(counts) for counts in schedules]]
+    encoded = tiny_pipeline.encode([video, video[::-1].copy(), 255 - video])
+    for clip in range(3):
+        alone = tiny_pipeline.allocate(encoded[clip : clip + 1], AllocationRequest(4))[0]
+        assert alone.allocation["strategy"] == "compared" and alone.allocation["decoded_blocks"] <= 12
+        losses = [decoded_loss(tiny_pipeline, encoded, counts, clip=clip) for counts in schedules]
+        counts = alone.token_counts[0].tolist()
+        assert tuple(counts) in schedules
+        assert decoded_loss(tiny_pipeline, encoded, counts, clip=clip) == pytest.approx(min(losses), rel=1e-5)
+        # search knows the schedules too
+        found = tiny_pipeline.allocate(encoded[clip : clip + 1], AllocationRequest(4, strategy="search"))[0]
+        assert found.allocation["objective"] <= alone.allocation["objective"]
+
+
+def test_clips_that_share_a_budget_also_take_schedules_of_more_and_less(tiny_pipeline, video):
+    tiny_pipeline.scorer.config.schedules = [[[1, 1, 1]], [[4, 2, 3]], [[6, 6, 6]]]
+    still = np.broadcast_to(video[:1], video.shape).copy()
+    encoded, differ = tiny_pipeline.encode([video, still, video[:5]]), False
+    for budget in (2, 3, 4.4, 5):
+        tokens = tiny_pipeline.allocate(encoded, AllocationRequest(budget))
+        counts = np.concatenate([each.token_counts.numpy() for each in tokens])
+        assert counts.sum() == int(budget * 8) and counts[2, 2] == 0 and counts.max() <= 6
+        schedules = [tiny_pipeline.find_schedule(budget, valid[None]) for valid in encoded.valid_blocks]
+        rows = [schedule[:blocks] for schedule, blocks in zip(schedules, (3, 3, 2), strict=True)]
+        differ |= [row.sum() for row in counts] != [sum(row) for row in rows]
+        if sum(map(sum, rows)) == counts.sum():
+            losses = [decoded_loss(tiny_pipeline, encoded, list(row), clip=clip) for clip, row in enumerate(rows)]
+            assert tokens[0].allocation["objective"] <= sum(losses) + 1e-5
+    assert differ
