@@ -162,7 +162,12 @@ class StreamingMixin:
         for index, group in enumerate(_blocks(frames, config.tubelet_size)):
             arrived = time.perf_counter()
             if index % config.num_blocks == 0:
-                encoder_cache, scorer_cache, decoder_cache, router_cache = (BlockCache() for _ in range(4))
+                encoder_cache, scorer_cache, decoder_cache, router_cache = (
+                    BlockCache(),
+                    BlockCache(),
+                    BlockCache(),
+                    BlockCache(),
+                )
             fps = group[0][2]
             if index == 0:
                 rule = self._count_rule(given, is_routed, window, reservoir, fps)
