@@ -90,8 +90,8 @@ def _add_evaluate(verb: argparse.ArgumentParser) -> None:
         help="average tokens per block, or percentages such as 25%% (default: 6.25%% 12.5%% 25%% 50%% 100%%)",
     )  # fmt: skip
     parser.add_argument(
-        "--strategies", nargs="+", default=["fixed", "joint"], metavar="S",
-        help="of allocation, next to the baselines fixed and schedule, the best constant schedule (default: joint)",
+        "--strategies", nargs="+", metavar="S",
+        help="of allocation, next to the baselines fixed and schedule, the best constant schedule (default: the model's)",
     )  # fmt: skip
     _add_schedules(parser)
     parser.add_argument(
@@ -243,7 +243,7 @@ def _run(task: Callable, arguments: argparse.Namespace) -> dict[str, Any] | None
 
     if arguments.protocol not in (None, *PROTOCOLS):
         raise ValueError(f"unknown protocol {arguments.protocol!r}; known are {', '.join(PROTOCOLS)}")
-    if unknown := [name for name in getattr(arguments, "strategies", ()) if name not in (*STRATEGIES, "schedule")]:
+    if unknown := [name for name in getattr(arguments, "strategies", None) or () if name not in (*STRATEGIES, "schedule")]:
         raise ValueError(f"unknown strategies {', '.join(unknown)}; known are {', '.join(STRATEGIES)}")
     folder, data = check_folder(arguments.output), Path(arguments.data)
     if not data.exists():

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from ..allocation import STRATEGIES
+from ..allocation import STRATEGIES, AllocationRequest
 from ..data import VideoFiles
 from ..metrics import Protocol
 from ..metrics.weight_formats import tensors_sha256
@@ -39,7 +39,7 @@ def evaluate_reconstruction(
     protocol: Protocol,
     output_dir: str | Path,
     *,
-    strategies: Sequence[str] = ("fixed", "joint"),
+    strategies: Sequence[str] | None = None,
     budgets: Sequence[float | str] = ("25%",),
     batches: Sequence[int] = (64,),
     ipal_budgets: str = "equal",
@@ -64,6 +64,7 @@ def evaluate_reconstruction(
         source: the videos.
         protocol: which frames, at what size; its `allocation_batch` is set for each result.
         strategies, budgets, batches, ipal_budgets: see `make_settings`. A batch counts VIDEOS: their clips share a budget.
+            Default: each pipeline's default for a budget, next to the baselines.
             All batches must divide the largest.
         schedule_videos: other videos, on which the best constant schedule of each budget is learned. By default, the
             evaluated ones, each of which gets the schedule of the others.
@@ -83,11 +84,12 @@ def evaluate_reconstruction(
     networks = networks or Networks()
     settings = {}
     for name, model in models.items():
-        _check_model(name, model, protocol, strategies)
+        _check_model(name, model, protocol, strategies or ())
         settings[name] = [AS_IS]
         if _is_pipeline(model) and model.tokenizer.config.adaptive:
             per_block = model.tokenizer.config.latents_per_block
-            settings[name] = make_settings(strategies, budgets, batches, per_block, ipal_budgets)
+            of_model = [model.choose_strategy(AllocationRequest(budget=1)).name] if strategies is None else strategies
+            settings[name] = make_settings(of_model, budgets, batches, per_block, ipal_budgets)
             _check_budgets(model, settings[name])
     chunk_size = max(batches)
     if wrong := [batch for batch in batches if chunk_size % batch]:

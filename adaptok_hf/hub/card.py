@@ -267,10 +267,11 @@ def _protocols(report: Mapping[str, Any]) -> dict[str, Protocol]:
 
 
 def _eval_results(report: Mapping[str, Any], task_type: str) -> list[EvalResult]:
-    """Return the metadata's results: of many strategies only `joint`, the default; the card's table has them all."""
+    """Return the metadata's results: of many strategies only the default; the card's table has them all."""
     results, protocols = report["results"], _protocols(report)
     entries = []
-    for result in [result for result in results if result.get("strategy") == "joint"] or results:
+    of_defaults = ([result for result in results if result.get("strategy") == name] for name in ("compared", "joint"))
+    for result in next(filter(None, of_defaults), results):
         tokens = result.get("tokens_per_block")
         setting = result.get("strategy", "as is") + ("" if tokens is None else f", {tokens:.4g} tokens per block")
         for name, entry in result["metrics"].items():
