@@ -18,16 +18,18 @@ from adaptok_hf.data import VideoFolderClips
 from adaptok_hf.metrics import CodebookUsage
 
 HERE = Path(__file__).parent
-RATES = "--strategies fixed joint quality --lpips alex --no-fvd --no-plots"
-MEASURED = "--strategies fixed joint measured search --budgets 6.25% 12.5% 25% 50% --lpips alex --no-fvd --no-plots"
-FVD = "--strategies fixed joint --budgets 6.25% 25% 100% --lpips none --no-plots"
+ALONE = "--window first --allocation-batch 1 --lpips alex --no-fvd --no-plots"  # each clip has the budget for itself
+RATES = f"--strategies compared joint {ALONE} --schedule-clips 16"
+MEASURED = f"--max-videos 8 --strategies compared measured search --budgets 6.25% 12.5% 25% 50% {ALONE}"
+FVD = "--strategies compared --budgets 6.25% 25% 100% --lpips none --no-plots"
 COMMANDS = {  # the first part of a name is the model
-    "small_reconstruction_wild": f"reconstruction DATA/wild/val {RATES}",
-    "small_measured_wild": f"reconstruction DATA/wild/val --window first {MEASURED}",
+    "small_reconstruction_wild": f"reconstruction DATA/wild/val {RATES} --schedule-videos DATA/wild/train",
+    "small_reconstruction_action32": f"reconstruction DATA/action32/val {RATES} --schedule-videos DATA/wild/train",
+    "small_measured_wild": f"reconstruction DATA/wild/val {MEASURED}",
     "small_fvd_wild": f"reconstruction DATA/wild/val {FVD}",
-    "figures_reconstruction_action32": f"reconstruction DATA/action32/val --window first {RATES}",
-    "figures_reconstruction_emoji": f"reconstruction DATA/emoji/val --window first {RATES}",
-    "figures_measured_action32": f"reconstruction DATA/action32/val --window first --max-videos 32 {MEASURED}",
+    "figures_reconstruction_action32": f"reconstruction DATA/action32/val {RATES} --schedule-videos DATA/action32/train",
+    "figures_reconstruction_emoji": f"reconstruction DATA/emoji/val {RATES} --schedule-videos DATA/action32/train",
+    "figures_measured_action32": f"reconstruction DATA/action32/val {MEASURED}",
     "figures_fvd_action32": f"reconstruction DATA/action32/val --window first {FVD}",
     "figures_generation_action32": "generation DATA/action32/val --videos 64 --classifier-videos DATA/action32/train",
     "figures_prediction_action32": "prediction DATA/action32/val --temperature 0.6 --lpips alex",
