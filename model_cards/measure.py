@@ -58,6 +58,7 @@ def main() -> None:
     arguments = parser.parse_args()
     for name in arguments.names:
         model, folder = name.split("_")[0], HERE.parent / "runs" / "cards" / name
+        folder.parent.mkdir(parents=True, exist_ok=True)
         words = f"evaluate {COMMANDS[name]} --model {model} -o".split()
         local = [word.replace("DATA", arguments.data) for word in words]
         if adaptok([*local, str(folder)]) != 0:

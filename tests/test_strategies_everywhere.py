@@ -28,7 +28,7 @@ def test_a_new_row_is_known_everywhere(thrifty, tiny_pipeline, capsys):
     assert AllocationRequest(budget=8, strategy=thrifty).choose_strategy(False).name == thrifty
     video = np.zeros((5, 16, 16, 3), dtype=np.uint8)
     assert tiny_pipeline.tokenize(video, budget=4, allocation=thrifty).token_counts.tolist() == [[2, 2, 0]]
-    (setting,) = make_settings([thrifty], [4], [1], 6)
+    *_, setting = make_settings([thrifty], [4], [1], 6)
     assert setting.request().strategy == thrifty and setting.batch is None
     assert thrifty in reconstruct_tab.strategies(tiny_pipeline)
     with pytest.raises(SystemExit):

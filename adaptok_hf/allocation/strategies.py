@@ -31,8 +31,8 @@ def fixed(
     Args:
         scores: (batch, K, J) or (batch, J). Only the shape matters, but NaN and infinity are refused as elsewhere.
         step: tokens between two levels.
-        budget: tokens per block, from `step` to `J * step`; or a schedule, one such number for each of the K block
-            positions, the same for every clip.
+        budget: tokens per block, from `step` to `J * step`; or a schedule, one number from 1 to `J * step` for each of the
+            K block positions, the same for every clip.
         rounding: `"floor"` (the default) rounds down to a whole number, or to one of `levels`; `"exact"` demands one.
         valid: booleans of the shape of `scores` without the last axis; other blocks get 0 tokens.
         levels: the only counts that a block may have, rising.
@@ -50,7 +50,8 @@ def fixed(
         if levels is not None:
             counts.append(round_to_level(count, levels, rounding))
             continue
-        level_total(count, num_blocks=1, num_levels=num_levels, step=step)  # raises outside one level and all of them
+        if np.ndim(budget) == 0:
+            level_total(count, num_blocks=1, num_levels=num_levels, step=step)  # raises outside one level and all of them
         counts.append(1 + level_total(count, num_blocks=1, num_levels=num_levels * step, step=1, rounding=rounding))
     by_position = np.broadcast_to(counts, (len(scores), len(counts))).reshape(valid.shape)
     return np.where(valid, by_position, 0)

@@ -56,7 +56,8 @@ def write_schedules(
         loss: `"rmse"`, `"mse"` or `"psnr"`.
     """
     todo = [s for s in settings if s.strategy == "schedule" and not parts.exists("schedules", name, s.name)]
-    todo = todo if pipeline.tokenizer.prefix_decodable else []  # others need counts to encode
+    if todo and not pipeline.tokenizer.prefix_decodable:  # it needs counts to encode
+        return
     clips = chunks.read(0) if todo else Clips(torch.empty(0), [], [], [], [])
     videos = set(clips.keys)
     if len(videos) < 1 + leave_one_out:

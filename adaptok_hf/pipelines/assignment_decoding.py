@@ -198,17 +198,17 @@ def assignment_trees(
 def learn_schedules(
     tokenizer: AdapTokModel,
     frames: torch.Tensor,
-    step: int,
+    step: int | None = None,
     loss: str | Loss = "rmse",
     batch_size: int = 8,
     variants: int = 4,
 ) -> list[list[list[int]]]:
-    """Return schedules for budgets from `step` to all tokens: a scorer's `config.schedules`.
+    """Return schedules for a dozen budgets from `step` to all tokens: a scorer's `config.schedules`.
 
     Args:
         tokenizer: must be adaptive.
         frames: uint8 (clips, frames, channels, image_size, image_size), some tens of clips.
-        step: the least that a block keeps, `score_step` of the scorer.
+        step: the least that a block keeps; default: a 64th of its latents.
         loss: as for [`assignment_trees`].
         batch_size: clips that are encoded together.
         variants: schedules of a budget next to the best one, see [`schedule_variants`].
@@ -217,6 +217,7 @@ def learn_schedules(
         For each budget the best schedule of all clips, and so many others.
     """
     most, valid = tokenizer.config.latents_per_block, torch.ones(len(frames), tokenizer.config.num_blocks, dtype=torch.bool)
+    step = max(most // 64, 1) if step is None else step
     with torch.inference_mode():
         codes = torch.cat([tokenizer.encode(part.to(tokenizer.device)).codes for part in frames.split(batch_size)])
     trees = assignment_trees(tokenizer, frames, codes, valid, schedule_levels(most, step), loss)

@@ -120,7 +120,7 @@ def test_a_schedule_is_the_same_for_every_clip():
     assert counts.tolist() == [[64, 8, 24]] * 4
     valid = np.array([[True, True, False]] * 4)
     assert allocate(table(), strategy="fixed", step=8, budget=(64, 8, 24), valid=valid).tolist() == [[64, 8, 0]] * 4
-    for budget, value in (((64, 8), "2 entries"), ((64, 8, 7), "7")):
+    for budget, value in (((64, 8), "2 entries"), ((64, 8, 0.5), "0.5")):
         with pytest.raises(ValueError, match=value):
             allocate(table(), strategy="fixed", step=8, budget=budget)
 

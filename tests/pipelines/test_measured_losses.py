@@ -317,11 +317,11 @@ def test_evaluation(varied_pipeline, without_scorer, videos, tmp_path, monkeypat
         given = {"strategies": ["fixed", "measured"], "budgets": budgets, "batches": [1, 3]}
         report = evaluate(pipeline, videos, tmp_path / name, **given)
         assert len(calls) == 2  # 6 clips, 3 at a time, whatever the budgets and batches
-        assert len(report["results"]) == 3 * len(budgets)
+        assert len(report["results"]) == 4 * len(budgets)
         for result in report["results"]:
             assert result["tokens_per_block"] == result["budget"]
-            assert result["allocation_batch"] in ([None] if result["strategy"] == "fixed" else [1, 3])
-            assert result["milliseconds_per_clip"]["score"] > 0 or result["strategy"] == "fixed"
+            assert result["allocation_batch"] in ([1, 3] if result["strategy"] == "measured" else [None])
+            assert result["strategy"] != "measured" or result["milliseconds_per_clip"]["score"] > 0
     with open(tmp_path / "scorer" / "per_video.csv") as file:
         rows = list(csv.DictReader(file))
     table = losses_by_hand(varied_pipeline, _clips(varied_pipeline, videos).videos / 255, [2, 4, 6])
@@ -332,7 +332,7 @@ def test_evaluation(varied_pipeline, without_scorer, videos, tmp_path, monkeypat
         assert len(set(counts)) > 1
     # a budget between levels is rounded down: 22 levels of 2 tokens for 18 blocks
     report = evaluate(varied_pipeline, videos, tmp_path / "between", strategies=["measured"], budgets=[2.5], batches=[3])
-    assert report["results"][0]["tokens_per_block"] == pytest.approx(44 / 18)
+    assert report["results"][-1]["tokens_per_block"] == pytest.approx(44 / 18)
 
 
 def _clips(pipeline, videos: Path) -> Clips:

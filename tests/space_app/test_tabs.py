@@ -11,7 +11,6 @@ from builders.pipelines import make_pipeline
 from builders.video_files import make_frames, write_mp4
 
 from adaptok_hf import AdapTokPipeline, Video
-from adaptok_hf.allocation import nearest_schedule
 
 gr = pytest.importorskip("gradio", reason="the Space needs gradio: pip install adaptok_hf[space]")
 
@@ -44,7 +43,7 @@ def last(results):
 # --- reconstruct ---
 
 
-def test_reconstruct_with_the_shipped_checkpoint(shipped, tmp_path, monkeypatch):
+def test_reconstruct_with_the_shipped_checkpoint(shipped, tmp_path):
     """The numbers are the pipeline's own, next to those of the scorer's schedule."""
     path = tmp_path / "short.mp4"
     write_mp4(path, frames=shipped.video_processor.load(SURFING, max_frames=20).frames)
@@ -52,10 +51,7 @@ def test_reconstruct_with_the_shipped_checkpoint(shipped, tmp_path, monkeypatch)
     step, most = shipped.scorer.config.score_step, shipped.tokenizer.config.latents_per_block
     budgets = spread(list(range(step, most + 1, step)), 5)
     budget = budgets[len(budgets) // 2]
-    later = [step] * (shipped.tokenizer.config.num_blocks - 1)
-    schedules = [[step, *later], [most, *later], [most] * (1 + len(later))]
-    monkeypatch.setattr(shipped.scorer.config, "schedules", schedules)
-    first, second = reconstruct_tab.reconstruct(shipped, str(path), "joint", budget)
+    first, second = reconstruct_tab.reconstruct(shipped, str(path), budget=budget)
     (html, curve, report), expected = second, shipped.reconstruct(str(path), budget=budget)
     assert first[0] == html and first[2] is report
     assert html.count("<video") == 3 and first[1] is None
@@ -65,10 +61,10 @@ def test_reconstruct_with_the_shipped_checkpoint(shipped, tmp_path, monkeypatch)
     assert report["bits_per_second"] == pytest.approx(expected.bits_per_second, abs=0.1)
     error = np.mean((expected.frames.astype(float) - expected.original) ** 2) * 255**2
     assert report["psnr_db"] == pytest.approx(10 * np.log10(255**2 / error), abs=2e-3)
-    valid = np.arange(2 * (1 + len(later))).reshape(2, -1) < num_blocks
-    schedule = nearest_schedule(schedules, budget, most, valid)
+    valid = torch.arange(2 * shipped.tokenizer.config.num_blocks).reshape(2, -1) < num_blocks
+    schedule = shipped.find_schedule(budget, valid)
     fixed = shipped.reconstruct(str(path), budget=schedule, allocation="fixed")
-    assert schedule[0] > schedule[1] and budget - 1 < fixed.tokens.num_tokens / num_blocks <= budget
+    assert budget - 1 < fixed.tokens.num_tokens / num_blocks <= budget
     error = np.mean((fixed.frames.astype(float) - fixed.original) ** 2) * 255**2
     assert report["baseline"] == {
         "strategy": "schedule",
@@ -76,9 +72,9 @@ def test_reconstruct_with_the_shipped_checkpoint(shipped, tmp_path, monkeypatch)
         "token_counts": list(schedule),
         "psnr_db": pytest.approx(10 * np.log10(255**2 / error), abs=2e-3),
     }
-    points = report["curve"]["joint"]
+    points = report["curve"]["compared"]
     assert [point["tokens_per_block"] for point in points] == budgets and (budgets[0], budgets[-1]) == (step, most)
-    assert points[budgets.index(budget)]["psnr_db"] == report["psnr_db"] and points[0] == report["curve"]["schedule"][0]
+    assert points[budgets.index(budget)]["psnr_db"] == report["psnr_db"]
 
 
 QUICK = [name for name, row in reconstruct_tab.STRATEGIES.items() if row.scores not in ("searched", "routed")]

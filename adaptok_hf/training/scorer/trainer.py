@@ -49,7 +49,7 @@ class ScorerTrainer(Trainer):
             set_seed(args.seed)
             frames = clips.sample(args.schedule_clips)
             with accelerator.autocast():
-                config.schedules = learn_schedules(tokenizer, frames, config.score_step, block_loss, args.batch_size)
+                config.schedules = learn_schedules(tokenizer, frames, loss=block_loss, batch_size=args.batch_size)
         set_seed(args.seed)
         self.statistics = measure_statistics(args, config, tokenizer, clips, block_loss, accelerator)
         set_seed(args.seed)
