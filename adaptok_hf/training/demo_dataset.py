@@ -4,6 +4,7 @@ import csv
 import gzip
 import hashlib
 import io
+import multiprocessing
 import subprocess
 import sys
 import tarfile
@@ -294,7 +295,9 @@ def build(args: Arguments, plan: list[Clip], packages: dict[str, Package]) -> tu
     for clip in plan:
         if not (folder / clip.path).exists():
             missing[clip.source_package][clip.source_file].append(clip)
-    with ProcessPoolExecutor(args.num_processes) as processes:
+    # a forked process may wait forever for a thread of its parent's decoders
+    start = multiprocessing.get_context("forkserver")
+    with ProcessPoolExecutor(args.num_processes, mp_context=start) as processes:
         for name, files in missing.items():
             print(f"{name} {packages[name].version}: {len(files)} files")
             try:
