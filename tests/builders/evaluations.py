@@ -16,5 +16,5 @@ def moving_frames(seed: int, count: int = 26) -> np.ndarray:
 
 def evaluate(pipeline, videos: Path, output: Path, window: str = "all", **options) -> dict:
     protocol = own_protocol(pipeline, "test", window, "reconstruction")
-    given = {"strategies": ["fixed"], "budgets": [4], "batches": [2], "batch_size": 3} | options
+    given = {"strategies": ["fixed"], "budgets": [4], "batches": [2], "batch_size": 3, "num_schedule_clips": 2} | options
     return evaluate_reconstruction({"tiny": pipeline}, open_videos(videos), protocol, output, **given)

@@ -129,7 +129,7 @@ def schedules(report: dict, folder: Path) -> dict:
 
 def test_each_video_gets_the_best_schedule_of_the_others(tiny_pipeline, videos, tmp_path):
     """Learned, too, on trees that are measured here."""
-    report = evaluate(tiny_pipeline, videos, tmp_path, strategies=["joint"], schedule_loss="mse")
+    report = evaluate(tiny_pipeline, videos, tmp_path, strategies=["joint"], schedule_loss="mse", num_schedule_clips=32)
     found = schedules(report, tmp_path)
     assert found["tokens_per_block"] == 4 and found["learned_on"] == "5 evaluated clips, mse, each left out for itself"
     clips = ClipChunks(open_videos(videos), own_protocol(tiny_pipeline, "test", "first", "reconstruction"), 5).read(0)

@@ -361,6 +361,7 @@ def test_evaluation_refuses_what_cannot_be(without_scorer, varied_pipeline, vide
     assert not (tmp_path / "refused").exists()
 
 
+@pytest.mark.slow
 def test_evaluation_from_the_command_line(without_scorer, videos, tmp_path, capsys):
     without_scorer.save_pretrained(tmp_path / "tiny")
     out = tmp_path / "out"

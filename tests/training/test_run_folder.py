@@ -389,6 +389,7 @@ def test_the_log_is_taken_back(run_folder):
     assert run_folder.path.joinpath("metrics.jsonl").read_text() == text + '{"step": 3}\n'
 
 
+@pytest.mark.slow
 def test_a_second_run_is_refused(tmp_path):
     """With one line that names the first, before it writes anything."""
     program = f"""

@@ -255,6 +255,7 @@ def test_fine_tuning_the_decoder(tokenizer_run, tmp_path):
     assert moved == {name for name in before if name.startswith("decoder.")}
 
 
+@pytest.mark.slow
 def test_a_run_in_seconds_from_the_pyramid(tokenizer_run, tmp_path):
     """Augmented clips and photos, a start without quantizer, then codes that follow the latents; folded when saved."""
     (tmp_path / "photos").mkdir()
