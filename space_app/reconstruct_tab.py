@@ -192,8 +192,8 @@ def build_tab(pipeline: AdapTokPipeline, video_input: Callable[[], gr.Video], mo
     step, most = token_levels(pipeline)[0], pipeline.tokenizer.config.latents_per_block
     names, frames = strategies(pipeline), pipeline.tokenizer.config.num_frames
     gr.Markdown(
-        "**Spend a budget of tokens where the video needs them.** A scorer foresees how much each token would help each "
-        "block; the allocation spends the budget by it. Beside it: as many tokens, at the same places in every clip.",
+        "**Spend a budget of tokens where the video needs them.** Each clip takes the best of a few ways to spend its "
+        "share. Next to it: as many tokens by the best fixed schedule, the same for every clip.",
         elem_classes="at-intro",
     )
     with gr.Row(elem_classes="at-columns"):
