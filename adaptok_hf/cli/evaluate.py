@@ -180,15 +180,18 @@ def _add_metrics(verb: argparse.ArgumentParser) -> None:
         "compare",
         "PSNR, SSIM, LPIPS of videos with the same name, FVD of the sets",
         "metrics compare real/ fake/",
+        "metrics compare real/ fake/ --protocol adaptok_wild_val",
         "metrics compare a.mp4 b.mp4 --no-fvd -o comparison.json",
     )
     add_json_option(task)
-    task.add_argument("real", help="a folder of videos, a video, or a csv manifest")
+    task.add_argument("real", help="a folder of videos or of folders of frames (png, jpg, ...), a video, or a csv manifest")
     task.add_argument("fake", help="the same kind")
     task.add_argument("-o", "--output", metavar="FILE", help="write the result as JSON, too")
     add_overwrite_option(task)
-    task.add_argument("--window", choices=["first", "all"], default="first", help="clips of a video (default: first)")
-    task.add_argument("--frames", type=int, default=16, metavar="N", help="of a clip (default: 16)")
+    task.add_argument("--protocol", metavar="NAME", help="a named protocol, in place of the next three")
+    task.add_argument("--window", choices=["first", "all"], help="clips of a video (default: first)")
+    task.add_argument("--frames", type=int, metavar="N", help="of a clip (default: 16)")
+    task.add_argument("--size", type=int, metavar="PIXELS", help="to measure at (default: that of the fake videos)")
     _add_networks(task)
     task.set_defaults(run=_compare)
 
@@ -239,10 +242,8 @@ def _run(task: Callable, arguments: argparse.Namespace) -> dict[str, Any] | None
     """
     from ..allocation import STRATEGIES
     from ..evaluation.part_files import process_state
-    from ..metrics import PROTOCOLS
 
-    if arguments.protocol not in (None, *PROTOCOLS):
-        raise ValueError(f"unknown protocol {arguments.protocol!r}; known are {', '.join(PROTOCOLS)}")
+    _protocol(arguments.protocol)
     if unknown := [name for name in getattr(arguments, "strategies", None) or () if name not in (*STRATEGIES, "schedule")]:
         raise ValueError(f"unknown strategies {', '.join(unknown)}; known are {', '.join(STRATEGIES)}")
     folder, data = check_folder(arguments.output), Path(arguments.data)
@@ -350,8 +351,10 @@ def _compare(arguments: argparse.Namespace) -> dict[str, Any]:
     from ..evaluation import compare_videos
 
     inputs, output = (arguments.real, arguments.fake), arguments.output
+    options = {"window": arguments.window, "num_frames": arguments.frames, "image_size": arguments.size}
+    options["protocol"] = _protocol(arguments.protocol)
     with output_file(output, *inputs, overwrite=arguments.overwrite) if output else nullcontext():
-        networks, options = _networks(arguments), {"window": arguments.window, "num_frames": arguments.frames}
+        networks = _networks(arguments)
         result = compare_videos(*inputs, networks=networks, **options)
         if output:
             write_json(output, _finite(result))
@@ -392,17 +395,24 @@ def _load_models(arguments: argparse.Namespace, one: bool = False) -> dict[str, 
     return models
 
 
+def _protocol(name: str | None):
+    """Return the named protocol; `None` for no name."""
+    from ..metrics import PROTOCOLS
+
+    if name not in (None, *PROTOCOLS):
+        raise ValueError(f"unknown protocol {name!r}; known are {', '.join(PROTOCOLS)}")
+    return PROTOCOLS.get(name)
+
+
 def _data(arguments: argparse.Namespace, pipeline, task: str):
     """Return the videos, and the protocol that they are measured under."""
     from ..evaluation import open_videos, own_protocol, sample_videos
-    from ..metrics import PROTOCOLS
 
     source = open_videos(arguments.data, arguments.ucf101_splits, arguments.kinetics_csv)
-    if arguments.protocol is None:
+    protocol = _protocol(arguments.protocol)
+    if protocol is None:
         data = "/".join(Path(arguments.data).absolute().parts[-2:])
         protocol = own_protocol(pipeline, data, arguments.window, task)
-    else:
-        protocol = PROTOCOLS[arguments.protocol]
     return sample_videos(source, arguments.max_videos, arguments.seed), protocol
 
 
