@@ -12,10 +12,12 @@ from .measuring import Networks, load_networks
 from .prediction import evaluate_prediction
 from .reconstruction import evaluate_reconstruction, own_protocol
 from .settings import Setting, make_settings
+from .x264_codec import X264Codec
 
 __all__ = [
     "Networks",
     "Setting",
+    "X264Codec",
     "compare_videos",
     "draw_reconstruction",
     "evaluate_generation",

@@ -60,7 +60,7 @@ def evaluate_reconstruction(
     Args:
         models: name -> `AdapTokPipeline`, or any object with `encode(videos) -> tokens` and `decode(tokens) -> videos` for
             (clips, frames, 3, height, width) floats in [0, 1], which is measured as it is. Where its tokens have an
-            attribute `token_counts` (clips, blocks), they are counted.
+            attribute `token_counts` (clips, blocks) or `num_bits` (clips,), these are counted.
         source: the videos.
         protocol: which frames, at what size; its `allocation_batch` is set for each result.
         strategies, budgets, batches, ipal_budgets: see `make_settings`. A batch counts VIDEOS: their clips share a budget.
@@ -252,10 +252,9 @@ class _Chunk:
                 raise ValueError(f"decode returned {tuple(videos.shape)} for videos of {tuple(originals.shape)}")
             videos = videos.clamp(0, 1)
             numbers = measure_clips(self.networks, videos, originals.to(videos.device))
-            counts = getattr(tokens, "token_counts", None)
-            counts = [None] * len(index) if counts is None else torch.as_tensor(counts).tolist()
-            for clip, chosen, values in zip(index.tolist(), counts, numbers, strict=True):
-                rows.append(self._row(clip, chosen, None, values))
+            counts, bits = (getattr(tokens, name, None) for name in ("token_counts", "num_bits"))
+            columns = [[None] * len(index) if each is None else torch.as_tensor(each).tolist() for each in (counts, bits)]
+            rows += [self._row(*row) for row in zip(index.tolist(), *columns, numbers, strict=True)]
             features += [self._take_features(videos)] if fvd else []
         return rows, {}, features
 
