@@ -87,7 +87,8 @@ def _add_evaluate(verb: argparse.ArgumentParser) -> None:
     _add_data(parser, "all", DEFAULT_CHECKPOINT)
     parser.add_argument(
         "--budgets", nargs="+", default=["6.25%", "12.5%", "25%", "50%", "100%"], metavar="B",
-        help="average tokens per block, or percentages such as 25%% (default: 6.25%% 12.5%% 25%% 50%% 100%%)",
+        help="average tokens per block, or percentages such as 25%%; own: what router chooses without a budget "
+        "(default: 6.25%% 12.5%% 25%% 50%% 100%%)",
     )  # fmt: skip
     parser.add_argument(
         "--strategies", nargs="+", metavar="S",

@@ -47,7 +47,7 @@ def allocate_clips(
     """
     request, strategy = setting.request(parameter), STRATEGIES.get(setting.strategy)
     seconds = {"score": 0.0, "allocate": 0.0}
-    if strategy is None or not strategy.shares_budget:
+    if setting.batch is None:
         batches = [slice(0, len(encoded))]
     tokens = []
     with autocast(pipeline.device, precision):

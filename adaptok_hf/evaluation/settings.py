@@ -17,7 +17,7 @@ class Setting:
     Args:
         strategy: of `adaptok_hf.allocation.STRATEGIES`; `"schedule"`, `fixed` with the best constant schedule of a
             budget; or `"as is"` for a system that takes no budget.
-        budget: AVERAGE tokens per block; `None` only for `"as is"`.
+        budget: AVERAGE tokens per block; `None` for `"as is"`, and for `router` without one: what it finds most probable.
         batch: videos whose clips share the budget; `None` for strategies that do not depend on it.
         budgets_per_position: for `ipal`, the budgets of the block positions in place of one for all (the original's table
             is `allocation.published_budgets`).
@@ -31,9 +31,9 @@ class Setting:
     def __post_init__(self):
         if self.strategy != "as is" and self.row is None:
             raise ValueError(f"a strategy is one of {', '.join((*STRATEGIES, 'schedule'))}, got {self.strategy!r}")
-        if (self.budget is None) != (self.strategy == "as is"):
+        if (self.budget is not None and self.row is None) or (self.budget is None and not self._needs_no_budget):
             raise ValueError(f"strategy {self.strategy!r} got the budget {self.budget!r}")
-        shares_budget = self.row is not None and self.row.shares_budget
+        shares_budget = self.budget is not None and self.row.shares_budget
         if (self.batch is None) == shares_budget or (self.batch is not None and self.batch < 1):
             raise ValueError(f"strategy {self.strategy!r} got the batch {self.batch!r}")
 
@@ -41,6 +41,10 @@ class Setting:
     def row(self) -> Strategy | None:
         """What allocates; `None` for `"as is"`."""
         return STRATEGIES.get("fixed" if self.strategy == "schedule" else self.strategy)
+
+    @property
+    def _needs_no_budget(self) -> bool:
+        return self.row is None or self.row.needs_router
 
     @property
     def needs_search(self) -> bool:
@@ -58,7 +62,7 @@ class Setting:
     def name(self) -> str:
         """Names files and rows: `ipal-64-batch16`."""
         if self.budget is None:
-            return "as_is"
+            return self.strategy.replace(" ", "_")
         parts = [self.strategy, f"{self.budget:g}"]
         if self.budgets_per_position is not None:
             parts.append("positions" + "_".join(f"{budget:g}" for budget in self.budgets_per_position))
@@ -77,7 +81,8 @@ def make_settings(
     """Return both baselines and every strategy at every budget (and, where it matters, batch).
 
     Args:
-        budgets: tokens per block, or percentages of `latents_per_block` such as `"25%"`.
+        budgets: tokens per block, or percentages of `latents_per_block` such as `"25%"`; with `"own"`, `router` chooses
+            without a budget, as EVATok's does.
         batches: videos that share a budget.
         ipal_budgets: `"equal"`, the same at every block position, or `"published"`, the original's table.
 
@@ -86,8 +91,10 @@ def make_settings(
     """
     if ipal_budgets not in ("equal", "published"):
         raise ValueError(f"ipal_budgets must be 'equal' or 'published', got {ipal_budgets!r}")
-    settings = []
-    for budget in (_tokens(budget, latents_per_block) for budget in budgets):
+    settings = [Setting("router")] if "own" in budgets and "router" in strategies else []
+    if "own" in budgets and not settings:
+        raise ValueError(f"the budget 'own' is of the strategy router, and the strategies are {', '.join(strategies)}")
+    for budget in (_tokens(budget, latents_per_block) for budget in budgets if budget != "own"):
         for strategy in (*BASELINES, *strategies) if strategies else ():
             positions = None
             if strategy == "ipal" and ipal_budgets == "published":

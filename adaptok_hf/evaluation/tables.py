@@ -114,6 +114,7 @@ def _cells(result: dict, printed: dict) -> dict[str, str]:
         + (f" ({schedule})" if schedule else ""),
         "budget": _number(result.get("budget"), 1),
         "tokens per block": _number(result.get("tokens_per_block"), 1),
+        "tokens per block, paper": _number(printed.get("tokens_per_block"), 1),
     }
     for name, (title, digits) in _METRICS.items():
         cells[title] = _with_interval(metrics.get(name), digits)
@@ -153,7 +154,7 @@ def _caption(report: dict[str, Any]) -> str:
     for note in [*report.get("notes", []), *notes]:
         text += f"Note: {note}.\n"
     if report.get("paper"):
-        text += "Columns named `paper` are the paper's printed numbers (arXiv 2505.17011), not measured here.\n"
+        text += f"Columns named `paper` are printed numbers ({first['source'].partition(';')[0]}), not measured here.\n"
     return text
 
 

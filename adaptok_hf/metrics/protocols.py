@@ -1,4 +1,4 @@
-"""Named protocols: all that a video metric's value depends on except the model, from the papers' public scripts."""
+"""Named protocols: all that a video metric's value depends on except the model, from papers and public scripts."""
 
 import dataclasses
 import hashlib
@@ -26,7 +26,7 @@ class Protocol:
         features: of distribution metrics.
         ddof: covariances are divided by N - ddof.
         allocation_batch: videos whose clips share one token budget; `None` where a clip's tokens do not depend on others.
-        source: its authors.
+        source: its authors, and what is ours because they do not state it.
     """
 
     name: str
@@ -56,6 +56,7 @@ class Protocol:
 
 
 _ADAPTOK = "AdapTok, arXiv 2505.17011, and its public scripts"
+_EVATOK = "EVATok, arXiv 2603.12267; not stated there, so ours: "
 _UCF, _K600, _WILD = "UCF-101 train list", "Kinetics-600 val list", "wild/val: 25 videos, 87 clips"
 _OURS = "adaptok_hf, the data its shipped checkpoint is checked on"
 _FVD2048 = "StyleGAN-V, arXiv 2112.14683, fvd2048_16f"
@@ -66,9 +67,15 @@ _ROWS = (
     ("adaptok_ucf_rfvd", _UCF, "first", 16, 128, "reconstruction", 9537, "float16", _ADAPTOK, {}),
     ("adaptok_ucf_gfvd", _UCF, "random", 16, 128, "generation", 10_000, "bfloat16", _ADAPTOK, {}),
     ("adaptok_k600_fp64", _K600, "random", 16, 128, "prediction", 50_000, "bfloat16", _ADAPTOK, _AT_64),
+    ("evatok_webvid_rfvd", "WebVid-10M val, 3 fps", "first", 16, 128, "reconstruction", None, "float32",
+     _EVATOK + "frame rate of evaluation, window, number of clips, precision", {}),
+    ("evatok_ucf_rfvd", _UCF, "first", 16, 128, "reconstruction", None, "float32",
+     _EVATOK + "window, number of clips, precision", {}),
+    ("evatok_ucf_gfvd", _UCF, "random", 16, 128, "generation", 10_000, "float32",
+     _EVATOK + "window and number of real clips, precision", {"guidance_scale": 2.5}),
     ("styleganv_fvd2048_16f", "the training videos", "random", 16, 256, "generation", 2048, "float32", _FVD2048, {}),
     ("adaptok_wild_val", _WILD, "all", 16, 128, "reconstruction", 87, "float32", _OURS, {}),
-)
+)  # fmt: skip
 PROTOCOLS = {
     name: Protocol(name, *clips, num_real=count, num_fake=count, precision=precision, source=source, **others)
     for name, *clips, count, precision, source, others in _ROWS
