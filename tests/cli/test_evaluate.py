@@ -3,6 +3,7 @@ import os
 import socket
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ from accelerate import PartialState
 from builders import script_runs
 from builders.evaluations import moving_frames
 from builders.loaded_scripts import ROOT, load_script
+from builders.routers import make_router
 from builders.token_data import make_pipeline
 
 from adaptok_hf import AdapTokARConfig, AdapTokARForCausalLM, write_video
+from adaptok_hf.allocation import assignments, proxy_reward, reward_percentile
 from adaptok_hf.cli.main import build_parser, main
 from adaptok_hf.evaluation import make_settings
 from adaptok_hf.metrics import PROTOCOLS, network_weights
@@ -105,6 +108,8 @@ def test_errors_are_one_line(videos, model, tmp_path, capsys):
         (["evaluate", "prediction", str(videos), "-o", out, "--model", model, "--condition-frames", "12"], "1..11, got 12"),
         (["evaluate", "generation", str(videos), "-o", out, "--model", model, "--videos", "1"], "at least 2 videos"),
         (["metrics", "compare", "nowhere", str(videos)], "nowhere: no such file or folder"),
+        (["metrics", "compare", str(videos), str(videos), "--protocol", "x"], "unknown protocol 'x'"),
+        (["metrics", "compare", str(videos), str(videos), "--protocol", "adaptok_wild_val", "--size", "8"], "image_size"),
     ):
         assert main([*argv, *(QUIET if argv[1] != "generation" else QUIET[2:])]) == 2
         error = capsys.readouterr().err.strip().splitlines()
@@ -118,6 +123,8 @@ def test_compare(videos, tmp_path, capsys):
     printed, written = json.loads(capsys.readouterr().out), json.loads((tmp_path / "x.json").read_text())
     assert printed["metrics"]["psnr"]["value"] is None and printed["metrics"]["psnr"]["infinite"]
     assert "pairs" not in printed and [pair["psnr"] for pair in written["pairs"]] == [None] * 3
+    assert main(["metrics", "compare", str(videos), str(videos), "--protocol", "adaptok_wild_val", "--json", *QUIET]) == 0
+    assert list(json.loads(capsys.readouterr().out)["protocols"]) == [PROTOCOLS["adaptok_wild_val"].hash]
 
 
 def test_fetch(tmp_path, monkeypatch, capsys):
@@ -135,10 +142,14 @@ def test_fetch(tmp_path, monkeypatch, capsys):
 def test_there_is_a_recipe_for_every_table():
     names = {path.stem for path in RECIPES}
     assert names >= {"table1", "table2_ucf101", "table2_kinetics600", *(f"table{i}" for i in range(3, 8))}
-    assert names >= {"table_c", "table_d", "table_e"}
+    assert names >= {"table_c", "table_d", "table_e", "evatok_table1", "evatok_table8"}
+    assert names >= {f"evatok_table{number}_{task}" for number in (2, 5) for task in ("reconstruction", "generation")}
 
 
-@pytest.mark.parametrize("recipe", [path for path in RECIPES if path.stem != "table_e"], ids=lambda path: path.stem)
+OF_BENCHMARKS = ("table_e", "evatok_table8")
+
+
+@pytest.mark.parametrize("recipe", [path for path in RECIPES if path.stem not in OF_BENCHMARKS], ids=lambda path: path.stem)
 def test_recipes_fit_the_options(recipe):
     arguments = build_parser().parse_args(["evaluate", "--recipe", str(recipe), "DATA", "-o", "out", "--seed", "3"])
     values, task = json.loads(recipe.read_text()), arguments.run.args[0]
@@ -146,15 +157,15 @@ def test_recipes_fit_the_options(recipe):
     values.pop("title")
     assert {name: getattr(arguments, name) for name in values} == values
     for line in arguments.paper:
-        known = {"model", "strategy", "budget", "allocation_batch", "psnr", "lpips", "fvd", "milliseconds"}
-        assert set(line) <= known | {"allocation_milliseconds"} and line["model"]
+        known = {"model", "strategy", "budget", "tokens_per_block", "psnr", "lpips", "fvd", "milliseconds"}
+        assert set(line) <= known | {"allocation_batch", "allocation_milliseconds"} and line["model"]
     if arguments.protocol:
         assert task.__name__ == f"_{PROTOCOLS[arguments.protocol].task}"
     if "strategies" in values and arguments.protocol:
         batches = arguments.allocation_batch
         settings = make_settings(arguments.strategies, arguments.budgets, batches, 512, arguments.ipal_budgets)
         ours = {(name, s.strategy, s.budget) for name in arguments.model_names for s in settings}
-        printed = {(p["model"], p["strategy"], float(p["budget"])) for p in arguments.paper if "strategy" in p}
+        printed = {(p["model"], p["strategy"], p["budget"]) for p in arguments.paper if "strategy" in p}
         assert printed <= ours, "a number of the paper would stand next to nothing"
 
 
@@ -231,6 +242,31 @@ def test_launchers(videos, model, tmp_path, processes):
     one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
     assert two["num_processes"] == processes
     assert [result["metrics"] for result in one["results"]] == [result["metrics"] for result in two["results"]]
+
+
+def test_rewards_of_a_router_next_to_the_papers(capsys):
+    benchmark, recipe = load_script("benchmarks/router_reward.py"), json.loads((FOLDER / "evatok_table8.json").read_text())
+    levels, rng = [1, 2, 4, 6], np.random.default_rng(0)
+    every = assignments(levels, 3)
+    losses, frames = rng.random((5, 64)), list(torch.rand(5, 1, 12, 3, 16, 16) * 255)
+    known = [{tuple(counts): loss for counts, loss in zip(every.tolist(), row, strict=True)} for row in losses]
+    labels = SimpleNamespace(
+        plan={"levels": levels, "num_blocks": 3}, costs=[SimpleNamespace(known=each) for each in known],
+        frames=lambda: iter(frames), price_of=lambda weight: 0.001,
+    )  # fmt: skip
+    rewards = proxy_reward(losses, every.sum(1), recipe["quality_weight"])
+    for head in ("blocks", "assignment"):
+        router = make_router(head=head, price_conditioned=False)
+        found = benchmark.measure_choices(router, labels, recipe["quality_weight"])
+        chosen = [every.tolist().index(router.route(video / 255)[0].tolist()) for video in frames]
+        assert found["router"]["percentile"] == pytest.approx(reward_percentile(rewards, chosen))
+        assert found["router"]["top1"] == 100 * np.mean(rewards.argmax(1) == chosen) <= found["router"]["top5"]
+        best = [max((i for i in range(64) if len(set(every[i])) == 1), key=row.__getitem__) for row in rewards]
+        assert found["best uniform of each clip"]["percentile"] == pytest.approx(reward_percentile(rewards, best))
+    benchmark.print_table(found, recipe)
+    assert "| paper, UCF-101 | router | 96.19 | 5.77 | 23.68 |" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"\[2, 4, 6\]"):
+        benchmark.measure_choices(make_router(levels=(2, 4, 6)), labels, 1.2)
 
 
 def test_the_benchmark_reads_the_recipe_of_table_e(capsys):

@@ -4,6 +4,7 @@ import math
 import os
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from adaptok_hf.evaluation import (
 from adaptok_hf.evaluation.attention_maps import attention_maps
 from adaptok_hf.evaluation.clip_chunks import ClipChunks
 from adaptok_hf.evaluation.reconstruction import clip_batches
+from adaptok_hf.evaluation.tables import markdown
 from adaptok_hf.metrics import PROTOCOLS, Protocol
 from adaptok_hf.pipelines import assignment_decoding
 from adaptok_hf.pipelines.assignment_decoding import assignment_trees
@@ -55,6 +57,26 @@ def test_every_strategy_is_measured_at_every_budget(tiny_pipeline, videos, tmp_p
     rows = list(csv.DictReader(open(tmp_path / "per_video.csv")))
     assert len(rows) == 10 * len(results) and rows[0]["video"] == "v0.mp4"
     assert json.loads((tmp_path / "results.json").read_text()) == json.loads(json.dumps(report))
+
+
+def test_a_router_chooses_without_a_budget(tiny_pipeline, videos, tmp_path):
+    """As EVATok's does, in its Tables 1 and 2."""
+    pipeline = with_router(tiny_pipeline, make_router(levels=(2, 4, 6), price_conditioned=False))
+    paper = [{"model": "tiny", "strategy": "router", "budget": None, "tokens_per_block": 4.25, "fvd": 50}]
+    options = {"strategies": ["router"], "budgets": ["own", 4], "window": "first", "paper": paper}
+    report = evaluate(pipeline, videos, tmp_path, **options)
+    (own,) = (result for result in report["results"] if result["budget"] is None)
+    counts = torch.cat([pipeline.tokenize(path, allocation="router").token_counts[:1] for path in sorted(videos.iterdir())])
+    assert own["tokens_per_block"] == pytest.approx(counts.double().mean().item()) and own["allocation_batch"] is None
+    assert {result["strategy"] for result in report["results"]} == {"router", "fixed", "schedule"}
+    header, _, *lines = ([cell.strip() for cell in line.split("|")] for line in markdown(report).splitlines()[:6])
+    printed = [dict(zip(header, line, strict=True)) for line in lines]
+    assert [row["FVD, paper"] for row in printed] == ["50", "", "", ""]
+    assert printed[0]["tokens per block, paper"] == "4.2"
+    for router, strategies in ((make_router(levels=(2, 4, 6)), ["router"]), (pipeline.router, ["joint"])):
+        with pytest.raises(ValueError, match="price|own"):
+            changes = {"strategies": strategies, "budgets": ["own"]}
+            evaluate(with_router(tiny_pipeline, router), videos, tmp_path / "refused", **changes)
 
 
 def test_rows_agree_with_the_pipeline(tiny_pipeline, videos, tmp_path):
@@ -186,10 +208,10 @@ class Rounding:
     """A codec of another make: pixels in steps of an eighth."""
 
     def encode(self, videos):
-        return (videos * 8).round()
+        return SimpleNamespace(pixels=(videos * 8).round(), num_bits=[5] * len(videos))
 
     def decode(self, tokens):
-        return tokens / 8
+        return tokens.pixels / 8
 
 
 class Perfect:
@@ -207,6 +229,7 @@ def test_any_codec_and_infinite_psnr(videos, tmp_path):
     report = evaluate_reconstruction(models, open_videos(videos), protocol, tmp_path, networks=networks, batches=[2])
     rounding, perfect = report["results"]
     assert 25 < rounding["metrics"]["psnr"]["value"] < 40 and rounding["strategy"] == "as is"
+    assert rounding["bits_per_second"] == pytest.approx(5) and perfect["bits_per_second"] is None  # a clip lasts a second
     assert perfect["metrics"]["psnr"]["value"] is None and "value" in perfect["metrics"]["psnr"]["infinite"]
     assert perfect["metrics"]["ssim"]["value"] == pytest.approx(1)
     assert abs(perfect["metrics"]["fvd"]["value"]) < 1e-6 < rounding["metrics"]["fvd"]["value"]
