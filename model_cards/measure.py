@@ -1,12 +1,14 @@
 #!/usr/bin/env python
 """Measures the shipped checkpoints again, for their cards: `python model_cards/measure.py DATA [NAME ...]`.
 
-Each `results/NAME.json` is the `results.json` of one command of `adaptok evaluate`, with that command. A run that was
+Each `results/NAME.json` is the `results.json` of one command of `adaptok evaluate`, with that command; those of
+reconstruction at several budgets also have what x264 makes of equal bits. A run that was
 killed resumes; its other files stay in `runs/cards/NAME`. Afterwards: `python model_cards/render.py`.
 """
 
 import argparse
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -15,7 +17,8 @@ from adaptok_hf import AdapTokPipeline
 from adaptok_hf.atomic_files import write_json
 from adaptok_hf.cli.main import main as adaptok
 from adaptok_hf.data import VideoFolderClips
-from adaptok_hf.metrics import CodebookUsage
+from adaptok_hf.evaluation import X264Codec, evaluate_reconstruction, load_networks, open_videos
+from adaptok_hf.metrics import CodebookUsage, Protocol
 
 HERE = Path(__file__).parent
 ALONE = "--window first --allocation-batch 1 --lpips alex --no-fvd --no-plots"  # each clip has the budget for itself
@@ -51,6 +54,31 @@ def codebook_note(model: str, folder: str) -> str:
     )
 
 
+def add_x264(report: dict, model: str, data: str, folder: Path) -> None:
+    """Add to a report of first clips what x264 makes of them with the bits of `fixed`, for each budget."""
+    config = AdapTokPipeline.from_pretrained(model).tokenizer.config
+    count_bits, code_bits = math.log2(config.latents_per_block + 1), math.log2(config.codebook_size)
+    equal = {result["budget"]: result for result in report["results"] if result["strategy"] == "fixed"}
+    codecs = {
+        f"x264 {budget:g}": X264Codec(config.num_blocks * (budget * code_bits + count_bits), fps=24) for budget in equal
+    }
+    protocol = next(Protocol(**fields) for fields in report["protocols"].values() if fields["allocation_batch"] is None)
+    networks = load_networks("alex", fvd=False)
+    coded = evaluate_reconstruction(codecs, open_videos(data), protocol, folder / "x264", networks=networks)
+    for (budget, fixed), result in zip(equal.items(), coded["results"], strict=True):
+        ratio = result["bits_per_second"] / fixed["bits_per_second"]
+        if ratio <= 1:
+            named = {"model": model, "strategy": "x264, equal bits", "budget": budget, "tokens_per_block": budget}
+            report["results"].append(result | named)
+        else:
+            psnr = result["metrics"]["psnr"]["value"]
+            report["notes"].append(
+                f"x264 has no streams as small as {budget:g} tokens per block: the smallest take {ratio:.1f} times the "
+                f"bits ({psnr:.2f} dB)"
+            )
+    report["notes"].append("x264, equal bits: libx264, preset veryslow, tune psnr, slices only (docs/evaluation.md)")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", help="the folder that build_demo_dataset.py wrote")
@@ -66,6 +94,8 @@ def main() -> None:
         report = json.loads((folder / "results.json").read_text())
         if "reconstruction" in words:
             report["notes"].append(codebook_note(model, local[2]))
+        if "_reconstruction_" in name:
+            add_x264(report, model, local[2], folder)
         write_json(HERE / "results" / f"{name}.json", {"command": " ".join(["adaptok", *words, "out"])} | report)
         print(f"wrote results/{name}.json")
 
