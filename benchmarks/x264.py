@@ -4,9 +4,10 @@
 
 The first frames of some videos, a clip each, are coded twice. Our tokens count with log2(codebook size) bits each, not
 entropy coded, and log2(latents per block + 1) bits for each block's count. x264 (PyAV's libx264, preset veryslow, tune
-psnr, each clip alone) gets the lowest constant rate factor whose stream takes at most the bits of this clip's tokens;
-container, parameter sets and x264's note about itself do not count. Same frames, size and frame rate for both. Where x264
-has no stream that small, its smallest one is taken: the table has the bits.
+psnr, each clip alone) gets the lowest constant rate factor whose stream takes at most the bits of this clip's tokens, at
+full and at half size (bicubic), and the better of both in PSNR is taken. Container, parameter sets and x264's note about
+itself do not count. Same frames, size and frame rate for both. Where x264 has no stream that small, its smallest one is
+taken: the table has the bits.
 
 The frames of both, and the originals, are written without loss to `-o`, and measured as `adaptok metrics compare` does.
 """

@@ -1,5 +1,7 @@
 """Outputs of other systems: here of MPEG-4, which stands in for tokenizers whose weights are not at hand."""
 
+import json
+
 import av
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from builders.metric_networks import PixelFeatures
 from PIL import Image
 
 from adaptok_hf import write_video
+from adaptok_hf.cli.main import main
 from adaptok_hf.evaluation import Networks, compare_videos
 from adaptok_hf.metrics import PROTOCOLS
 
@@ -30,6 +33,18 @@ def write_pictures(folder, frames, suffix="png") -> None:
     folder.mkdir(parents=True)
     for number, frame in enumerate(frames, start=9):  # 10 comes after 9
         Image.fromarray(frame).save(folder / f"{number}.{suffix}")
+
+
+@pytest.fixture
+def compare(capsys):
+    """`adaptok metrics compare`: its result, or its error as a string."""
+
+    def run(*argv) -> dict | str:
+        failed = main(["metrics", "compare", *map(str, argv), "--lpips", "none", "--no-fvd", "--json"])
+        out, err = capsys.readouterr()
+        return err.splitlines()[-1] if failed else json.loads(out)
+
+    return run
 
 
 @pytest.fixture
@@ -66,19 +81,17 @@ def test_compare_videos_by_name_and_as_sets(videos, tmp_path):
         compare_videos(videos, tmp_path / "other", num_frames=12, window="all")
 
 
-def test_files_and_folders_of_frames_of_another_codec(real, tmp_path):
+def test_files_and_folders_of_frames_of_another_codec(real, tmp_path, compare):
     for index in range(3):
         write_avi(tmp_path / "files" / f"class{index % 2}" / f"v{index}.5.avi", frames_of(index))
         write_avi(tmp_path / "flat" / f"v{index}.5.avi", frames_of(index), step=31)
         write_pictures(tmp_path / "frames" / f"class{index % 2}" / f"v{index}.5", frames_of(index), "bmp")
-    good = compare_videos(real, tmp_path / "files")
-    bad = compare_videos(real, tmp_path / "flat")
-    same = compare_videos(real, tmp_path / "frames")
+    good, bad, same = (compare(real, tmp_path / name) for name in ("files", "flat", "frames"))
     assert [result["num_pairs"] for result in (good, bad, same)] == [3, 3, 3]
     assert bad["metrics"]["psnr"]["value"] < good["metrics"]["psnr"]["value"] < 40
     assert same["metrics"]["psnr"]["infinite"] and not same["notes"] and not good["notes"]
     assert "file name" in bad["notes"][0]
-    one = compare_videos(real / "class0" / "v0.5", tmp_path / "flat" / "v0.5.avi")
+    one = compare(real / "class0" / "v0.5", tmp_path / "flat" / "v0.5.avi")
     assert one["metrics"]["psnr"]["value"] == pytest.approx(bad["pairs"][0]["psnr"])
 
 
@@ -95,33 +108,29 @@ def test_a_named_protocol_gives_its_hash(real, tmp_path):
         compare_videos(real, tmp_path / "fake", protocol=PROTOCOLS["adaptok_ucf_gfvd"])
 
 
-def test_what_differs_is_named(real, tmp_path):
+def test_what_differs_is_named(real, tmp_path, compare):
     fake = tmp_path / "fake"
     write_avi(fake / "class0" / "v0.5.avi", frames_of(0, count=17))
     write_avi(fake / "class1" / "v1.5.avi", frames_of(1, size=32))
-    with pytest.raises(ValueError, match="class0/v0.5.avi is 16 x 16, class1/v1.5.avi is 32 x 32"):
-        compare_videos(real, fake)
-    result = compare_videos(real, fake, image_size=16)
+    assert "class0/v0.5.avi is 16 x 16, class1/v1.5.avi is 32 x 32" in compare(real, fake)
+    result = compare(real, fake, "--size", 16)
     missing, sizes, counts = result["notes"]
-    assert "1 of 3: class0/v2.5" in missing and "class1/v1.5.avi (32 x 32)" in sizes
-    assert "class0/v0.5 (16 and 17)" in counts
+    assert "1 of 3: class0/v2.5" in missing and result["unpaired"] == {"real": ["class0/v2.5"], "fake": []}
+    assert "class1/v1.5.avi (32 x 32)" in sizes and "class0/v0.5 (16 and 17)" in counts
     write_avi(tmp_path / "slow" / "v0.5.avi", frames_of(0), fps=12)
     write_avi(tmp_path / "fast" / "v0.5.avi", frames_of(0), fps=30)
-    assert "v0.5.avi (12 and 30)" in compare_videos(tmp_path / "slow", tmp_path / "fast")["notes"][0]
+    assert "v0.5.avi (12 and 30)" in compare(tmp_path / "slow", tmp_path / "fast")["notes"][0]
 
 
-def test_what_cannot_be_compared_is_named(real, tmp_path):
+def test_what_cannot_be_compared_is_named(real, tmp_path, compare):
+    write_avi(tmp_path / "other" / "a.avi", frames_of(0))
+    assert "class0/v0.5 in" in (error := compare(real, tmp_path / "other")) and "a.avi in" in error
     write_avi(tmp_path / "short" / "v0.5.avi", frames_of(0, count=15))
-    with pytest.raises(ValueError, match="16 frames, but fake v0.5.avi has 15"):
-        compare_videos(real, tmp_path / "short")
+    assert "16 frames, but fake v0.5.avi has 15" in compare(real, tmp_path / "short")
     (tmp_path / "short" / "v1.5.avi").write_bytes(b"no video")
-    with pytest.raises(ValueError, match="v1.5.avi"):
-        compare_videos(real, tmp_path / "short")
-    for name in ("class0/v0.5", "class0/v0.5.avi"):
-        write_avi(tmp_path / "twice" / f"{name}.avi", frames_of(0))
-    write_avi(tmp_path / "twice" / "class0" / "v0.5.mp4", frames_of(0))
-    with pytest.raises(ValueError, match=r"class0/v0.5.avi and class0/v0.5.mp4"):
-        compare_videos(real, tmp_path / "twice")
+    assert "v1.5.avi" in compare(real, tmp_path / "short")
+    for name in ("v0.5.avi", "v0.5.mp4"):
+        write_avi(tmp_path / "twice" / "class0" / name, frames_of(0))
+    assert "class0/v0.5.avi and class0/v0.5.mp4" in compare(real, tmp_path / "twice")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="empty"):
-        compare_videos(real, tmp_path / "empty")
+    assert "empty" in compare(real, tmp_path / "empty")
