@@ -3,9 +3,11 @@
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from .block_grid import BlockGridMixin
+
 
 @strict
-class AdapTokConfig(PreTrainedConfig):
+class AdapTokConfig(BlockGridMixin, PreTrainedConfig):
     r"""Architecture of an [`AdapTokModel`]. The defaults are the released base model (173.0M parameters).
 
     Args:
@@ -98,20 +100,6 @@ class AdapTokConfig(PreTrainedConfig):
         for name in ("encoder_attention_type", "decoder_attention_type"):
             if getattr(self, name) not in types:
                 raise ValueError(f"{name} must be one of {types}, got {getattr(self, name)!r}")
-
-    @property
-    def num_blocks(self) -> int:
-        """K: temporal blocks of a clip."""
-        return self.num_frames // self.tubelet_size
-
-    @property
-    def grid_size(self) -> int:
-        """Patches along one side of a frame."""
-        return self.image_size // self.patch_size
-
-    @property
-    def patches_per_block(self) -> int:
-        return self.grid_size**2
 
     @property
     def num_latent_tokens(self) -> int:
