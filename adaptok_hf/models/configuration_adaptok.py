@@ -12,7 +12,7 @@ class AdapTokConfig(BlockGridMixin, PreTrainedConfig):
 
     Args:
         image_size (`int`): height and width of a frame in pixels.
-        num_channels (`int`): colour channels.
+        num_channels (`int`): color channels.
         num_frames (`int`): frames of a clip.
         patch_size (`int`): height and width of a patch in pixels.
         tubelet_size (`int`): frames of a block, the unit of causality.
@@ -113,7 +113,7 @@ class AdapTokConfig(BlockGridMixin, PreTrainedConfig):
 
     @property
     def eob_token_id(self) -> int:
-        """Id of `<EOB>` in token sequences: the first id behind the codes."""
+        """Id of `<EOB>` in token sequences: the first id after the codes."""
         return self.codebook_size
 
     @classmethod

@@ -1,6 +1,6 @@
 """Makes the pictures of the README with the shipped checkpoints: `python docs/images/make_images.py [--extra CLIP]`.
 
-Those of generation and prediction are the contact sheets of the commands that stand beside them in the README.
+Those of generation and prediction are the contact sheets of the commands next to them in the README.
 """
 
 import argparse
