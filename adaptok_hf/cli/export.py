@@ -64,7 +64,7 @@ def add_commands(verbs: Any) -> None:
     verb.add_argument("destination", help="folder to write; must not exist or be empty")
     verb.add_argument("--ema", type=float, help="take this exponential average from a training checkpoint")
     evatok = verb.add_argument_group("EVATok's checkpoints (.pt)")
-    evatok.add_argument("--config", metavar="YAML", help="the configuration beside the checkpoint; needed")
+    evatok.add_argument("--config", metavar="YAML", help="the configuration next to the checkpoint; needed")
     evatok.add_argument("--names", metavar="JSON", help="our names -> the checkpoint's; a first run writes names.json")
     evatok.add_argument("--patch-order", metavar="ORDER", help="of patches in linear maps, such as cthw or thwc")
     evatok.add_argument("--mask-polarity", choices=("sees", "hides"), help="of masks for separate projections")

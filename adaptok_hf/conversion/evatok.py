@@ -38,7 +38,7 @@ def convert_evatok(
     Args:
         source: the checkpoint. Nothing but tensors, plain values, numpy's numbers and `argparse.Namespace` is unpickled.
         destination: a folder that does not exist or is empty; it appears only when all of it is written.
-        config: the YAML beside the checkpoint, or a `config.json` of [`EVATokConfig`].
+        config: the YAML next to the checkpoint, or a `config.json` of [`EVATokConfig`].
         names: a JSON file, our names -> the checkpoint's, for what has no alias.
         patch_order: in which order the linear maps from and to pixels hold a patch: `"cthw"`, `"thwc"` or another order of
             these letters. Kernels of convolutions say it themselves.
