@@ -69,13 +69,14 @@ def compare_videos(
     sources = {"real": _open(real), "fake": _open(fake)}
     pairs, notes = _match_names(sources)
     paired = {side: {item.key for item in items} for side, items in pairs.items()}
-    unpaired = {side: [i.key for i in source.items if i.key not in paired[side]] for side, source in sources.items()}
+    alone = {side: [item for item in source.items if item.key not in paired[side]] for side, source in sources.items()}
+    unpaired = {side: [item.key for item in items] for side, items in alone.items()}
     if not pairs["fake"] and networks.features is None:
         raise ValueError(
             f"no video has the same name on both sides, such as {sources['real'].items[0].key} in {real} and "
             f"{sources['fake'].items[0].key} in {fake}, and FVD was not measured: there is nothing to compare"
         )
-    used = pairs if networks.features is None else {side: source.items for side, source in sources.items()}
+    used = pairs if networks.features is None else {side: [*pairs[side], *alone[side]] for side in pairs}
     facts = {side: {item.key: _facts(item) for item in items} for side, items in used.items()}
     own = {"window": window, "num_frames": num_frames, "image_size": image_size}
     protocol = _choose_protocol(protocol, own, facts["fake"], f"{Path(real).name} against {Path(fake).name}")
@@ -88,7 +89,7 @@ def compare_videos(
     rows = _measure_pairs(pairs, protocol, networks)
     metrics = summarize_pairs(rows, networks, protocol)
     if networks.features is not None:
-        features = [_features_of(source, protocol, networks) for source in sources.values()]
+        features = [_features_of(items, protocol, networks) for items in used.values()]
         metrics |= summarize_features(*features, networks.features, protocol, paired=not any(unpaired.values()))
         if "fvd" not in metrics:
             notes.append("FVD needs at least 2 clips on each side")
@@ -124,7 +125,9 @@ def _choose_protocol(protocol: Protocol | None, own: dict[str, Any], fake: Mappi
         given["image_size"] = min(next(iter(by_size)))
     if given.setdefault("window", "first") not in ("first", "all"):
         raise ValueError(f"window must be 'first' or 'all', got {given['window']!r}")
-    given.setdefault("num_frames", 16)
+    for name in ("num_frames", "image_size"):
+        if given.setdefault(name, 16) < 1:
+            raise ValueError(f"{name} must be at least 1, got {given[name]}")
     return Protocol("own", data, task="reconstruction", source="given by the caller", **given)
 
 
@@ -245,6 +248,6 @@ def _measure_pairs(pairs: Mapping[str, Sequence[VideoItem]], protocol: Protocol,
     return rows
 
 
-def _features_of(source: VideoFiles, protocol: Protocol, networks: Networks) -> torch.Tensor:
-    clips = (_read_clips(item, protocol)[0] for item in source.items)
+def _features_of(items: Sequence[VideoItem], protocol: Protocol, networks: Networks) -> torch.Tensor:
+    clips = (_read_clips(item, protocol)[0] for item in items)
     return torch.cat([clip_features(networks.features, each / 255, protocol.feature_size) for each in clips])

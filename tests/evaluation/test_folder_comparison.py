@@ -132,5 +132,9 @@ def test_what_cannot_be_compared_is_named(real, tmp_path, compare):
     for name in ("v0.5.avi", "v0.5.mp4"):
         write_avi(tmp_path / "twice" / "class0" / name, frames_of(0))
     assert "class0/v0.5.avi and class0/v0.5.mp4" in compare(real, tmp_path / "twice")
+    for wrong in ({"num_frames": 0}, {"image_size": -3}):
+        ((name, value),) = wrong.items()
+        with pytest.raises(ValueError, match=f"{name} .* {value}"):
+            compare_videos(real, real, **wrong)
     (tmp_path / "empty").mkdir()
     assert "empty" in compare(real, tmp_path / "empty")
