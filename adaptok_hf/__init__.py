@@ -77,7 +77,7 @@ def __getattr__(name: str):
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     collects = gc.isenabled()
-    gc.disable()  # an import makes a million objects and frees almost none; looking for garbage is a sixth of its time
+    gc.disable()  # an import makes a million objects and frees almost none: looking for garbage only takes time
     try:
         return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
     finally:

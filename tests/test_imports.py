@@ -313,7 +313,7 @@ def test_classes_are_registered_for_every_import_order(orders):
     """Each order runs in a fork of one process that has loaded what takes long, but not transformers."""
     code = f"""
         import gc, os, sys, traceback
-        gc.disable()  # imports take a sixth less time
+        gc.disable()  # imports take less time
         import huggingface_hub.hf_api, PIL.Image, scipy.optimize, tokenizers
         import torch._dynamo, torch.distributed.tensor, torch.nn.attention.flex_attention
         assert not any(name.split(".")[0] in ("transformers", "adaptok_hf", "diffusers") for name in sys.modules)
