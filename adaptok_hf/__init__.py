@@ -4,6 +4,7 @@ Importing the package registers its models with transformers' Auto classes. Ever
 importing the package takes milliseconds.
 """
 
+import gc
 import importlib
 from typing import TYPE_CHECKING
 
@@ -75,7 +76,13 @@ if TYPE_CHECKING:
 def __getattr__(name: str):
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    collects = gc.isenabled()
+    gc.disable()  # an import makes a million objects and frees almost none: looking for garbage only takes time
+    try:
+        return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    finally:
+        if collects:
+            gc.enable()
 
 
 def __dir__():

@@ -1,5 +1,6 @@
 """Tiny real models and other things that several test files need."""
 
+import gc
 import importlib
 
 import pytest
@@ -17,6 +18,11 @@ from adaptok_hf import (
     AdapTokScorerModel,
     AdapTokVideoProcessor,
 )
+
+
+def pytest_collection_finish() -> None:
+    """Leave what is imported out of all later garbage collections."""
+    gc.freeze()
 
 
 @pytest.fixture

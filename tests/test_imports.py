@@ -1,6 +1,7 @@
 """The shape of the code: what imports what, which names are used where, and how long files and functions are."""
 
 import ast
+import gc
 import importlib
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import textwrap
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -72,8 +74,12 @@ def imports_of(path: Path, module: tuple[str, ...]) -> list[tuple[str, ...]]:
         elif isinstance(node, ast.ImportFrom):
             base = folder[: len(folder) - node.level + 1] if node.level else ()
             base += tuple(node.module.split(".")) if node.module else ()
-            # `from . import name` imports siblings
-            names += [(*base, alias.name) for alias in node.names] if node.level and not node.module else [base]
+            # `from . import name` imports siblings, and `from .. import Name` what the package's root has from its home
+            if node.level and not node.module:
+                homes = adaptok_hf._HOMES if base == ("adaptok_hf",) else {}
+                names += [(*base, *homes.get(alias.name, alias.name).split(".")) for alias in node.names]
+            else:
+                names.append(base)
     return names
 
 
@@ -258,6 +264,35 @@ def test_import_and_help_are_light():
     assert run_python(code).split("\n")[:2] == ["[]", "['numpy', 'scipy']"]
 
 
+def test_public_names_are_imported_without_the_garbage_collector(monkeypatch):
+    found = []
+    imported = SimpleNamespace(AdapTokModel=None)
+    monkeypatch.setattr(adaptok_hf.importlib, "import_module", lambda *_: found.append(gc.isenabled()) or imported)
+    assert adaptok_hf.AdapTokModel is None and found == [False] and gc.isenabled()
+    gc.disable()
+    try:
+        assert adaptok_hf.AdapTokModel is None and not gc.isenabled()
+    finally:
+        gc.enable()
+
+
+@pytest.mark.slow
+def test_the_pipeline_imports_only_what_its_base_classes_do():
+    """What `PreTrainedModel` and `DiffusionPipeline` bring along takes seconds; nothing of other packages may join it."""
+    code = """
+        import sys
+        from diffusers import DiffusionPipeline
+        from transformers import PreTrainedModel
+        before = set(sys.modules)
+        from adaptok_hf import AdapTokPipeline
+        print(sorted(name for name in sys.modules.keys() - before if not name.startswith("adaptok_hf")))
+        late = ("av", "matplotlib", "torchmetrics", "torchvision", "sklearn", "pandas", "datasets", "adaptok_hf.conversion")
+        print(sorted(sys.modules.keys() & {*late, "adaptok_hf.metrics", "adaptok_hf.data", "adaptok_hf.training"}))
+    """
+    llama = [f"transformers.models.llama{name}" for name in ("", ".configuration_llama", ".modeling_llama")]
+    assert run_python(code).splitlines() == [str(llama), "[]"]
+
+
 COMMON_ORDERS = [
     "import adaptok_hf; from transformers import AutoModel, AutoConfig, AutoVideoProcessor",
     "from transformers import AutoModel, AutoConfig, AutoVideoProcessor; import adaptok_hf",
@@ -277,7 +312,8 @@ OTHER_ORDERS = [
 def test_classes_are_registered_for_every_import_order(orders):
     """Each order runs in a fork of one process that has loaded what takes long, but not transformers."""
     code = f"""
-        import os, sys, traceback
+        import gc, os, sys, traceback
+        gc.disable()  # imports take less time
         import huggingface_hub.hf_api, PIL.Image, scipy.optimize, tokenizers
         import torch._dynamo, torch.distributed.tensor, torch.nn.attention.flex_attention
         assert not any(name.split(".")[0] in ("transformers", "adaptok_hf", "diffusers") for name in sys.modules)

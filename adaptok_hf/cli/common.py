@@ -171,14 +171,12 @@ def load_pipeline(model: str | None = None, device: str | None = None, dtype: st
         ValueError: with one line, whatever the libraries raise.
     """
     with waiting(f"loading {model or DEFAULT_CHECKPOINT}"):
-        import torch
-
-        from ..pipelines.pipeline_adaptok import AdapTokPipeline
+        from .. import AdapTokPipeline  # the public name, which is imported with the garbage collector off
 
         quiet_libraries()
         device = check_device(device)
         try:
-            pipeline = AdapTokPipeline.from_pretrained(model, dtype=getattr(torch, dtype)).to(device)
+            pipeline = AdapTokPipeline.from_pretrained(model, dtype=dtype).to(device)
         except Exception as error:  # diffusers, safetensors and torch each raise their own kind
             known = "" if os.path.exists(model or ".") else f" (in this package: {', '.join(PACKAGED_CHECKPOINTS)})"
             raise ValueError(f"cannot load the model {model}{known}: {one_line(error)}") from error

@@ -95,19 +95,19 @@ class BlockDecoder:
             return self.tokenizer.decode(codes, torch.cat([before, levels[:, None]], dim=1)).pixel_values_videos
         cache = self._cache(counts).repeat(rows)
         codes = self.codes[block].expand(rows, 1, -1)
-        return self.tokenizer.decode(codes, levels[:, None], past_key_values=cache).pixel_values_videos
+        decoded = self.tokenizer.decode(codes, levels[:, None], past_key_values=cache).pixel_values_videos
+        if rows == 1 and block + 1 < len(self.blocks):  # the next block needs no second pass
+            self.caches[self.clip, (*counts, int(levels))] = cache
+            if len(self.caches) > _MOST_CACHES:
+                self.caches.popitem(last=False)
+        return decoded
 
     def _cache(self, counts: Assignment) -> BlockCache:
         if not counts:
             return BlockCache()
         key = self.clip, counts
         if key not in self.caches:
-            cache = self._cache(counts[:-1]).repeat(1)
-            last = torch.tensor([[counts[-1]]], device=self.codes.device)
-            self.tokenizer.decode(self.codes[None, len(counts) - 1 : len(counts)], last, past_key_values=cache)
-            self.caches[key] = cache
-            if len(self.caches) > _MOST_CACHES:
-                self.caches.popitem(last=False)
+            self._decode(counts[:-1], torch.tensor(counts[-1:], device=self.codes.device))
         self.caches.move_to_end(key)
         return self.caches[key]
 

@@ -16,9 +16,6 @@ from unittest import mock
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "training_scripts"
-# what the scripts import that takes long
-LIBRARIES = ["torch", "accelerate", "datasets", "diffusers", "peft", "transformers.models.llama.modeling_llama"]
-LIBRARIES += ["torch.distributed", "torch.utils.tensorboard", "scipy.optimize", "adaptok_hf.pipelines.pipeline_adaptok"]
 # what differs between two runs that are the same
 RATES = ("clips_per_s", "tokens_per_s")
 
@@ -100,7 +97,7 @@ def _kill_group(process: multiprocessing.Process) -> None:
 
 def _start(script: str, options: tuple, folder: str) -> multiprocessing.Process:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(LIBRARIES)
+    context.set_forkserver_preload(["tests.builders.loaded_libraries"])  # found from ROOT
     with mock.patch.dict(os.environ, environment()):  # the libraries look at it when they are imported
         forkserver.ensure_running()
     process = context.Process(target=_be_script, args=([str(SCRIPTS / script), *map(str, options)], folder))

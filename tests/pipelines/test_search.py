@@ -49,6 +49,18 @@ def test_losses_of_a_tree_are_those_of_decoded_clips(tiny_pipeline, video, loss)
         assert tree.loss(counts) == pytest.approx(decoded_loss(tiny_pipeline, encoded, counts, loss), rel=1e-4)
 
 
+def test_an_assignment_is_measured_with_one_pass_for_each_block(tiny_pipeline, video, monkeypatch):
+    (tree,) = trees_of(tiny_pipeline, tiny_pipeline.encode(video))
+    decode, passes = tiny_pipeline.tokenizer.decode, []
+    monkeypatch.setattr(
+        tiny_pipeline.tokenizer, "decode", lambda *args, **kwargs: passes.append(1) or decode(*args, **kwargs)
+    )
+    for counts, more in (((2, 6, 1), 3), ((2, 6, 3), 1), ((2, 1, 1), 2)):  # what begins alike is decoded once
+        passes.clear()
+        tree.loss(counts)
+        assert len(passes) == more
+
+
 def test_a_price_finds_the_best_of_all_assignments(tiny_pipeline, video):
     encoded = tiny_pipeline.encode(video)
     (tree,) = trees_of(tiny_pipeline, encoded)
