@@ -148,6 +148,8 @@ def add_sampling_options(verb: argparse.ArgumentParser) -> None:
         "--top-p", type=float, metavar="P", help="sample from the fewest tokens with this probability in sum"
     )
     group.add_argument("--max-tokens", type=int, metavar="N", help="the most tokens to write for a clip")
+    group.add_argument("--allowed-lengths", type=_lengths, metavar="N,N", help="tokens that a block may have, of a "
+                       "generator with length tokens: 64,128 for all, or 512/128/32,64/32,64 for each")  # fmt: skip
     group.add_argument("--budget", help=argparse.SUPPRESS)  # the old name, which means an average now
 
 
@@ -161,7 +163,16 @@ def sampling_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(
             f"--budget {arguments.budget} is no option of generation: give --max-tokens, a cap on a clip's tokens"
         )
-    return {name: getattr(arguments, name) for name in ("temperature", "top_k", "top_p", "max_tokens")}
+    names = ("temperature", "top_k", "top_p", "max_tokens", "allowed_lengths")
+    return {name: getattr(arguments, name) for name in names}
+
+
+def _lengths(text: str) -> list[int] | list[list[int]]:
+    try:
+        blocks = [[int(length) for length in block.split(",")] for block in text.split("/")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected numbers such as 64,128 or 512/128/32,64/32,64") from error
+    return blocks if len(blocks) > 1 else blocks[0]
 
 
 def load_pipeline(model: str | None = None, device: str | None = None, dtype: str = "float32") -> "AdapTokPipeline":

@@ -119,7 +119,7 @@ def _measure_chunk(
     if len(clips):
         seeds = sample_seeds(len(clips), torch.Generator().manual_seed(seed + index))
         settings = sampling_arguments(*(sampling.get(name) for name in ("temperature", "top_k", "top_p")))
-        settings |= {"max_tokens": sampling.get("max_tokens")}
+        settings |= {name: sampling.get(name) for name in ("max_tokens", "allowed_lengths")}
         with autocast(pipeline.device, protocol.precision):
             condition = pipeline.tokenize_condition(clips.videos, num_given)
             sequences = pipeline.fp_model.generate(condition_codes=condition, seeds=seeds, **settings)

@@ -48,6 +48,8 @@ class EVATokConfig(BlockGridMixin, PreTrainedConfig):
         "quantized",
         "code_vectors",
     ]
+    # what transformers asks any configuration for
+    attribute_map = {"hidden_size": "encoder_hidden_size", "num_attention_heads": "num_encoder_attention_heads"}
     _auto_class = "AutoConfig"  # saved folders carry the code, for trust_remote_code
 
     # input

@@ -8,12 +8,20 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
+from transformers.utils.output_capturing import capture_outputs
 
 from .block_cache import BlockCache
 from .block_sequence import lay_out, run_blocks
 from .checked_loading import CheckedLoading
 from .configuration_adaptok_router import AdapTokRouterConfig
-from .layers import AdapTokLayer, LearnedPositions, PatchEmbedding, init_layer_weights
+from .layers import (
+    AdapTokAttention,
+    AdapTokLayer,
+    LearnedPositions,
+    PatchEmbedding,
+    init_layer_weights,
+    recorded_outputs,
+)
 
 
 @dataclass
@@ -23,10 +31,16 @@ class AdapTokRouterOutput(ModelOutput):
         loss: scalar cross-entropy, where labels were given.
         logits: (batch, blocks, levels) of the head "blocks"; (batch, assignments) of "assignment", in the order of
             `itertools.product`: the last block varies fastest.
+        hidden_states: with `output_hidden_states`, the input of the first layer and the output of each, (batch, blocks *
+            (1 + patches), hidden_size): the query of each block, then its patches.
+        attentions: with `output_attentions`, the weights of each layer, (batch, heads, tokens, tokens), 0 where a token
+            does not see another.
     """
 
     loss: torch.FloatTensor | None = None
     logits: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 class AdapTokRouterPreTrainedModel(CheckedLoading, PreTrainedModel):
@@ -36,8 +50,11 @@ class AdapTokRouterPreTrainedModel(CheckedLoading, PreTrainedModel):
     input_modalities = ("video",)
     _auto_class = "AutoModel"  # saved folders carry the code, for trust_remote_code
     supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # the loss is a mean over the batch: `Trainer` divides it when it accumulates gradients
     _no_split_modules = ["AdapTokLayer"]
+    _can_record_outputs = {"hidden_states": AdapTokLayer, "attentions": AdapTokAttention}
     _supports_sdpa = True
+    _supports_flash_attn = False  # has no way to express the block masks
     _supports_attention_backend = True
 
     @torch.no_grad()
@@ -65,14 +82,18 @@ class AdapTokRouterModel(AdapTokRouterPreTrainedModel):
         self.head = nn.Linear(config.hidden_size, config.num_outputs)
         self.post_init()
 
+    def get_input_embeddings(self) -> nn.Module:
+        return self.patch_embedding.projection
+
+    @capture_outputs
     def forward(
         self,
         pixel_values_videos: torch.Tensor,
         price: torch.Tensor | float | None = None,
         labels: torch.Tensor | None = None,
         past_key_values: BlockCache | None = None,
-        return_dict: bool | None = None,
-    ) -> AdapTokRouterOutput | tuple:
+        **kwargs,
+    ) -> AdapTokRouterOutput:
         """
         Args:
             pixel_values_videos: (batch, frames, channels, image_size, image_size), floats in [0, 1].
@@ -80,11 +101,13 @@ class AdapTokRouterModel(AdapTokRouterPreTrainedModel):
             labels: indices (long) or probabilities of the choices: (batch, blocks) or (batch, blocks, levels) of the head
                 "blocks", (batch,) or (batch, assignments) of "assignment".
             past_key_values: holds the blocks of the clip that came before; the head "blocks" only.
+            kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
 
         Raises:
             ValueError: for shapes or a price that do not fit the configuration.
         """
         config, video = self.config, pixel_values_videos
+        recorded = recorded_outputs(config, kwargs)
         self._check(video, price, past_key_values)
         patches = self.patch_embedding(video.to(self.dtype)).unflatten(1, (-1, config.patches_per_block))
         first, blocks = past_key_values.num_blocks if past_key_values is not None else 0, patches.shape[1]
@@ -96,7 +119,7 @@ class AdapTokRouterModel(AdapTokRouterPreTrainedModel):
             embedded = self.price_out(nn.functional.gelu(self.price_in(scaled[:, None].to(self.dtype))))
             queries = queries + embedded[:, None]
         sequence = lay_out(queries[:, :, None], patches + table, None, past_key_values)
-        outputs = run_blocks(self.layers, "block_causal", sequence, "latent", past_key_values=past_key_values)
+        outputs = run_blocks(self.layers, "block_causal", sequence, "latent", past_key_values=past_key_values, **recorded)
         if config.head == "assignment":
             outputs = outputs[:, -1]  # of the last block, whose query sees the whole clip
         logits = self.head(self.norm(outputs)).float()
@@ -104,8 +127,7 @@ class AdapTokRouterModel(AdapTokRouterPreTrainedModel):
         if labels is not None:
             labels = labels.flatten(0, -2 if labels.is_floating_point() else -1)
             loss = nn.functional.cross_entropy(logits.flatten(0, -2), labels)
-        output = AdapTokRouterOutput(loss=loss, logits=logits)
-        return output if (return_dict is None or return_dict) else output.to_tuple()
+        return AdapTokRouterOutput(loss=loss, logits=logits)
 
     def _check(self, video: torch.Tensor, price, cache: BlockCache | None) -> None:
         config = self.config

@@ -38,7 +38,7 @@ class LatentRows(NamedTuple):
         whole = torch.compiler.is_compiling()  # what is compiled must not depend on the counts' values
         counts = token_counts if whole or bool((token_counts != token_counts[:1]).any()) else token_counts[:1]
         kept = kept_tokens(counts, latents_per_block).flatten(1)
-        length = kept.shape[1] if whole else max(counts.sum(1).tolist(), default=1)
+        length = kept.shape[1] if whole else max([1, *counts.sum(1).tolist()])  # no attention has 0 queries
         places = (~kept).to(torch.uint8).argsort(dim=1, stable=True)[:, :length]
         kept = kept.gather(1, places)
         blocks = torch.where(kept, first + places // latents_per_block, config.num_blocks)

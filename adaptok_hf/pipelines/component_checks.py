@@ -48,6 +48,7 @@ def check_generators(
     tokenizer: AdapTokModel | EVATokModel, ar_model: AdapTokARForCausalLM | None, fp_model: AdapTokARForCausalLM | None
 ) -> None:
     """Raise `ValueError` for a generator in the other's place, or of another tokenizer."""
+    levels = None if tokenizer.prefix_decodable else tokenizer.config.levels
     for name, model, is_class_conditional in (("ar_model", ar_model, True), ("fp_model", fp_model, False)):
         if model is None:
             continue
@@ -59,3 +60,7 @@ def check_generators(
             theirs, ours = getattr(model.config, entry), getattr(tokenizer.config, entry)
             if theirs != ours:
                 raise ValueError(f"{name} has {entry}={theirs}, the tokenizer {ours}: they do not belong together")
+        if levels and model.config.block_separators and not set(model.config.length_tokens or [0]) <= set(levels):
+            raise ValueError(
+                f"{name} has length_tokens={model.config.length_tokens}, the tokenizer takes blocks of {levels} tokens only"
+            )

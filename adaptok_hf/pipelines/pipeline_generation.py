@@ -60,7 +60,8 @@ class GenerationMixin:
             return_dict: `False` gives a tuple of the output's fields, `frames` first.
             callback_on_step_end, callback_on_step_end_tensor_inputs: called after each block, see [`BlockCallback`].
                 Where it sets `pipeline._interrupt`, the rest is not written: the output has what was made so far.
-            generate_kwargs: for transformers' `generate`, such as `cache_implementation="static"`.
+            generate_kwargs: for [`AdapTokARForCausalLM.generate`], such as `cache_implementation="static"`, or
+                `allowed_lengths` of a generator with length tokens.
 
         Raises:
             ValueError: if the pipeline has no class-conditional generator, for unknown classes (naming the closest) and
@@ -229,20 +230,30 @@ class GenerationMixin:
         return [config.id2label.get(label, str(label)) for label in range(config.num_classes)]
 
     @torch.no_grad()
-    def tokenize_condition(self, windows: torch.Tensor, num_condition_frames: int) -> torch.LongTensor:
+    def tokenize_condition(
+        self, windows: torch.Tensor, num_condition_frames: int, condition_counts: Sequence[int] | None = None
+    ) -> torch.LongTensor:
         """Return the codes of clips that repeat the last given frame: the condition of a frame-prediction generator.
-
-        An [`EVATokModel`] encodes the first blocks with the generator's `condition_counts`, or all with the most tokens.
 
         Args:
             windows: uint8 (batch, frames, 3, image_size, image_size), at least `num_condition_frames` frames.
+            condition_counts: how many tokens an [`EVATokModel`] makes of each of the first blocks, which hold all given
+                frames. Default: the generator's, or the most of every block.
 
         Returns:
             (batch, blocks, latents_per_block) long.
+
+        Raises:
+            ValueError: if the blocks do not hold the given frames.
         """
         config, counts = self.tokenizer.config, ()
+        fixed = condition_counts or getattr(getattr(self.fp_model, "config", None), "condition_counts", None)
+        if fixed and num_condition_frames > len(fixed) * config.tubelet_size:
+            raise ValueError(
+                f"num_condition_frames={num_condition_frames}, but condition_counts={list(fixed)} are blocks of "
+                f"{len(fixed) * config.tubelet_size} frames"
+            )
         if not self.tokenizer.prefix_decodable:
-            fixed = getattr(self.fp_model.config, "condition_counts", None)
             row = [*fixed, *[0] * config.num_blocks][: config.num_blocks] if fixed else [config.latents_per_block]
             counts = (torch.tensor(row, device=self.device).expand(len(windows), config.num_blocks),)
         index = torch.arange(self.tokenizer.config.num_frames).clamp(max=num_condition_frames - 1)

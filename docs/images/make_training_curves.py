@@ -22,6 +22,8 @@ PANELS = [
     ("codes used", ("codes_used",)),
     ("prior (nats per token)", ("prior",)),
     ("PSNR of validation clips (dB), by tokens kept", ("psnr_1/16", "psnr_1/4", "psnr_full")),
+    ("PSNR of validation clips (dB), by tokens", ("psnr_2", "psnr_8", "psnr_32", "psnr_router")),
+    ("tokens of a block", ("tokens_kept",)),
     ("rank correlation", ("rank_correlation_across_levels", "rank_correlation_across_clips")),
     ("accuracy", ("accuracy", "val_accuracy")),
 ]

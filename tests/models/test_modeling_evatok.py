@@ -118,6 +118,14 @@ def test_blocks_after_the_end_of_a_video(exact):
         torch.testing.assert_close(alone.latents[0], encoded.latents[clip, :blocks], rtol=0, atol=1e-12)
         alone = exact.decode(alone.codes, given[1]).pixel_values_videos[0]
         torch.testing.assert_close(alone, decoded[clip, : 4 * blocks], rtol=0, atol=1e-12)
+    encoder, decoder = BlockCache(), BlockCache()
+    for block in range(4):  # the same in a stream
+        latents = exact.encode(video[:, 4 * block : 4 * block + 4], counts[:, [block]], past_key_values=encoder).latents
+        torch.testing.assert_close(latents, encoded.latents[:, [block]], rtol=0, atol=1e-12)
+        frames = exact.decode(encoded.codes[:, [block]], counts[:, [block]], past_key_values=decoder).pixel_values_videos
+        for clip in (counts[:, block] > 0).nonzero().flatten():
+            expected = decoded[clip, 4 * block : 4 * block + 4]
+            torch.testing.assert_close(frames[clip], expected, rtol=0, atol=1e-12)
     assert (encoded.codes[counts == 0] == 0).all() and decoded.isfinite().all()
 
 

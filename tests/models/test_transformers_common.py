@@ -15,8 +15,12 @@ from adaptok_hf import (
     AdapTokModel,
     AdapTokPriorConfig,
     AdapTokPriorModel,
+    AdapTokRouterConfig,
+    AdapTokRouterModel,
     AdapTokScorerConfig,
     AdapTokScorerModel,
+    EVATokConfig,
+    EVATokModel,
 )
 from adaptok_hf.models.modeling_adaptok_ar import AdapTokARModel
 
@@ -46,6 +50,57 @@ class TokenizerCase:
 
     def inputs(self):
         return {"pixel_values_videos": torch.rand(BATCH, 8, 3, 16, 16)}
+
+
+class EVATokCase:
+    model_classes = (EVATokModel,)
+    num_hidden_layers, hidden_size, num_attention_heads = 2, 16, 2
+    batch_size, is_training = BATCH, True
+    seq_length = encoder_seq_length = 8
+
+    def get_config(self):
+        return EVATokConfig(
+            image_size=16,
+            num_frames=8,
+            patch_size=8,
+            levels=[2, 4],
+            encoder_hidden_size=16,
+            num_encoder_layers=1,
+            num_encoder_attention_heads=2,
+            decoder_hidden_size=16,
+            num_decoder_layers=1,
+            num_decoder_attention_heads=2,
+            latent_size=12,
+            codebook_size=50,
+            codebook_dim=8,
+        )
+
+    def inputs(self):
+        return {"pixel_values_videos": torch.rand(BATCH, 8, 3, 16, 16)}
+
+
+class RouterCase:
+    model_classes = (AdapTokRouterModel,)
+    num_hidden_layers, hidden_size, num_attention_heads = 2, 16, 2
+    batch_size, is_training = BATCH, True
+    seq_length = 10
+
+    def get_config(self):
+        return AdapTokRouterConfig(
+            image_size=16,
+            num_frames=8,
+            patch_size=8,
+            levels=[2, 4],
+            hidden_size=16,
+            num_attention_heads=2,
+            num_hidden_layers=2,
+        )
+
+    def inputs(self):
+        return {"pixel_values_videos": torch.rand(BATCH, 8, 3, 16, 16)}
+
+    def labels(self):
+        return {"labels": torch.ones(BATCH, dtype=torch.long)}
 
 
 class ScorerCase:
@@ -120,6 +175,8 @@ class GeneratorBaseCase(GeneratorCase):
 
 CASES = {
     "tokenizer": TokenizerCase,
+    "evatok": EVATokCase,
+    "router": RouterCase,
     "scorer": ScorerCase,
     "prior": PriorCase,
     "generator": GeneratorCase,
@@ -137,6 +194,8 @@ CONTINUOUS = {
 GENERATOR = {"test_model_weights_reload_no_missing_tied_weights": MISSING_WEIGHTS}
 NOT_APPLICABLE = {
     "tokenizer": CONTINUOUS,
+    "evatok": CONTINUOUS,
+    "router": CONTINUOUS,
     "scorer": CONTINUOUS,
     "prior": CONTINUOUS,
     "generator": GENERATOR

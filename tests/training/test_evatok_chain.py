@@ -1,4 +1,4 @@
-"""EVATok's stages as users run them: proxy tokenizer, labels, router, final tokenizer, with frozen backbones."""
+"""EVATok's stages as users run them, from the proxy tokenizer to generated videos; frozen backbones on the way."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from builders.video_files import make_frames, write_mp4
 from safetensors.torch import load_file
 from transformers import AutoModel
 
-from adaptok_hf import AdapTokPipeline, EVATokModel
+from adaptok_hf import AdapTokPipeline, EVATokModel, read_video
 from adaptok_hf.cli.main import main
 
 pytestmark = pytest.mark.slow
@@ -89,8 +89,8 @@ class Chain:
         path.write_text(json.dumps(recipe))
         return [path, "--data_root", self.folder, "--output_dir", self.folder / name, *options]
 
-    def stage(self, name: str, script: str, recipe: dict, *options) -> Path:
-        run_script(script, *self.arguments(name, recipe, *options))
+    def stage(self, name: str, script: str, recipe: dict, *options, launch: bool = False) -> Path:
+        run_script(script, *self.arguments(name, recipe, *options), launch=launch)
         return self.folder / name
 
     def weights(self, name: str) -> dict[str, torch.Tensor]:
@@ -106,15 +106,16 @@ def chain(tmp_path_factory) -> Chain:
         write_mp4(chain.folder / "train" / f"{i}.mp4", frames=np.roll(make_frames(16 + i, 16, 24), 7 * i, axis=2))
     make_vjepa().save_pretrained(chain.folder / "vjepa")
     make_videomae().save_pretrained(chain.folder / "videomae")
-    chain.stage("proxy", "train_tokenizer.py", TOKENIZER)
+    chain.stage("proxy", "train_tokenizer.py", TOKENIZER, launch=True)
     return chain
 
 
 @pytest.fixture(scope="module")
 def router(chain) -> Path:
     """Made from labels of the proxy."""
-    chain.stage("labels", "label_assignments.py", LABELS, "--tokenizer", chain.folder / "proxy" / "model")
-    return chain.stage("router", "train_router.py", ROUTER, "--labels", chain.folder / "labels") / "model"
+    proxy = ["--tokenizer", chain.folder / "proxy" / "model"]
+    labels = ["--labels", chain.stage("labels", "label_assignments.py", LABELS, *proxy, launch=True)]
+    return chain.stage("router", "train_router.py", ROUTER, *labels, launch=True) / "model"
 
 
 def test_the_proxy(chain):
@@ -189,24 +190,54 @@ def test_a_folder_that_is_no_teacher(chain):
     assert "videomae is no VJEPA2Model" in error
 
 
-def test_tokens_and_a_generator(chain, router):
-    """Of the proxy tokenizer with its router, to videos."""
-    parts = ["--tokenizer", chain.folder / "proxy" / "model", "--router", router]
-    run_script("package_checkpoint.py", *parts, "--output", chain.folder / "pipeline")
+def read_rows(folder: Path) -> list[dict]:
+    return [row for path in sorted(folder.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+
+
+def test_the_whole_chain(chain, router, monkeypatch):
+    """Every stage by `accelerate launch`: the fixtures', the final tokenizer, its tokens, and a generator of videos."""
+    folder = chain.folder
+    monkeypatch.chdir(folder)
+    recipe = TOKENIZER | {"assignments": {"kind": "router", "router": str(router)}}
+    final = chain.stage("chain_final", "train_tokenizer.py", recipe, launch=True)
+    assert {"psnr_router", "psnr_8"} <= set(metrics(final)[4]) and 1 <= metrics(final)[3]["tokens_kept"] <= 8
+    parts = ["--tokenizer", final / "model_ema", "--router", router]
+    run_script("package_checkpoint.py", *parts, "--output", folder / "pipeline")
     for name in ("jump", "run"):
-        shutil.copytree(chain.folder / "train", chain.folder / "classes" / name)
-    videos = ["--videos", chain.folder / "classes", "--model", chain.folder / "pipeline", "--labels", "folder"]
-    run_script("tokenize_dataset.py", *videos, "--allocation", "router", "--output_dir", chain.folder / "tokens")
-    rows = [row for path in (chain.folder / "tokens").rglob("*.parquet") for row in pq.read_table(path).to_pylist()]
-    assert len(rows) == 6 and {count for row in rows for count in row["token_counts"]} <= {1, 2, 8}
-    recipe = chain.folder / "generator.json"
-    recipe.write_text(json.dumps(GENERATOR))
-    options = ["--tokens", chain.folder / "tokens", "--output_dir", chain.folder / "generator"]
-    run_script("train_ar.py", recipe, *options, launch=True)
-    parts += ["--ar_model", chain.folder / "generator" / "model"]
-    run_script("package_checkpoint.py", *parts, "--output", chain.folder / "complete")
-    pipeline = AdapTokPipeline.from_pretrained(chain.folder / "complete")
-    assert pipeline.ar_model.config.length_tokens == [1, 2, 8] and type(pipeline.tokenizer) is EVATokModel
-    options = ["generate", "--class", "jump", "--videos", "1", "--model", chain.folder / "complete"]
-    assert main([*map(str, options), "-o", str(chain.folder / "made")]) == 0
-    assert list((chain.folder / "made").rglob("*.mp4"))
+        shutil.copytree(folder / "train", folder / "classes" / name)
+    videos = ["--videos", folder / "classes", "--model", folder / "pipeline", "--allocation", "router"]
+    run_script("tokenize_dataset.py", *videos, "--labels", "folder", "--output_dir", folder / "tokens", launch=True)
+    rows, pipeline = read_rows(folder / "tokens"), AdapTokPipeline.from_pretrained(folder / "pipeline")
+    assert len(rows) == 6 and {row["label"] for row in rows} == {0, 1}
+    for row in rows:
+        tokens = pipeline.tokenize(folder / "classes" / row["source"], allocation="router")
+        assert row["token_counts"] == tokens.token_counts[0].tolist() and row["codes"] == tokens.codes[0].tolist()
+    run_script("train_ar.py", *generator("ar", GENERATOR, folder / "tokens"), launch=True)
+    assert metrics(folder / "ar")[2]["loss"] > 0
+
+    # frames: the given ones have fixed counts, in the condition and at the beginning of what is written
+    given = ["--num_condition_frames", 5, "--condition_counts", 8, 2]
+    run_script("tokenize_dataset.py", *videos, *given, "--output_dir", folder / "fp_tokens")
+    assert all(row["token_counts"][:2] == [8, 2] for row in read_rows(folder / "fp_tokens"))
+    recipe = GENERATOR | {"model": GENERATOR["model"] | {"condition_counts": [8, 2], "num_classes": 0}}
+    run_script("train_ar.py", *generator("fp", recipe, folder / "fp_tokens"))
+
+    parts += ["--ar_model", folder / "ar" / "model", "--fp_model", folder / "fp" / "model"]
+    run_script("package_checkpoint.py", *parts, "--output", folder / "complete")
+    assert main(["generate", "--class", "jump", "--videos", "2", "--model", "complete", "--allowed-lengths", "1,8"]) == 0
+    report = json.loads(Path("generated", "report.json").read_text())
+    assert report["frames"] == 16 and [video["class_name"] for video in report["videos"]] == ["jump"] * 2
+    assert {count for video in report["videos"] for count in video["token_counts"]} <= {1, 8}
+    assert all(
+        read_video(folder / "generated" / video["file"]).frames.shape == (16, 16, 16, 3) for video in report["videos"]
+    )
+    assert main(["predict", "train/0.mp4", "--model", "complete", "--rollouts", "2"]) == 0
+    (video,) = json.loads(Path("0-predicted", "report.json").read_text())["videos"]
+    assert video["token_counts"][:2] == video["token_counts"][4:6] == [8, 2]
+
+
+def generator(name: str, recipe: dict, tokens: Path) -> list:
+    """Return the arguments of `train_ar.py`, next to the tokens."""
+    path = tokens.parent / f"{name}.json"
+    path.write_text(json.dumps(recipe))
+    return [path, "--tokens", tokens, "--output_dir", tokens.parent / name]

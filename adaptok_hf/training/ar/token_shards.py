@@ -16,6 +16,8 @@ from accelerate import Accelerator
 from datasets import ClassLabel, Features, List, Value
 from tqdm.auto import tqdm
 
+from ...allocation import AllocationRequest
+from ...allocation.budgets import tokens_per_block
 from ...atomic_files import claim_folder
 from ...models.configuration_adaptok import AdapTokConfig
 from ...pipelines.pipeline_adaptok import AdapTokPipeline
@@ -39,6 +41,10 @@ class Arguments(SourceArguments, SkipArguments):
         default=None, metadata={"help": "Of a budget off the grid: 'floor' (the default) rounds down, 'exact' raises."}
     )
     num_condition_frames: int = field(default=0, metadata={"help": "Frames given in frame prediction; 0: none."})
+    condition_counts: list[int] = field(
+        default_factory=list,
+        metadata={"help": "Tokens of the first blocks of conditions and windows, for a generator with the same entry."},
+    )
     batch_size: int = field(default=32, metadata={"help": "Windows that share a budget."})
     videos_per_shard: int = field(default=32, metadata={"help": "Tar shards and files of the Hub stay what they are."})
     videos_at_once: int = field(default=32, metadata={"help": "Videos that are open, whose windows are mixed."})
@@ -48,6 +54,15 @@ class Arguments(SourceArguments, SkipArguments):
         super().__post_init__()
         check_positive(self, "window_step", "batch_size", "videos_per_shard", "videos_at_once")
         check_split(self.split)
+        if not self.condition_counts:
+            return
+        if not self.num_condition_frames:
+            raise ValueError(f"condition_counts={self.condition_counts} needs num_condition_frames")
+        if self.allocation not in ("fixed", "router") or (self.allocation == "router" and self.budget is not None):
+            raise ValueError(
+                f"condition_counts={self.condition_counts} needs allocation 'fixed', or 'router' without a budget, got "
+                f"allocation={self.allocation!r} and budget={self.budget!r}"
+            )
 
 
 # what does not change the tokens, or is in the hashes of the videos and of the model
@@ -86,12 +101,29 @@ def columns_of(config: AdapTokConfig, class_names: list[str], with_condition: bo
 def tokenize_windows(pipeline: AdapTokPipeline, windows: torch.Tensor, args: Arguments) -> dict[str, np.ndarray]:
     """Return columns of the rows of some windows, uint8 (windows, frames, 3, size, size), which share the budget."""
     allocation = {name: getattr(args, name) for name in ("budget", "price", "threshold", "allocation", "rounding")}
-    # windows in a row are to the pipeline the clips of one video
-    tokens = pipeline.tokenize(windows.flatten(0, 1), fps=1.0, **allocation)
-    columns = {"codes": tokens.codes, "token_counts": tokens.token_counts}
+    config, prefix = pipeline.tokenizer.config, args.condition_counts
+    if prefix and args.allocation == "router":
+        columns = _route_with_prefix(pipeline, windows, args)
+    else:
+        if prefix and args.budget is not None:
+            rest = tokens_per_block(args.budget, config.latents_per_block)
+            allocation["budget"] = [*prefix, *[rest] * config.num_blocks][: config.num_blocks]
+        # windows in a row are to the pipeline the clips of one video
+        tokens = pipeline.tokenize(windows.flatten(0, 1), fps=1.0, **allocation)
+        columns = {"codes": tokens.codes, "token_counts": tokens.token_counts}
     if args.num_condition_frames:
-        columns["condition_codes"] = pipeline.tokenize_condition(windows, args.num_condition_frames)
+        columns["condition_codes"] = pipeline.tokenize_condition(windows, args.num_condition_frames, prefix)
     return {name: values.cpu().numpy() for name, values in columns.items()}
+
+
+def _route_with_prefix(pipeline: AdapTokPipeline, windows: torch.Tensor, args: Arguments) -> dict[str, torch.Tensor]:
+    """Return the columns of windows whose first blocks have `condition_counts`; a router chooses the rest for these."""
+    given = {"price": args.price, "threshold": args.threshold, "rounding": args.rounding}
+    pipeline.check_request(AllocationRequest(strategy="router", **given))
+    tokenizer, video = pipeline.tokenizer, windows.to(pipeline.device) / 255
+    counts = pipeline.router.route(video, args.price, tuple(args.condition_counts))
+    needed = () if tokenizer.prefix_decodable else (counts,)
+    return {"codes": tokenizer.encode(video.to(tokenizer.dtype), *needed).codes, "token_counts": counts}
 
 
 def write_shard(
