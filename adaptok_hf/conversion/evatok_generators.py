@@ -4,10 +4,10 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -83,12 +83,12 @@ def convert_generator(
     def prove(video: str | os.PathLike) -> list[str]:
         tokens = _tokenize(load_tokenizer(), video, ours)
 
-        def loss_of(candidate: Sequence[str]) -> float:
-            return _loss(_build(mapped.tensors, candidate, ours), tokens)
+        def loss_of(layout: Layout) -> float:
+            entries = {"condition_length_tokens": layout.condition_length_tokens} if part == "fp_model" else {}
+            return _loss(_build(mapped.tensors, layout.order, AdapTokARConfig(**ours.to_dict() | entries)), tokens)
 
-        proofs = _verify_order(loss_of, order, tokens, ours, video)
-        if part == "fp_model":
-            _verify_condition(mapped.tensors, order, tokens, ours)
+        layout = Layout(tuple(order), ours.condition_length_tokens if part == "fp_model" else None)
+        proofs = _verify_layout(loss_of, layout, tokens, ours.codebook_size, video)
         return proofs if verify_class is None else [*proofs, _verify_class(model, tokens, verify_class)]
 
     return model, notes, prove
@@ -259,62 +259,63 @@ def _loss(model: AdapTokARForCausalLM, tokens: Mapping[str, torch.Tensor], label
     return float(model(**model.build_inputs(**tokens, **labels)).loss)
 
 
-def _verify_order(
-    loss_of: Callable[[Sequence[str]], float],
-    order: Sequence[str],
+class Layout(NamedTuple):
+    """What the tensors do not say: an order of ids, and whether length tokens stand in the condition."""
+
+    order: tuple[str, ...]
+    condition_length_tokens: bool | None  # without a condition: `None`
+
+    def __str__(self) -> str:
+        condition = self.condition_length_tokens
+        return f"id_order={','.join(self.order)}" + ("" if condition is None else f", condition_length_tokens={condition}")
+
+    def neighbors(self) -> Iterator["Layout"]:
+        """Return the layouts that differ in one thing: two entries exchanged, or the condition."""
+        movable = [place for place, entry in enumerate(self.order) if entry not in ("classes", "null")]
+        for one, other in combinations(movable, 2):
+            order = list(self.order)
+            order[one], order[other] = order[other], order[one]
+            yield self._replace(order=tuple(order))
+        if self.condition_length_tokens is not None:
+            yield self._replace(condition_length_tokens=not self.condition_length_tokens)
+
+
+def _verify_layout(
+    loss_of: Callable[[Layout], float],
+    given: Layout,
     tokens: Mapping[str, torch.Tensor],
-    config: AdapTokARConfig,
+    codebook_size: int,
     video: str | os.PathLike,
 ) -> list[str]:
-    """Return how likely an order of ids makes a clip; raise `ValueError` unless it is the likeliest.
+    """Return how likely a layout makes a clip; raise `ValueError` unless it is the likeliest.
 
     A length token that stands for another count puts the next one where none is expected, and a shifted code is another
-    code. From the likeliest order so far all exchanges of two entries are tried, until none is better.
+    code. From the likeliest layout so far all that differ in one thing are tried, until none is better.
     """
-    losses = {tuple(order): loss_of(order)}
-    best, centre = tuple(order), None
-    while best != centre:
-        centre = best
-        movable = [place for place, entry in enumerate(centre) if entry not in ("classes", "null")]
-        for one, other in combinations(movable, 2):
-            swapped = list(centre)
-            swapped[one], swapped[other] = centre[other], centre[one]
-            if tuple(swapped) not in losses:
-                losses[tuple(swapped)] = loss_of(swapped)
+    losses, best, center = {given: loss_of(given)}, given, None
+    while best != center:
+        center = best
+        losses |= {layout: loss_of(layout) for layout in center.neighbors() if layout not in losses}
         best = min(losses, key=losses.get)  # the first of equals
-    given, chance = losses[tuple(order)], math.log(config.codebook_size)
+    chance = math.log(codebook_size)
     if not losses[best] < chance:
         raise ValueError(
             f"no order of ids makes {video} likelier than chance: {losses[best]:.3f} nats per token, where equal odds have "
             f"{chance:.3f}; some tensors are not where they belong, or the tokenizer is another; nothing was written"
         )
-    if best != tuple(order):
+    if best != given:
         raise ValueError(
-            f"id_order={','.join(order)} makes {video} {given:.3f} nats per token, but {','.join(best)} makes it "
-            f"{losses[best]:.3f}: give that (--id-order), if nothing speaks against it; nothing was written"
+            f"{given} makes {video} {losses[given]:.3f} nats per token, but {best} makes it {losses[best]:.3f}: give that, "
+            "if nothing speaks against it; nothing was written"
         )
     second = min((each for each in losses if each != best), key=losses.get)
     count = int(tokens["token_counts"].sum()) + tokens["token_counts"].numel()
-    margin = count * (losses[second] - given)
+    margin = count * (losses[second] - losses[given])
     notes = [
-        f"verified: {given:.3f} nats per token of {video} (equal odds: {chance:.3f}); of {len(losses)} orders the next, "
-        f"{','.join(second)}, is {margin:.1f} nats worse on {count} tokens"
+        f"verified: {losses[given]:.3f} nats per token of {video} (equal odds: {chance:.3f}); of {len(losses)} layouts the "
+        f"next, {second}, is {margin:.1f} nats worse on {count} tokens"
     ]
     return notes if margin >= CLEAR_MARGIN else [*notes, f"warning: less than {CLEAR_MARGIN:g} nats is no clear margin"]
-
-
-def _verify_condition(
-    stored: Mapping[str, torch.Tensor], order: Sequence[str], tokens: Mapping[str, torch.Tensor], config: AdapTokARConfig
-) -> None:
-    """Raise `ValueError` unless length tokens in the condition are likelier than none, or the other way round."""
-    value = config.condition_length_tokens
-    other = AdapTokARConfig(**config.to_dict() | {"condition_length_tokens": not value})
-    given, flipped = (_loss(_build(stored, order, each), tokens) for each in (config, other))
-    if flipped < given:
-        raise ValueError(
-            f"condition_length_tokens={value} makes the clip {given:.3f} nats per token, but {not value} makes it "
-            f"{flipped:.3f}: give that, if nothing speaks against it; nothing was written"
-        )
 
 
 def _verify_class(model: AdapTokARForCausalLM, tokens: Mapping[str, torch.Tensor], label: str) -> str:
