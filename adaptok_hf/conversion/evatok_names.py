@@ -289,7 +289,10 @@ class NameMatcher:
         except UnmatchedNamesError as error:
             path = self.template if self.path is None else Path(self.path)
             if self.path is None and path.exists():
-                raise ValueError(f"{error}\n{path} exists already: complete it and give it as names (--names)") from error
+                raise ValueError(
+                    f"{error}\n{path} exists already: complete it and give it as names (--names), or move it away if it is "
+                    "another checkpoint's"
+                ) from error
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, self.names | error.template | ({"unused": self.unused} if self.unused else {}))
             raise ValueError(

@@ -388,9 +388,12 @@ def test_verification_finds_the_order_of_ids(learned, clip, tmp_path, order):
         prove(clip)
 
 
-def test_verification_of_a_generator_that_knows_nothing(model, clip, tmp_path):
-    tensors = generator_tensors(model)
-    tensors["output.weight"] *= 5
+def test_verification_finds_permuted_tensors(learned, clip, tmp_path):
+    """Layers that exchanged their weights have all names and shapes."""
+    tensors = generator_tensors(learned)
+    for name in [name for name in tensors if name.startswith("layers.0.")]:
+        other = name.replace("layers.0.", "layers.1.")
+        tensors[name], tensors[other] = tensors[other], tensors[name]
     _, _, prove = build(tmp_path, tensors, tokenizer=tokenizer_of_clips())
     with pytest.raises(ValueError, match=r"chance.*3\.178"):
         prove(clip)

@@ -71,7 +71,10 @@ def test_joins_its_tokenizer(router, tmp_path):
     config.write_text("model: {init_args: {patch_size: 8}}")  # the geometry is the tokenizer's
     convert_evatok(source, tmp_path / "out", config=config)
     assert_same(tmp_path, router)
-    assert AdapTokPipeline.from_pretrained(tmp_path / "out").router.config.levels == LEVELS
+    pipeline = AdapTokPipeline.from_pretrained(tmp_path / "out")
+    video = torch.rand(8, 3, 16, 16)
+    counts = pipeline.tokenize(video, allocation="router").token_counts
+    assert counts.tolist() == pipeline.router.route(video[None]).tolist()
     with pytest.raises(ValueError, match="router exists"):
         convert(tmp_path, router_tensors(router))
 
