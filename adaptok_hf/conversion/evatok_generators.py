@@ -20,7 +20,7 @@ from .evatok_names import CLASSES, POSITIONS, TOKENS, NameMatcher
 from .evatok_tokenizers import Proof, read_clip
 from .original_names import GENERATOR_ARGUMENTS, GENERATORS
 
-GEOMETRY = ("frame_num", "temporal_patch_size", "spatial_token_num_choices", "codebook_size")
+REQUIRED = ("frame_num", "temporal_patch_size", "spatial_token_num_choices", "codebook_size")
 SIZES = ("n_layer", "n_head", "dim")
 SUPPORTED = {
     "n_kv_head": (None,),
@@ -104,17 +104,17 @@ def _read_config(
     order: Sequence[str] | None,
 ) -> AdapTokARConfig:
     """Return the configuration that a YAML of the original, the tokenizer and the tensors' shapes describe."""
-    arguments = read_arguments(path, GEOMETRY, SUPPORTED, tokenizer)
+    arguments = read_arguments(path, REQUIRED, SUPPORTED, tokenizer)
     if missing := [name for name in SIZES if name not in arguments]:
         found = _known_sizes(tensors, names)
         if found is None:
             raise ValueError(f"{path}: {', '.join(missing)} missing, and the tensors are of no known size")
         arguments = found | arguments
-    frames, tubelet, levels, _ = (arguments[name] for name in GEOMETRY)
+    frames, tubelet, levels, _ = (arguments[name] for name in REQUIRED)
     levels = sorted(levels) if isinstance(levels, list | tuple) and all(isinstance(n, int) for n in levels) else []
     whole = all(isinstance(size, int) and size > 0 for size in (frames, tubelet)) and not frames % tubelet
     if not levels or not whole:
-        stated = ", ".join(f"{name}={arguments[name]!r}" for name in GEOMETRY[:3])
+        stated = ", ".join(f"{name}={arguments[name]!r}" for name in REQUIRED[:3])
         raise ValueError(f"{path}: {stated}: must be a multiple of a positive number, and a list of token counts")
     ours = {name: arguments[theirs] for theirs, name, _ in GENERATOR_ARGUMENTS if theirs in arguments}
     width, multiple = arguments["dim"], arguments.get("multiple_of", 256)
@@ -305,8 +305,8 @@ def _verify_layout(
         )
     if best != given:
         raise ValueError(
-            f"{given} makes {video} {losses[given]:.3f} nats per token, but {best} makes it {losses[best]:.3f}: give that, "
-            "if nothing speaks against it; nothing was written"
+            f"{given} makes {video} {losses[given]:.3f} nats per token, but {best} makes it {losses[best]:.3f}: give that "
+            "(--id-order), if nothing speaks against it; nothing was written"
         )
     second = min((each for each in losses if each != best), key=losses.get)
     count = int(tokens["token_counts"].sum()) + tokens["token_counts"].numel()
