@@ -303,13 +303,14 @@ def _verify_layout(
             f"no order of ids makes {video} likelier than chance: {losses[best]:.3f} nats per token, where equal odds have "
             f"{chance:.3f}; some tensors are not where they belong, or the tokenizer is another; nothing was written"
         )
+    count = int(tokens["token_counts"].sum()) + tokens["token_counts"].numel()
     if best != given:
         raise ValueError(
-            f"{given} makes {video} {losses[given]:.3f} nats per token, but {best} makes it {losses[best]:.3f}: give that "
-            "(--id-order), if nothing speaks against it; nothing was written"
+            f"{given} makes {video} {losses[given]:.3f} nats per token, but {best} makes it {losses[best]:.3f}, on {count} "
+            f"tokens: if that is {CLEAR_MARGIN:g} nats or more in all, give that (--id-order), else some tensors may not be "
+            "where they belong; nothing was written"
         )
     second = min((each for each in losses if each != best), key=losses.get)
-    count = int(tokens["token_counts"].sum()) + tokens["token_counts"].numel()
     margin = count * (losses[second] - losses[given])
     notes = [
         f"verified: {losses[given]:.3f} nats per token of {video} (equal odds: {chance:.3f}); of {len(losses)} layouts the "

@@ -376,7 +376,7 @@ def test_generators_from_frames(tmp_path, changes, options, prompt):
 # --- verification ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("order", [DEFAULT, "unused,8,codes,2,1,classes,null"])
+@pytest.mark.parametrize("order", [DEFAULT, pytest.param("unused,8,codes,2,1,classes,null", marks=pytest.mark.slow)])
 def test_verification_finds_the_order_of_ids(learned, clip, tmp_path, order):
     tensors, options = generator_tensors(learned, order), {"tokenizer": tokenizer_of_clips()}
     _, _, prove = build(tmp_path, tensors, id_order=order, **options)
@@ -389,11 +389,9 @@ def test_verification_finds_the_order_of_ids(learned, clip, tmp_path, order):
 
 
 def test_verification_finds_permuted_tensors(learned, clip, tmp_path):
-    """Layers that exchanged their weights have all names and shapes."""
+    """All names and shapes are there, but the codes' rows are in another order."""
     tensors = generator_tensors(learned)
-    for name in [name for name in tensors if name.startswith("layers.0.")]:
-        other = name.replace("layers.0.", "layers.1.")
-        tensors[name], tensors[other] = tensors[other], tensors[name]
+    tensors["output.weight"][:24] = tensors["output.weight"][:24].flip(0)
     _, _, prove = build(tmp_path, tensors, tokenizer=tokenizer_of_clips())
     with pytest.raises(ValueError, match=r"chance.*3\.178"):
         prove(clip)
