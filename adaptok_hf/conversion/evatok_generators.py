@@ -307,8 +307,8 @@ def _verify_layout(
     if best != given:
         raise ValueError(
             f"{given} makes {video} {losses[given]:.3f} nats per token, but {best} makes it {losses[best]:.3f}, on {count} "
-            f"tokens: if that is {CLEAR_MARGIN:g} nats or more in all, give that (--id-order), else some tensors may not be "
-            "where they belong; nothing was written"
+            f"tokens: if that is {CLEAR_MARGIN:g} nats or more in all, give that (--id-order), else some tensors may not "
+            "be where they belong; nothing was written"
         )
     second = min((each for each in losses if each != best), key=losses.get)
     margin = count * (losses[second] - losses[given])
