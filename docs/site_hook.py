@@ -1,6 +1,6 @@
 """Lays the site out as the repository is, so that a relative link leads to the same file on both (see mkdocs.yml).
 
-mkdocs knows docs/ only. Here its files go to docs/ of the site, and beside them come the pages that lie elsewhere and
+mkdocs knows docs/ only. Here its files go to docs/ of the site, next to the pages that lie elsewhere and
 whatever file of the repository a page links to.
 """
 

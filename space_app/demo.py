@@ -19,7 +19,7 @@ from adaptok_hf import AdapTokPipeline
 
 # Uploads are deleted when they are this old; looked for every few minutes.
 _CLEANING_SECONDS, _UPLOAD_LIFETIME = 300, 1800
-# Visitors who may wait; the next one is told that the queue is full.
+# Visitors who may wait; the next one reads that the queue is full.
 QUEUE_LENGTH = 16
 
 # Four blocks with as many tokens as each needs, and the line where all would have the same number.
@@ -92,10 +92,10 @@ def _head(pipeline: AdapTokPipeline, model_name: str) -> str:
         ("tokens per block", f"up to {config.latents_per_block}"),
         ("codebook", f"{config.codebook_size}"),
     ]
-    told = "".join(f"<span>{label} <b>{html.escape(value)}</b></span>" for label, value in facts)
+    shown = "".join(f"<span>{label} <b>{html.escape(value)}</b></span>" for label, value in facts)
     return (
         f'<header class="at-hero">{_LOGO}<div><h1>AdapTok</h1><p>Video tokens that go where the video needs them.</p></div>'
-        f'</header><p class="at-facts">{told}</p>'
+        f'</header><p class="at-facts">{shown}</p>'
     )
 
 

@@ -1,4 +1,4 @@
-"""Inspect: what the first n tokens hold, where a latent token looks, and what the scorer foresees."""
+"""Inspect: what the first n tokens hold, where a latent token looks, and what the scorer predicts."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -137,7 +137,7 @@ def build_tab(pipeline: AdapTokPipeline, video_input: Callable[[], gr.Video], mo
                 most = config.num_encoder_layers
                 layer = gr.Slider(1, most, value=most, step=1, label="Encoder layer", min_width=140)
             looks = gr.HTML(waiting(_LOOKS_WAITING))
-            gr.Markdown("### What the scorer foresees", elem_classes="at-section")
+            gr.Markdown("### What the scorer predicts", elem_classes="at-section")
             visible = pipeline.scorer is not None
             curves = gr.LinePlot(x="tokens", y="predicted loss", color="block", height=330, visible=visible)
     choice = [clip, layer, block, token]

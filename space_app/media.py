@@ -1,4 +1,4 @@
-"""Frames as what a page shows: videos and pictures inside the page itself, so that no files are left behind."""
+"""Frames as what a page shows: videos and pictures inside the page itself, so that no files remain."""
 
 import base64
 import io

@@ -14,7 +14,7 @@ class Panel:
         title: what the video is.
         frames: uint8 (frames, height, width, 3).
         caption: its numbers.
-        tone: "plain", "adaptive" or "fixed", the colour of its title.
+        tone: "plain", "adaptive" or "fixed", the color of its title.
     """
 
     title: str
@@ -62,7 +62,7 @@ def token_bars(
         frames: frames of each block, its width.
         reference: tokens per block of the dashed line.
     """
-    told = ", ".join(map(str, counts))
+    values = ", ".join(map(str, counts))
     few = len(counts) <= 24
     bars = "".join(
         f'<span class="at-bar" style="flex-grow:{width};--h:{count / most:.4f}" title="block {index + 1}: {count} tokens">'
@@ -72,7 +72,7 @@ def token_bars(
     line = f'<span class="at-line" style="--h:{reference / most:.4f}"></span>' if reference is not None else ""
     dashed = '<span class="at-key at-key-line">same number everywhere</span>' if reference is not None else ""
     return (
-        f'<div class="at-bars" role="img" aria-label="Tokens of each block: {told}"><div class="at-plot">{bars}{line}'
+        f'<div class="at-bars" role="img" aria-label="Tokens of each block: {values}"><div class="at-plot">{bars}{line}'
         f'<span class="at-head"></span></div><p class="at-legend"><span class="at-key">{html.escape(legend)}</span>{dashed}'
         f'<span class="at-most">full height: {most}</span></p></div>'
     )
@@ -93,7 +93,7 @@ def tiles(entries: list[tuple[str, str, str]]) -> str:
 
 
 def note(text: str) -> str:
-    """A line beside a result; "" for no text."""
+    """A line next to a result; "" for no text."""
     return f'<p class="at-note">{html.escape(text)}</p>' if text else ""
 
 

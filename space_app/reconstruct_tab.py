@@ -1,4 +1,4 @@
-"""Reconstruct: a video on a token budget, beside the same number of tokens spent by the best constant schedule."""
+"""Reconstruct: a video on a token budget, next to the best constant schedule of as many tokens."""
 
 from collections.abc import Callable, Iterator
 from typing import Any

@@ -12,7 +12,7 @@ MAX_SEED = 2**31 - 1
 
 
 class Watcher(StoppingCriteria):
-    """Never stops generation by itself, but hands on the ids of the first row every few tokens.
+    """Never stops generation, but passes on the ids of the first row every few tokens.
 
     Args:
         every: tokens between two looks.

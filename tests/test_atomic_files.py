@@ -163,7 +163,7 @@ def test_a_folder_is_replaced_if_asked(tmp_path):
 
 
 def test_windows_does_not_rename_over_a_folder(tmp_path, monkeypatch):
-    """What can be emulated of it: `os.replace` refuses folders, and a locked or open file cannot be removed."""
+    """What can be emulated of it: `os.replace` fails for folders, and a locked or open file cannot be removed."""
     replace = os.replace
 
     def replace_as_windows(source, target):

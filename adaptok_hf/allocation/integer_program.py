@@ -1,4 +1,4 @@
-"""The one integer program behind `ipal` and `joint`, and its three solvers, all of them exact.
+"""The integer program of `ipal` and `joint`, with three exact solvers.
 
 Given a table s (N, J) and a total T: choose one level j_k per row, minimise sum_k s[k, j_k] subject to
 sum_k j_k = T. With N = B clips, T = B N_b / step - B and level j standing for (j + 1) * step tokens this is Eq. 6 of

@@ -1,7 +1,7 @@
 """The fast exact solver: a Lagrangian bound settles almost every row, a dynamic program does the rest.
 
 With a price p on a level, L(p) = sum_k min_j (s[k, j] + p j) - p T is a lower bound of the program for every p. The
-reduced cost r[k, j] = s[k, j] + p j - min_i (s[k, i] + p i) >= 0 tells by how much the bound rises when row k is
+reduced cost r[k, j] = s[k, j] + p j - min_i (s[k, i] + p i) >= 0 is by how much the bound rises when row k is
 forced to level j. A feasible choice whose reduced costs sum to G therefore proves that no optimal choice uses a level
 with r > G, and that it is optimal itself if G = 0.
 """
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from .exact_solvers import solve_dynamic
 
-# The search for the price ends by itself after few steps; any price is valid, so the limit cannot cost exactness.
+# The search for the price ends after few steps; any price is valid, so the limit cannot cost exactness.
 _MAX_PRICES = 200
 _EPSILON = float(np.finfo(np.float64).eps)
 
@@ -100,7 +100,7 @@ def _best_price(costs: NDArray[np.float64], total: int) -> tuple[float, NDArray[
 def _repair(
     reduced: NDArray[np.float64], fewer: NDArray[np.int64], more: NDArray[np.int64], total: int
 ) -> NDArray[np.int64] | None:
-    """Makes a choice that meets the total from two that cost (almost) nothing beside the bound.
+    """Return a choice that meets the total, made of two that cost (almost) no more than the bound.
 
     The first rows move from `fewer` to `more` as long as the total is not passed; what is then missing is made up by
     the cheapest change of one or two rows.

@@ -29,7 +29,7 @@ def fixed(
     A block can keep any number of leading tokens, so counts need not be levels here, unless `levels` are given.
 
     Args:
-        scores: (batch, K, J) or (batch, J). Only the shape matters, but NaN and infinity are refused as elsewhere.
+        scores: (batch, K, J) or (batch, J). Only the shape matters, but NaN and infinity raise `ValueError` as elsewhere.
         step: tokens between two levels.
         budget: tokens per block, from `step` to `J * step`; or a schedule, one number from 1 to `J * step` for each of the
             K block positions, the same for every clip.

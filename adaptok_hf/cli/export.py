@@ -75,7 +75,7 @@ def add_commands(verbs: Any) -> None:
 def _add_evatok(verb: argparse.ArgumentParser) -> None:
     group = verb.add_argument_group("EVATok's checkpoints (.pt)")
     group.add_argument("--config", metavar="YAML", help="the configuration next to the checkpoint; needed")
-    group.add_argument("--part", choices=("tokenizer", "ar_model", "fp_model", "router"), help="if no name tells it")
+    group.add_argument("--part", choices=("tokenizer", "ar_model", "fp_model", "router"), help="if no name says it")
     group.add_argument("--names", metavar="JSON", help="our names -> the checkpoint's; a first run writes names.json")
     group.add_argument("--verify", metavar="VIDEO", help="must prove the result, or nothing is written")
     group = verb.add_argument_group("EVATok's tokenizers and routers")

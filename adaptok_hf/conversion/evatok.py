@@ -59,7 +59,7 @@ def convert_evatok(
             [`AdapTokRouterConfig`]. What a generator's or router's YAML does not say of clips and codes is taken from the
             tokenizer in `destination`.
         part: `"tokenizer"`, `"ar_model"` (generator by class), `"fp_model"` (generator from frames) or `"router"`; default:
-            what the tensors' names tell.
+            what the tensors' names say.
         names: a JSON file, our names -> the checkpoint's, for what has no alias.
         verify: a video. Of a tokenizer, its first clip must come back above 20 dB at most tokens. To a generator, its clip,
             tokenized by the tokenizer in `destination`, must be likelier in the given order of ids than in any that was

@@ -1,4 +1,4 @@
-"""What the original AdapTok code calls things, and what we call them: the data behind `conversion`."""
+"""The names of the original AdapTok code and ours, for `conversion`."""
 
 from functools import partial
 
@@ -137,7 +137,7 @@ def add_class_rows(output: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
 
 
 def add_separator_row(output: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """As `add_class_rows`, for the separator behind the condition, which has a row in the embeddings only."""
+    """As `add_class_rows`, for the separator after the condition, which has a row in the embeddings only."""
     return torch.nn.functional.pad(output, (0, 0, 0, len(tokens) - len(output)))
 
 

@@ -132,7 +132,7 @@ def _draw_examples(
         try:
             _draw_tokens_over_time(path, pipeline, item, budget)
         except (ValueError, OSError) as error:
-            logger.warning("not drawn: %s", error)
+            logger.warning("no picture: %s", error)
         else:
             paths.append(path)
     return paths

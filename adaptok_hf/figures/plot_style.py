@@ -1,4 +1,4 @@
-"""The style of all plots: small, plain, safe for color-blind readers, and drawn without a display."""
+"""The style of all plots: small, plain, safe for color-blind readers, and without a display."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,7 +38,7 @@ def figure_file(path: str | Path, width: float, height: float, rows: int = 1, co
         width, height: inches.
     """
     import matplotlib
-    from matplotlib.figure import Figure  # drawn by Agg, without pyplot and its global state
+    from matplotlib.figure import Figure  # rendered by Agg, without pyplot and its global state
 
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")

@@ -24,7 +24,7 @@ class MetricResult:
         protocol: how it was measured; saved with its hash.
         weights_sha256: of the network's tensors; `None` without a network.
         floor: the same distance between disjoint random sets of real videos; `None` for metrics per video. A value near it
-            cannot be told from perfect. (Reconstructions of the very videos they are compared with can lie below.)
+            does not differ from perfect. (Reconstructions of the very videos they are compared with can lie below.)
         floor_num_videos: in each of those sets. The floor grows as this shrinks: it is too high where it is below
             `num_videos`, which happens when fewer than twice as many real videos are at hand.
         note: what a reader must know, such as that the number of videos is not the protocol's.

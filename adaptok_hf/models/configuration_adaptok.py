@@ -3,14 +3,16 @@
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from .block_grid import BlockGridMixin
+
 
 @strict
-class AdapTokConfig(PreTrainedConfig):
+class AdapTokConfig(BlockGridMixin, PreTrainedConfig):
     r"""Architecture of an [`AdapTokModel`]. The defaults are the released base model (173.0M parameters).
 
     Args:
         image_size (`int`): height and width of a frame in pixels.
-        num_channels (`int`): colour channels.
+        num_channels (`int`): color channels.
         num_frames (`int`): frames of a clip.
         patch_size (`int`): height and width of a patch in pixels.
         tubelet_size (`int`): frames of a block, the unit of causality.
@@ -100,20 +102,6 @@ class AdapTokConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must be one of {types}, got {getattr(self, name)!r}")
 
     @property
-    def num_blocks(self) -> int:
-        """K: temporal blocks of a clip."""
-        return self.num_frames // self.tubelet_size
-
-    @property
-    def grid_size(self) -> int:
-        """Patches along one side of a frame."""
-        return self.image_size // self.patch_size
-
-    @property
-    def patches_per_block(self) -> int:
-        return self.grid_size**2
-
-    @property
     def num_latent_tokens(self) -> int:
         """K * M: latent tokens of a clip."""
         return self.num_blocks * self.latents_per_block
@@ -125,7 +113,7 @@ class AdapTokConfig(PreTrainedConfig):
 
     @property
     def eob_token_id(self) -> int:
-        """Id of `<EOB>` in token sequences: the first id behind the codes."""
+        """Id of `<EOB>` in token sequences: the first id after the codes."""
         return self.codebook_size
 
     @classmethod

@@ -30,7 +30,7 @@ class AdapTokARConfig(LlamaConfig):
         position_embedding (`str`): `"rope"`, a plain Llama, or `"absolute"`, a table that is added to the embeddings, as in
             the original.
         learned_positions (`bool`): whether the absolute table is learned; else it is a fixed sine-cosine table.
-        embedding_dropout, residual_dropout, mlp_dropout (`float`): dropout behind the embeddings, the attention's output
+        embedding_dropout, residual_dropout, mlp_dropout (`float`): dropout after the embeddings, the attention's output
             projection and the MLP. `attention_dropout` is Llama's.
         class_dropout (`float`): share of the clips whose class is replaced by the null class in training, for guidance.
         hidden_size, num_hidden_layers, num_attention_heads ...: as in [`LlamaConfig`].

@@ -5,9 +5,11 @@ import math
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from .block_grid import BlockGridMixin
+
 
 @strict
-class AdapTokRouterConfig(PreTrainedConfig):
+class AdapTokRouterConfig(BlockGridMixin, PreTrainedConfig):
     r"""Architecture of an [`AdapTokRouterModel`]. The defaults have the size of EVATok's router (19.9M parameters, arXiv
     2603.12267).
 
@@ -71,23 +73,10 @@ class AdapTokRouterConfig(PreTrainedConfig):
             raise ValueError(f"log_price_std must be positive, got {self.log_price_std}")
 
     @property
-    def num_blocks(self) -> int:
-        """K: blocks of a clip."""
-        return self.num_frames // self.tubelet_size
-
-    @property
     def price_range(self) -> tuple[float, float]:
         """The lowest and highest price, if it was trained on prices whose logarithms are spread evenly."""
         half = math.sqrt(3) * self.log_price_std
         return math.exp(self.log_price_mean - half), math.exp(self.log_price_mean + half)
-
-    @property
-    def grid_size(self) -> int:
-        return self.image_size // self.patch_size
-
-    @property
-    def patches_per_block(self) -> int:
-        return self.grid_size**2
 
     @property
     def num_outputs(self) -> int:

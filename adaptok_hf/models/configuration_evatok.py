@@ -3,9 +3,11 @@
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from .block_grid import BlockGridMixin
+
 
 @strict
-class EVATokConfig(PreTrainedConfig):
+class EVATokConfig(BlockGridMixin, PreTrainedConfig):
     r"""Architecture of an [`EVATokModel`]. The defaults are the paper's "S-B" (145M parameters, arXiv 2603.12267).
 
     Args:
@@ -108,20 +110,6 @@ class EVATokConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         if self.stochastic_quantizer and not self.normalized_codes:
             raise ValueError("stochastic_quantizer=True samples by cosines: it needs normalized_codes=True")
-
-    @property
-    def num_blocks(self) -> int:
-        """K: temporal blocks of a clip."""
-        return self.num_frames // self.tubelet_size
-
-    @property
-    def grid_size(self) -> int:
-        """Patches along one side of a frame."""
-        return self.image_size // self.patch_size
-
-    @property
-    def patches_per_block(self) -> int:
-        return self.grid_size**2
 
     @property
     def latents_per_block(self) -> int:

@@ -332,7 +332,7 @@ class AdapTokModel(AdapTokPreTrainedModel):
         """Codes (or quantised latents) -> video.
 
         Args:
-            codes: (batch, blocks, latents_per_block) long. Values behind a block's count are never looked at by others.
+            codes: (batch, blocks, latents_per_block) long. Values after a block's count are ignored.
             token_counts: (batch, blocks) long, how many leading tokens of each block are kept, 0..latents_per_block and
                 at least 1 in the first block; `None` keeps all.
             quantized: (batch, blocks, latents_per_block, hidden_size), instead of `codes`.

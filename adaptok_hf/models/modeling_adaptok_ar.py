@@ -59,7 +59,7 @@ class NoRotation(nn.Module):
 
 
 class AdapTokARDecoderLayer(LlamaDecoderLayer):
-    """Llama's layer with dropout behind the attention and the MLP."""
+    """Llama's layer with dropout after the attention and the MLP."""
 
     def __init__(self, config: AdapTokARConfig, layer_idx: int):
         super().__init__(config, layer_idx)
@@ -215,7 +215,7 @@ class AdapTokARForCausalLM(SequenceInputs, CheckedLoading, ReplaceableClasses, L
             targets = {name: ids.masked_fill(ids >= size, -100) for name, ids in targets.items() if ids is not None}
             items = {name: kwargs[name] for name in ("num_items_in_batch",) if name in kwargs}
             loss = self.loss_function(logits=output.logits[..., :size], vocab_size=size, **targets, **items)
-            output = CausalLMOutputWithPast(loss=loss, **output)  # anew, since the loss is a tuple's first item
+            output = CausalLMOutputWithPast(loss=loss, **output)  # a new one, since the loss is a tuple's first item
         return output
 
     @wraps(LlamaForCausalLM.save_pretrained)  # diffusers reads from the signature what it can pass, such as `variant`

@@ -24,7 +24,7 @@ def pack(codes: torch.Tensor, token_counts: torch.Tensor, eob_token_id: int) -> 
     Args:
         codes: (batch, blocks, latents_per_block) long.
         token_counts: (batch, blocks) long, 0..latents_per_block.
-        eob_token_id: id written behind each block.
+        eob_token_id: id written after each block.
 
     Returns:
         sequences: (batch, length) long, `length` being that of the longest, padding is 0;
@@ -39,7 +39,7 @@ def pack(codes: torch.Tensor, token_counts: torch.Tensor, eob_token_id: int) -> 
 def unpack(
     sequences: torch.Tensor, num_blocks: int, latents_per_block: int, eob_token_id: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sequences -> codes at full width and counts; what stands behind a sequence's last `<EOB>` is ignored.
+    """Sequences -> codes at full width and counts; what follows a sequence's last `<EOB>` is ignored.
 
     Args:
         sequences: (batch, length) long.

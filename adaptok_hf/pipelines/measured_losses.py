@@ -38,7 +38,7 @@ def measure_losses(
 ) -> torch.Tensor:
     """The loss of every block at every level: the root of the mean squared error of a block's pixels.
 
-    The loss of a block is that behind earlier blocks with all their tokens, whatever these are given in the end: an
+    The loss of a block is that after earlier blocks with all their tokens, whatever these are given in the end: an
     approximation, as the decoder looks at earlier blocks, and the one that the scorer's table of `joint` makes.
 
     Args:

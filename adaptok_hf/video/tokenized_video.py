@@ -156,7 +156,7 @@ class TokenizedVideo:
         try:
             with path.open("rb") as file:
                 return cls._read(file)
-        # what damaged JSON and headers raise, beside our own ValueError
+        # what damaged JSON and headers raise, next to our own ValueError
         except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise ValueError(f"{path}: not a tokens file, or damaged ({error})") from error
 
@@ -164,7 +164,7 @@ class TokenizedVideo:
     def _read(cls, file) -> "TokenizedVideo":
         """Read an open safetensors file; sizes are checked before memory is taken.
 
-        It is read here, not by safetensors' `safe_open`, which refuses names that are not UTF-8.
+        It is read here, not by safetensors' `safe_open`, which takes only names in UTF-8.
         """
         from safetensors.torch import load
 

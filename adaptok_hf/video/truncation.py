@@ -20,7 +20,7 @@ _END_MARKS = tuple(b"\0\0\1" + mark for mark in (b"\xb7", b"\xb1", b"\x0a", b"\x
 
 
 def video_is_cut_short(file: BinaryIO) -> bool | None:
-    """Return whether bytes are missing at the end of a video file, `None` where it cannot be told."""
+    """Return whether bytes are missing at the end of a video file, `None` where that is unknown."""
     head, size = _at(file, 0, 16), file.seek(0, os.SEEK_END)
     return next((check(file, size) for begins, check in _MARKED + _UNMARKED if begins(head)), None)
 

@@ -30,7 +30,7 @@ ACCEPTED = (
 # Frames converted to float at once: bounds the working memory of a long or large video.
 _CHUNK = 16
 
-# What a saved configuration or transformers itself gives besides options.
+# What a saved configuration or transformers itself gives next to options.
 _NO_OPTIONS = {"video_processor_type", "image_processor_type", "feature_extractor_type", "processor_class", "auto_map"}
 _LOADING_OPTIONS = {"return_unused_kwargs", "trust_remote_code", "code_revision"}
 # Options of a call that would make clips other than the models read.

@@ -63,14 +63,14 @@ def draw_attention() -> None:
         ("decoder: empty patches p and kept latents z", decoder, everyone, dropped),
         ("scorer: latents z", causal, latents, torch.zeros_like(dropped)),
     ]
-    colours = {"its own block": BLUE, "an earlier block": "#9ecae1", "not seen": "#efefef", "dropped": "#fbe3d3"}
+    colors = {"its own block": BLUE, "an earlier block": "#9ecae1", "not seen": "#efefef", "dropped": "#fbe3d3"}
     with figure_file(HERE / "adaptive_attention.png", 10, 4.2, 1, 3, width_ratios=[15, 15, 9]) as (figure, axes):
         for axis, (title, mask, tokens, gone) in zip(axes[0], panels, strict=True):
             queries, keys = tokens[:, None], tokens[None, :]
             seen = mask[queries, keys]
             cells = torch.where(seen, (block[queries] != block[keys]).long(), 2)
             cells = torch.where(gone[queries] | gone[keys], 3, cells)
-            axis.imshow(cells, cmap=ListedColormap(list(colours.values())), vmin=0, vmax=3)
+            axis.imshow(cells, cmap=ListedColormap(list(colors.values())), vmin=0, vmax=3)
             names = [f"{'p' if is_patch[i] else 'z'}{int(block[i])}" for i in tokens]
             axis.set_xticks(range(len(tokens)), names, fontsize=7)
             axis.set_yticks(range(len(tokens)), names, fontsize=7)
@@ -83,7 +83,7 @@ def draw_attention() -> None:
             axis.set_title(title)
             axis.set_xlabel("... may be seen")
             axis.set_ylabel("this token sees ...")
-        handles = [Patch(color=colour, label=name) for name, colour in colours.items()]
+        handles = [Patch(color=color, label=name) for name, color in colors.items()]
         figure.legend(handles=handles, loc="outside lower center", ncols=4)
 
 
@@ -99,9 +99,9 @@ def draw_scores(pipeline: AdapTokPipeline) -> None:
     with figure_file(HERE / "adaptive_scores.png", 6.4, 3.3) as (_, axes):
         axis = axes[0, 0]
         for block, (curve, count) in enumerate(zip(scores[0], counts[0], strict=True)):
-            colour = COLORS[block % len(COLORS)]
-            axis.plot(tokens, curve, color=colour, label=f"block {block}: {count} tokens")
-            axis.plot(count, curve[count // step - 1], "o", color=colour, markersize=9, markeredgecolor="white")
+            color = COLORS[block % len(COLORS)]
+            axis.plot(tokens, curve, color=color, label=f"block {block}: {count} tokens")
+            axis.plot(count, curve[count // step - 1], "o", color=color, markersize=9, markeredgecolor="white")
         axis.set_xlabel("tokens kept of the block")
         axis.set_ylabel("predicted loss (lower is better)")
         axis.set_xlim(0, tokens[-1] * 1.02)
@@ -135,7 +135,7 @@ def draw_budget_over_time(pipeline: AdapTokPipeline) -> None:
 
 
 def shrink(path: Path) -> None:
-    """256 colours, which these pictures bear: a third of the bytes."""
+    """256 colors, which these pictures bear: a third of the bytes."""
     Image.open(path).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 
 

@@ -1,6 +1,6 @@
 """Makes the pictures of the README with the shipped checkpoints: `python docs/images/make_images.py [--extra CLIP]`.
 
-Those of generation and prediction are the contact sheets of the commands that stand beside them in the README.
+Those of generation and prediction are the contact sheets of the commands next to them in the README.
 """
 
 import argparse
@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from adaptok_hf import AdapTokPipeline
 from adaptok_hf.cli.main import main as adaptok
@@ -22,6 +22,16 @@ COMMANDS = {
 }
 
 
+def label_columns(strip: Image.Image, labels: list[str]) -> Image.Image:
+    """Return the picture with a label over each of its columns, which are equally wide."""
+    height, width = 20, strip.width // len(labels)
+    labeled = ImageOps.expand(strip, (0, height, 0, 0), fill="white")
+    for column, label in enumerate(labels):
+        position = (column + 0.5) * width, height / 2
+        ImageDraw.Draw(labeled).text(position, label, fill="black", anchor="mm", font=ImageFont.load_default(13))
+    return labeled
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--extra", help="a second video for the strip of budgets")
@@ -29,12 +39,12 @@ def main() -> None:
     arguments = parser.parse_args()
     pipeline = AdapTokPipeline.from_pretrained()
     pipeline.set_progress_bar_config(disable=True)
-    rows = []
+    budgets, rows = (256, 128, 64, 32, 16), []
     for video in filter(None, (EXAMPLE, arguments.extra)):
-        outputs = [pipeline.reconstruct(video, budget=budget, output_type="uint8") for budget in (256, 128, 64, 32, 16)]
+        outputs = [pipeline.reconstruct(video, budget=budget, output_type="uint8") for budget in budgets]
         row = [outputs[0].original[0, arguments.frame], *(output.frames[0, arguments.frame] for output in outputs)]
         rows.append(np.concatenate(row, axis=1))
-    strip = Image.fromarray(np.concatenate(rows))
+    strip = label_columns(Image.fromarray(np.concatenate(rows)), ["original", *(f"{budget} tokens" for budget in budgets)])
     strip.save(HERE / "budgets.png", optimize=True)
     with tempfile.TemporaryDirectory() as folder:
         output = pipeline.reconstruct(EXAMPLE, budget=32, output_type="uint8")

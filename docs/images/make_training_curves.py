@@ -1,8 +1,8 @@
-"""Draws the logs of runs of the tiny recipes, a figure for each, as `training_curves_<recipe>.png` beside this file.
+"""Draws the logs of runs of the tiny recipes, a figure for each, as `training_curves_<recipe>.png` next to this file.
 
     python docs/images/make_training_curves.py runs/tokenizer_tiny runs/scorer_tiny ...
 
-A folder is a run's `output_dir`; its name is the figure's. What is drawn of a log follows from the names in it.
+A folder is a run's `output_dir`; its name is the figure's. What is plotted of a log follows from the names in it.
 """
 
 import argparse
@@ -15,7 +15,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 HERE = Path(__file__).parent
-# A panel is drawn if one of its entries is in the log: title, and entries (those of one stage have one scale).
+# A panel is plotted if one of its entries is in the log: title, and entries (those of one stage have one scale).
 PANELS = [
     ("loss", ("loss", "val_loss", "val_rmse")),
     ("reconstruction loss", ("l1", "perceptual")),
@@ -42,13 +42,13 @@ def draw(run: Path, output: Path) -> None:
     """Writes the figure of a run.
 
     Raises:
-        ValueError: if the log has nothing that is drawn.
+        ValueError: if the log has nothing to plot.
     """
     log = read_log(run)
     panels = [(title, [name for name in names if name in log]) for title, names in PANELS]
     panels = [(title, names) for title, names in panels if names]
     if not panels:
-        raise ValueError(f"{run / 'metrics.jsonl'} has none of the entries that are drawn, but {sorted(log)}")
+        raise ValueError(f"{run / 'metrics.jsonl'} has none of the entries to plot, but {sorted(log)}")
     figure, axes = pyplot.subplots(1, len(panels), figsize=(3 * len(panels), 2.2), layout="constrained", squeeze=False)
     for axis, (title, names) in zip(axes[0], panels, strict=True):
         for name in names:

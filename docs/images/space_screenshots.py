@@ -88,7 +88,7 @@ class Visitor:
 
 
 def write_small(png: bytes, path: Path) -> None:
-    """With 256 colours, which these pictures bear, if the file is too large for a repository."""
+    """With 256 colors, which these pictures bear, if the file is too large for a repository."""
     from PIL import Image
 
     if len(png) > _MAX_BYTES:

@@ -4,7 +4,7 @@ import torch
 
 
 class PixelFeatures(torch.nn.Module):
-    """Six numbers of each video: means of its colours, and of their changes from frame to frame."""
+    """Six numbers of each video: means of its colors, and of their changes from frame to frame."""
 
     num_features = 6
 

@@ -173,7 +173,7 @@ def _greedy(
         counts = model.unpack_sequences(ids, None if codes is None else codes[rows])[1][:, model.config.start_block :]
         yield f"{prefix}latent_nums, {way}", counts, golden[f"{prefix}latent_nums"][rows], 0
 
-    # The original's choices in one pass; what it fed itself behind the end is in its sequences.
+    # The original's choices in one pass; what it fed itself after the end is in its sequences.
     conditional = model(torch.cat([prompt, stored[:, :-1]], 1)).logits[:, prompt.shape[1] - 1 :, :SIZE]
     logits = conditional.clone()
     if settings:

@@ -88,6 +88,6 @@ def make_token_data(folder: Path) -> TokenData:
     write_videos(made.videos)
     (made.videos / "b_run" / "broken.mp4").write_bytes(b"not a video")
     sizes = {"image_size": 32, "num_frames": 16, "latents_per_block": 16, "score_step": 4, "codebook_size": 40}
-    make_pipeline(seed=1, **sizes).save_pretrained(made.pipeline)  # of this seed the scorer tells the windows apart
+    make_pipeline(seed=1, **sizes).save_pretrained(made.pipeline)  # a seed whose scores differ between windows
     run_script("tokenize_dataset.py", "--videos", made.videos, *made.options, "--output_dir", made.tokens)
     return made

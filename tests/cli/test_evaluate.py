@@ -54,9 +54,9 @@ def test_reconstruction(videos, model, tmp_path, capsys):
     assert "| tiny | joint (3 videos) | 4 | 4 |" in table and "bootstrap" in table
     learned_on = {result["learned_on"] for result in json.loads((out / "results.json").read_text())["results"]}
     assert learned_on == {None, "2 other clips, mse"}
-    drawn = {path.name for path in out.glob("*.png")}
-    assert drawn >= {"rate_psnr.png", "rate_ssim.png", "scorer.png", "attention.png"}
-    assert drawn >= {"tokens_over_time_1.png", "tokens_over_time_2.png"}
+    pictures = {path.name for path in out.glob("*.png")}
+    assert pictures >= {"rate_psnr.png", "rate_ssim.png", "scorer.png", "attention.png"}
+    assert pictures >= {"tokens_over_time_1.png", "tokens_over_time_2.png"}
     assert {"results.json", "results.csv", "results.md", "per_video.csv", "scorer.json"} <= {p.name for p in out.iterdir()}
     assert not list(out.rglob("*.tmp*"))
 

@@ -124,7 +124,7 @@ def test_a_swallowed_signal_is_raised_again(monkeypatch):
     def run():
         with contextlib.suppress(BaseException):
             signal.raise_signal(signal.SIGTERM)
-        reached.append("went on")
+        reached.append("continued")
         try:
             time.sleep(5)
             reached.append("ended")
@@ -133,7 +133,7 @@ def test_a_swallowed_signal_is_raised_again(monkeypatch):
             reached.append("cleaned")
 
     assert run_program("name", run) == 128 + signal.SIGTERM
-    assert reached == ["went on", "cleaned"]
+    assert reached == ["continued", "cleaned"]
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0) and signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
 
 

@@ -251,7 +251,7 @@ def test_every_row_is_used():
             assert {each, f"{each}.weight"} & names, each
 
 
-# --- what is refused ---------------------------------------------------------------------------------------------
+# --- what raises an error ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -350,7 +350,7 @@ class Evil:
         return os.mkdir, (str(self.file),)
 
 
-@pytest.mark.parametrize("where", ["model", "args", "sd", "beside", "plain pickle"])
+@pytest.mark.parametrize("where", ["model", "args", "sd", "next to it", "plain pickle"])
 def test_malicious_pickle_is_not_run(causal, tmp_path, where):
     arguments, tensors = causal
     evil = Evil(tmp_path / "ran")
@@ -358,7 +358,7 @@ def test_malicious_pickle_is_not_run(causal, tmp_path, where):
     checkpoint = {"model": {"name": "adaptok", "args": dict(arguments), "sd": dict(tensors)}}
     if where == "model":
         checkpoint["model"] = evil
-    elif where == "beside":
+    elif where == "next to it":
         checkpoint["cfg"] = evil
     elif where != "plain pickle":
         checkpoint["model"][where]["x"] = evil

@@ -206,7 +206,7 @@ def test_nothing_half_written(tmp_path, monkeypatch):
     assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
 
 
-# --- what is refused ---------------------------------------------------------------------------------------------
+# --- what raises an error ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

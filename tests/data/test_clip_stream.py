@@ -45,7 +45,7 @@ FIRST_SIX = partial(first_window, clip_length=6)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """13 videos of 16x20 pixels in 2 classes; green tells the video, red the frame. Lossless."""
+    """13 videos of 16x20 pixels in 2 classes; green is the video's number, red the frame's. Lossless."""
     root = tmp_path_factory.mktemp("videos")
     for index, length in enumerate(LENGTHS):
         frames = make_frames(length, 16, 20)

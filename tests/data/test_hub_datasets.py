@@ -18,7 +18,7 @@ CHOOSE = partial(random_window, clip_length=4)
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
-    """8 videos of 5 to 12 frames; brightness tells the video."""
+    """8 videos of 5 to 12 frames; brightness is the video's number."""
     root = tmp_path_factory.mktemp("videos")
     return [
         write_mp4(root / f"{i}.mp4", frames=np.full((5 + i, 16, 16, 3), 20 + 25 * i, np.uint8)) for i in range(8)

@@ -27,7 +27,7 @@ LENGTHS = [6, 9, 7, 12, 6, 8, 10]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """7 videos of 24x36 pixels in 2 classes, brightness tells the frame; and 2 files that are no videos."""
+    """7 videos of 24x36 pixels in 2 classes, brightness is the frame's number; and 2 files that are no videos."""
     root = tmp_path_factory.mktemp("videos")
     for index, length in enumerate(LENGTHS):
         (root / f"class{index % 2}").mkdir(exist_ok=True)

@@ -105,8 +105,8 @@ def test_numbers_are_those_of_the_report(tokenizer_configs):
     assert "| strategy | tokens per block | FVD | PSNR, dB | LPIPS |" in text
     assert "| fixed | 16 | not measured | 16.05 [15.20, 16.90] | 0.619 |" in text
     assert "| joint | 15.97 | 812.3 [700.0, 900.0], floor 310.5 | 16.55 [15.70, 17.40] | not measured |" in text
-    for told in (PROTOCOL.hash, "25 videos, 87 clips", "* FVD was left out", "* few videos", "95% bootstrap interval"):
-        assert told in text
+    for text_part in (PROTOCOL.hash, "25 videos, 87 clips", "* FVD was left out", "* few videos", "95% bootstrap interval"):
+        assert text_part in text
     (entry,) = found["model-index"]
     assert entry["name"] == "it"
     values = [metric["value"] for result in entry["results"] for metric in result["metrics"]]
@@ -206,8 +206,8 @@ def test_command(tmp_path, capsys):
     assert main(command) == 0
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.license == "apache-2.0" and card.data.datasets == ["cats"]
-    for told in ("By me.", "On cats.", "**Weights**: apache-2.0.", "**Data**: All mine.", '"me/cats"', "16.05"):
-        assert told in card.text
+    for text_part in ("By me.", "On cats.", "**Weights**: apache-2.0.", "**Data**: All mine.", '"me/cats"', "16.05"):
+        assert text_part in card.text
     capsys.readouterr()
     assert main(["card", "small", "--part", "scorer"]) == 0
     assert capsys.readouterr().out.startswith("---\n")

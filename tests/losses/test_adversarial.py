@@ -289,7 +289,7 @@ def one_of_two_processes(rank: int, rendezvous: str, folder: str) -> None:
         total.backward()
     result = [loss.module.discriminator.weight.grad, *loss.module.lecam.buffers(), total.detach()]
     torch.save(torch.stack(result), f"{folder}/{rank}.pt")
-    del loss  # which holds the group: freed behind it, it waited for the group's threads for ever
+    del loss  # which holds the group: freed after it, it waited for the group's threads for ever
     torch.distributed.destroy_process_group()
 
 

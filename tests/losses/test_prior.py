@@ -115,11 +115,11 @@ def test_prior_equals_the_original(original, pattern):
 
     predictions = prior(packed.vectors, position_ids=packed.positions).predictions[:, 1:]
     logits = code_logits(predictions, codebook)
-    known = packed.valid[:, :-1]  # a prediction is made behind each of these
+    known = packed.valid[:, :-1]  # a prediction is made after each of these
     assert_close(predictions[known], golden[f"{pattern}.ar_predict"][:, 1:length][known], atol=1e-5, rtol=0)
     assert_close(logits[known], golden[f"{pattern}.logits"][:, : length - 1][known], atol=1e-5, rtol=0)
 
-    # The original counts a target "code 0" behind each clip that has dropped tokens.
+    # The original counts a target "code 0" after each clip that has dropped tokens.
     vectors, codes = pad(packed.vectors, (0, 0, 0, 1))[:, :64], pad(packed.codes, (0, 1))
     valid, positions = (pad(values, (0, 1))[:, :64] for values in (packed.valid, packed.positions))
     logits = code_logits(prior(vectors, position_ids=positions).predictions[:, 1:], codebook)[:, :63]

@@ -41,7 +41,7 @@ def test_results_stay(complete_pipeline, mode, monkeypatch):
             return pre_forward(self, module, *args, **kwargs)
 
         monkeypatch.setattr(hook, "pre_forward", record)
-    # torch tells "cpu:0" from "cpu", and accelerate's hooks stumble over it; a GPU has one name
+    # torch separates "cpu:0" from "cpu", and accelerate's hooks stumble over it; a GPU has one name
     monkeypatch.setattr(accelerate, "cpu_offload", lambda model, _, **options: cpu_offload(model, "cpu", **options))
     getattr(complete_pipeline, mode)(device="cpu")
     if mode == "enable_sequential_cpu_offload":

@@ -138,7 +138,7 @@ def test_blocks_come_before_later_frames_are_asked_for(tiny_pipeline):
 
 
 def test_every_clip_begins_anew(tiny_pipeline):
-    """The second clip alone gives what it gives behind the first."""
+    """The second clip alone gives what it gives after the first."""
     video = noisy_video(24)
     blocks = list(tiny_pipeline.stream(video, price=0.0))[3:]
     for block, alone in zip(blocks, tiny_pipeline.stream(video[12:], price=0.0), strict=True):

@@ -1,4 +1,4 @@
-"""What the Space refuses to read: files that are no videos, too large or too slow, and how it says so."""
+"""What the Space does not read: files that are no videos, too large or too slow, and how it says so."""
 
 import inspect
 from functools import partial

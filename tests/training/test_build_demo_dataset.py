@@ -60,7 +60,7 @@ def plan(tmp_path, monkeypatch):
     monkeypatch.setattr(build, "PACKAGES", tmp_path / "packages.csv")
     monkeypatch.setattr(build, "PLAN", tmp_path / "plan.csv")
     with build.PACKAGES.open("w") as file:
-        rows = [["client", "name", "version", "archive", "sha256", "licence"]]
+        rows = [["client", "name", "version", "archive", "sha256", "license"]]
         rows += [
             ["npm", "one", "1.0", "one.tgz", sha256, "MIT"],
             ["npm", "no/such/package", "1.0", "two.tgz", sha256, "MIT"],

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from builders.scorer_recipe import make_tokenizer
 from builders.script_runs import metrics, run_script
 from builders.video_files import make_frames, write_mp4
@@ -120,6 +121,22 @@ def test_labels_are_the_losses_of_decoded_blocks(folder):
                 decoded = tokenizer.decode(codes[clip, None], torch.tensor([counts])).pixel_values_videos.clamp(0, 1)
                 error = (decoded[0] - frames[clip]).square().unflatten(0, (4, 4)).flatten(1).mean(1).sqrt()
                 assert tree.loss(counts) == pytest.approx(float(error.sum()), rel=1e-4)
+
+
+def test_labels_in_mixed_precision(folder, tmp_path):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        half = Accelerator(mixed_precision="bf16")
+        write_labels(LabelArguments(**LABELS | paths(folder) | {"output_dir": str(tmp_path)}), half)
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    (_, _, whole), (plan, _, half) = read_labels(folder / "labels"), read_labels(tmp_path)
+    assert plan["mixed_precision"] == "bf16"
+    for counts in {counts for counts in whole[0].losses if len(counts) == 1}:
+        assert half[0].losses[counts] != whole[0].losses[counts]
+        assert half[0].losses[counts] == pytest.approx(whole[0].losses[counts], rel=0.02)
+    with pytest.raises(ValueError, match="bf16"):  # one folder holds one precision
+        write_labels(LabelArguments(**LABELS | paths(folder) | {"output_dir": str(tmp_path)}), Accelerator())
 
 
 @pytest.mark.slow

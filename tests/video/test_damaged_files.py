@@ -89,7 +89,7 @@ def check_video(path):
             assert str(path) in str(error) and "\n" not in str(error), error
             results.append(None)
     video, streamed = results
-    # a file whose average rate makes no sense is refused as a whole, which a stream cannot know at its start
+    # a file whose average rate makes no sense raises an error as a whole, which a stream cannot know at its start
     if video is None:
         try:
             list(read_clips(path, [range(probe_video(path)[0])]))

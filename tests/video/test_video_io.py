@@ -169,7 +169,7 @@ def test_gif_cut_between_frames(tmp_path):
 
 
 def test_missing_index_entries_are_noticed(tmp_path):
-    """An mp4 whose bytes are all there but whose samples point behind its end."""
+    """An mp4 whose bytes are all there but whose samples point beyond its end."""
     path = write_mp4(tmp_path / "a.mp4", faststart=True)
     data = path.read_bytes()
     start = data.index(b"mdat") - 4

@@ -322,7 +322,7 @@ def test_save_and_load(tmp_path):
 
 
 def test_saved_folder_is_importable_alone(tmp_path, monkeypatch):
-    """Hub code: the class and the sibling that it imports are copied beside the json, as one flat package."""
+    """Hub code: the class and the sibling that it imports are copied next to the json, as one flat package."""
     monkeypatch.setattr(AdapTokVideoProcessor, "_auto_class", None)
     AdapTokVideoProcessor.register_for_auto_class()
     AdapTokVideoProcessor(image_size=16).save_pretrained(tmp_path / "flat_copy")

@@ -31,6 +31,8 @@ class ARTrainer(Trainer):
                 "have different classes"
             )
         self.generator = build_model(args, description, accelerator.print)
+        if accelerator.device.type == "cpu":  # where the backward pass of fused attention takes half of the time
+            self.generator.set_attn_implementation("eager")
         self.model = add_adapters(self.generator, args) if args.use_lora else self.generator
         with accelerator.local_main_process_first():  # the others use what it has put into the cache
             self.rows = TokenRows(args.tokens)

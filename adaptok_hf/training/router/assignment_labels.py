@@ -135,6 +135,7 @@ def write_labels(args: Arguments, accelerator: Accelerator) -> int:
     plan = {name: value for name, value in asdict(args).items() if name not in ("output_dir", "data_root", "tokenizer")}
     plan |= {"num_blocks": config.num_blocks, "image_size": config.image_size, "num_frames": config.num_frames}
     plan |= {"tubelet_size": config.tubelet_size, "num_channels": config.num_channels}
+    plan["mixed_precision"] = accelerator.mixed_precision
     if accelerator.is_main_process:
         with claim_folder(output):
             write_plan(output / "labels.json", plan)
@@ -149,7 +150,7 @@ def write_labels(args: Arguments, accelerator: Accelerator) -> int:
         path = output / f"labels-{index:05d}-of-{num_shards:05d}.parquet"
         if path.exists():
             continue
-        rows = [_label(args, tokenizer, videos, choice, loss) for choice in choices[index * size : (index + 1) * size]]
+        rows = [_label(args, accelerator, tokenizer, videos, each, loss) for each in choices[index * size :][:size]]
         with shard_with_report(path) as (partial, report):
             pq.write_table(pa.Table.from_pylist(rows, COLUMNS), partial, compression="zstd")
             report["clips"] = len(rows)
@@ -157,15 +158,18 @@ def write_labels(args: Arguments, accelerator: Accelerator) -> int:
     return len(choices)
 
 
-def _label(args: Arguments, tokenizer: torch.nn.Module, videos: LabelledVideos, choice: ClipChoice, loss) -> dict[str, Any]:
+def _label(
+    args: Arguments, accelerator: Accelerator, tokenizer: torch.nn.Module, videos: LabelledVideos, choice: ClipChoice, loss
+) -> dict[str, Any]:
     frames, codes = videos.cut([choice]), None
     if tokenizer.prefix_decodable:
         with torch.inference_mode():
             codes = tokenizer.encode(frames.to(tokenizer.device)).codes
     valid = torch.ones(1, tokenizer.config.num_blocks, dtype=torch.bool)
     tree = assignment_trees(tokenizer, frames, codes, valid, args.levels, loss)[0]
-    for price in args.prices:
-        tree.run_beam(price, args.beam_width)
+    with accelerator.autocast():  # of what is decoded: codes are those of the tokenizer's own precision
+        for price in args.prices:
+            tree.run_beam(price, args.beam_width)
     return asdict(choice) | {"counts": [list(counts) for counts in tree.losses], "losses": list(tree.losses.values())}
 
 
