@@ -55,21 +55,61 @@ def add_commands(verbs: Any) -> None:
         "convert yeahhhh326/AdapTok-Scorer converted/",
         "convert downloads/tokenizer.pth converted/ --ema 0.999",
         "convert downloads/evatok.pt converted/ --config downloads/evatok.yaml --verify clip.mp4",
+        "convert downloads/router.pt converted/ --config downloads/router.yaml --verify clip.mp4",
+        "convert downloads/gpt.pt converted/ --config downloads/evatok.yaml --verify clip.mp4",
     )
     verb.add_argument(
         "source",
         help="folder or Hub id (config.json + model.safetensors), or a training checkpoint (.pth); the authors' are "
         + ", ".join(f"{name} ({content})" for name, content in ORIGINAL_CHECKPOINTS.items()),
     )
-    verb.add_argument("destination", help="folder to write; must not exist or be empty")
+    verb.add_argument(
+        "destination",
+        help="folder to write; must not exist or be empty. Generators, and EVATok's routers, can join a converted one",
+    )
     verb.add_argument("--ema", type=float, help="take this exponential average from a training checkpoint")
-    evatok = verb.add_argument_group("EVATok's checkpoints (.pt)")
-    evatok.add_argument("--config", metavar="YAML", help="the configuration next to the checkpoint; needed")
-    evatok.add_argument("--names", metavar="JSON", help="our names -> the checkpoint's; a first run writes names.json")
-    evatok.add_argument("--patch-order", metavar="ORDER", help="of patches in linear maps, such as cthw or thwc")
-    evatok.add_argument("--mask-polarity", choices=("sees", "hides"), help="of masks for separate projections")
-    evatok.add_argument("--verify", metavar="VIDEO", help="must come back above 20 dB, or nothing is written")
+    _add_evatok(verb)
     verb.set_defaults(run=_convert)
+
+
+def _add_evatok(verb: argparse.ArgumentParser) -> None:
+    group = verb.add_argument_group("EVATok's checkpoints (.pt)")
+    group.add_argument("--config", metavar="YAML", help="the configuration next to the checkpoint; needed")
+    group.add_argument("--part", choices=("tokenizer", "ar_model", "fp_model", "router"), help="if no name says it")
+    group.add_argument("--names", metavar="JSON", help="our names -> the checkpoint's; a first run writes names.json")
+    group.add_argument("--verify", metavar="VIDEO", help="must prove the result, or nothing is written")
+    group = verb.add_argument_group("EVATok's tokenizers and routers")
+    group.add_argument("--patch-order", metavar="ORDER", help="of patches in linear maps, such as cthw or thwc")
+    group.add_argument("--mask-polarity", choices=("sees", "hides"), help="tokenizer: of masks for separate projections")
+    group.add_argument(
+        "--class-order",
+        choices=("first-slowest", "first-fastest", "first-slowest-falling", "first-fastest-falling"),
+        help="router: which block's count changes slowest from class to class, and whether counts fall "
+        "(default: first-slowest)",
+    )
+    group.add_argument(
+        "--pixel-range",
+        choices=("centered", "unit", "signed"),
+        help="router: -0.5 to 0.5 (default), 0 to 1, or -1 to 1",
+    )
+    group = verb.add_argument_group("EVATok's generators")
+    group.add_argument(
+        "--id-order",
+        metavar="IDS",
+        help="rows of its tables (default: codes,32,64,128,256,512,classes,null; from frames: ...,separator)",
+    )
+    group.add_argument("--classes", metavar="FILE", help="names of the classes, one a line (default: UCF-101's, if 101)")
+    group.add_argument("--verify-class", metavar="CLASS", help="class of the video; its place by likelihood is reported")
+    group.add_argument(
+        "--condition-counts", type=int, nargs="+", metavar="N", help="tokens of the given blocks (default: 512 128)"
+    )
+    group.add_argument(
+        "--no-condition-length-tokens",
+        dest="condition_length_tokens",
+        action="store_const",
+        const=False,
+        help="the condition is codes alone",
+    )
 
 
 def _add_model(verb: argparse.ArgumentParser) -> None:
@@ -130,10 +170,10 @@ def _card(arguments: argparse.Namespace) -> None:
 
 def _convert(arguments: argparse.Namespace) -> None:
     from ..conversion.convert import convert_checkpoint
-    from ..conversion.evatok import convert_evatok
+    from ..conversion.evatok import OPTIONS, convert_evatok
 
     quiet_libraries()
-    names = ("config", "names", "patch_order", "mask_polarity", "verify")
+    names = ("config", "part", "names", "verify", *(name for group in OPTIONS.values() for name in group))
     options = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     if Path(arguments.source).suffix != ".pt":
         if options:

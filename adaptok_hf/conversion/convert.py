@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from ..atomic_files import atomic_folder, write_json
-from ..models.configuration_adaptok import AdapTokConfig
 from ..models.layers import SinCosPositions
 from ..models.modeling_adaptok import AdapTokModel
 from ..models.modeling_adaptok_ar import AdapTokARForCausalLM
 from ..models.modeling_adaptok_prior import AdapTokPriorModel
 from ..models.modeling_adaptok_scorer import AdapTokScorerModel
+from ..pipelines.component_checks import check_components, check_generators
 from ..video.video_processing_adaptok import AdapTokVideoProcessor
 from .configs import read_configs
 from .original_names import KEYS, TABLES
@@ -44,8 +44,8 @@ CLASSES = {
 class ConvertedModel:
     """
     Args:
-        name: `"tokenizer"`, `"scorer"`, `"prior"`, `"ar_model"` (class-conditional generator) or `"fp_model"` (frame
-            prediction); also the name of its folder.
+        name: `"tokenizer"`, `"scorer"`, `"prior"`, `"router"`, `"ar_model"` (class-conditional generator) or `"fp_model"`
+            (frame prediction); also the name of its folder.
         tensors, parameters: how many were taken over.
         tables: fixed position tables that the source holds, found equal to ours, and that are not saved.
         sha256: of the folder's `model.safetensors`.
@@ -110,21 +110,14 @@ def convert_checkpoint(
             codes are not those of the tokenizer in `destination`.
     """
     destination = Path(destination).expanduser().resolve()
-    in_use = destination.exists() and (not destination.is_dir() or any(destination.iterdir()))
-    if in_use and not _is_converted(destination):
-        raise ValueError(f"{destination} exists already; give a folder that does not exist or is empty")
+    check_destination(destination)
     arguments, tensors, weights_file = read_source(source, ema)
     models = empty_models(arguments)
-    if in_use:
-        _check_addition(models, destination)
+    check_addition(models, destination)
     states, tables = map_tensors(models, tensors)
     for name, model in models.items():
         model.load_state_dict(states[name], assign=True)
-    if in_use:
-        _add_generator(models, destination)
-    else:
-        with atomic_folder(destination) as partial:
-            write_models(models, partial)
+    save_models(models, destination)
     converted = []
     for name, state in states.items():
         size = sum(tensor.numel() for tensor in state.values())
@@ -139,47 +132,63 @@ def empty_models(arguments: Mapping[str, Any]) -> dict[str, PreTrainedModel]:
         return {part: CLASSES[part](config) for part, config in read_configs(arguments).items()}
 
 
-def _is_converted(folder: Path) -> bool:
-    """Return whether a folder that is not empty is a pipeline's, or holds converted generators and nothing else."""
-    if not folder.is_dir():
-        return False
-    return (folder / "model_index.json").is_file() or {path.name for path in folder.iterdir()} <= {"ar_model", "fp_model"}
+def _in_use(folder: Path) -> bool:
+    return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
 
 
-def _check_addition(models: Mapping[str, PreTrainedModel], folder: Path) -> None:
-    """Raise `ValueError` unless `models` can become a part of the pipeline in `folder`."""
-    if "tokenizer" in models:
+def check_destination(folder: Path) -> None:
+    """Raise `ValueError` unless a folder is new, empty, a pipeline's, or holds converted parts of one and nothing else."""
+    if not _in_use(folder) or (folder / "model_index.json").is_file():
+        return
+    if not folder.is_dir() or {path.name for path in folder.iterdir()} - {"ar_model", "fp_model", "router"}:
         raise ValueError(f"{folder} exists already; give a folder that does not exist or is empty")
-    for name, model in models.items():
+
+
+def check_addition(models: Mapping[str, PreTrainedModel], folder: Path) -> None:
+    """Raise `ValueError` unless `models` can become a part of the pipeline in `folder`, if there is one."""
+    if "tokenizer" in models and _in_use(folder):
+        raise ValueError(f"{folder} exists already; give a folder that does not exist or is empty")
+    for name in models:
         if (folder / name).exists():
             raise ValueError(f"{folder / name} exists already; remove it, or give another folder")
-        if not (folder / "tokenizer").is_dir():
-            continue
-        tokenizer = AdapTokConfig.from_pretrained(folder / "tokenizer")
-        model.config.take_blocks(tokenizer.num_blocks, tokenizer.latents_per_block)
-        for size in ("codebook_size", "num_blocks", "latents_per_block"):
-            value, expected = getattr(model.config, size), getattr(tokenizer, size)
-            if value != expected:
-                raise ValueError(
-                    f"the generator does not fit the tokenizer in {folder}: {size} is {value}, there {expected}"
-                )
+    if (folder / "tokenizer").is_dir():
+        config = AutoConfig.from_pretrained(folder / "tokenizer")
+        with torch.device("meta"):
+            tokenizer = AutoModel.from_config(config)
+        try:
+            check_components(_processor(config), tokenizer, None, models.get("router"))
+            check_generators(tokenizer, models.get("ar_model"), models.get("fp_model"))
+        except ValueError as error:
+            raise ValueError(f"{folder}: {error}") from error
 
 
-def write_models(models: Mapping[str, PreTrainedModel], folder: Path) -> None:
+def save_models(models: Mapping[str, PreTrainedModel], destination: Path) -> None:
+    """Write a new folder, or into that of a pipeline."""
+    if _in_use(destination):
+        _add_parts(models, destination)
+        return
+    with atomic_folder(destination) as partial:
+        _write_models(models, partial)
+
+
+def _processor(config: PreTrainedConfig) -> AdapTokVideoProcessor:
+    return AdapTokVideoProcessor(config.image_size, config.num_frames, config.tubelet_size)
+
+
+def _write_models(models: Mapping[str, PreTrainedModel], folder: Path) -> None:
     """Write each model and, with a tokenizer, what `AdapTokPipeline.from_pretrained` needs."""
     for name, model in models.items():
         model.save_pretrained(folder / name)
     if "tokenizer" in models:
-        config = models["tokenizer"].config
-        processor = AdapTokVideoProcessor(config.image_size, config.num_frames, config.tubelet_size)
+        processor = _processor(models["tokenizer"].config)
         processor.save_pretrained(folder / "video_processor")
         parts = {name: model for name, model in models.items() if name != "prior"}  # which is for training only
         index = {"_class_name": "AdapTokPipeline", "_diffusers_version": version("diffusers"), "scorer": [None, None]}
         write_json(folder / "model_index.json", index | _components({"video_processor": processor, **parts}))
 
 
-def _add_generator(models: Mapping[str, PreTrainedModel], folder: Path) -> None:
-    """Write a generator into a pipeline's folder, and name it in the pipeline's index."""
+def _add_parts(models: Mapping[str, PreTrainedModel], folder: Path) -> None:
+    """Write models into a pipeline's folder, and name them in the pipeline's index."""
     for name, model in models.items():
         with atomic_folder(folder / name) as partial:
             model.save_pretrained(partial)

@@ -1,23 +1,29 @@
-"""Converts the tokenizers that EVATok's authors publish."""
+"""Converts what EVATok's authors publish: tokenizers, generators and routers."""
 
-import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from transformers import AutoConfig
 
-from ..atomic_files import atomic_folder, write_json
-from ..models.configuration_evatok import EVATokConfig
 from ..models.modeling_evatok import EVATokModel
-from ..video.video_processing_adaptok import AdapTokVideoProcessor
-from .convert import ConversionReport, ConvertedModel, sha256_of, write_models
-from .evatok_files import read_config, read_weights
-from .evatok_names import SEPARATE, Mapped, UnmatchedNamesError, match_names
+from .convert import ConversionReport, ConvertedModel, check_addition, check_destination, save_models, sha256_of
+from .evatok_files import GEOMETRY, read_weights
+from .evatok_generators import convert_generator
+from .evatok_names import ALIASES, CLASSES, TELLTALES, NameMatcher, alias_candidates
+from .evatok_routers import convert_router
+from .evatok_tokenizers import convert_tokenizer
 
-VERIFIED_PSNR = 20.0  # dB at most tokens: the paper has 27, and wrongly matched tensors end below 12
-POLARITIES = ("sees", "hides")
+# Which options belong to what.
+OPTIONS = {
+    "tokenizer": ("patch_order", "mask_polarity"),
+    "ar_model": ("id_order", "classes", "verify_class"),
+    "fp_model": ("id_order", "condition_counts", "condition_length_tokens"),
+    "router": ("patch_order", "class_order", "pixel_range"),
+}
 
 
 def convert_evatok(
@@ -25,150 +31,135 @@ def convert_evatok(
     destination: str | os.PathLike,
     *,
     config: str | os.PathLike,
+    part: str | None = None,
     names: str | os.PathLike | None = None,
+    verify: str | os.PathLike | None = None,
     patch_order: str | None = None,
     mask_polarity: str | None = None,
-    verify: str | os.PathLike | None = None,
+    id_order: str | None = None,
+    classes: str | os.PathLike | None = None,
+    verify_class: str | None = None,
+    condition_counts: Sequence[int] | None = None,
+    condition_length_tokens: bool | None = None,
+    class_order: str | None = None,
+    pixel_range: str | None = None,
 ) -> ConversionReport:
-    """Convert a tokenizer of EVATok (.pt) to a folder for `AdapTokPipeline.from_pretrained`.
+    """Convert a tokenizer, a generator or a router of EVATok (.pt) to a part of a pipeline's folder.
 
     The layout of these files was inferred from GigaTok and never tried on a real one, so nothing is guessed: a tensor is
-    taken where its name is a known alias, or where nothing else has its shape. `verify` proves the result.
+    taken where its name is a known alias, or where nothing else has its shape. What the tensors do not say is an option
+    with a default, and `verify` proves the result on a video. A tokenizer makes a new folder; generators and routers join
+    it.
 
     Args:
         source: the checkpoint. Nothing but tensors, plain values, numpy's numbers and `argparse.Namespace` is unpickled.
-        destination: a folder that does not exist or is empty; it appears only when all of it is written.
-        config: the YAML next to the checkpoint, or a `config.json` of [`EVATokConfig`].
+        destination: a folder that does not exist or is empty; for a generator or router also a converted folder. What is
+            written appears only when all of it is.
+        config: the YAML next to the checkpoint, or a `config.json` of [`EVATokConfig`], [`AdapTokARConfig`] or
+            [`AdapTokRouterConfig`]. What a generator's or router's YAML does not say of clips and codes is taken from the
+            tokenizer in `destination`.
+        part: `"tokenizer"`, `"ar_model"` (generator by class), `"fp_model"` (generator from frames) or `"router"`; default:
+            what the tensors' names say.
         names: a JSON file, our names -> the checkpoint's, for what has no alias.
-        patch_order: in which order the linear maps from and to pixels hold a patch: `"cthw"`, `"thwc"` or another order of
-            these letters. Kernels of convolutions say it themselves.
-        mask_polarity: what `True` in a mask means to a source with separate q_proj, k_proj and v_proj: `"sees"`, as here,
-            or `"hides"`. Fused projections are `nn.MultiheadAttention`'s, where it hides.
-        verify: a video, of which the first clip must come back above 20 dB at most tokens.
+        verify: a video. Of a tokenizer, its first clip must come back above 20 dB at most tokens. To a generator, its clip,
+            tokenized by the tokenizer in `destination`, must be likelier in the given order of ids than in any that was
+            tried, and likelier than by chance. A router must expect a smaller share of tokens after the first block of a
+            clip that repeats one frame than with any other order of classes.
+        patch_order: of a tokenizer or router, in which order the linear maps from and to pixels hold a patch: `"cthw"`,
+            `"thwc"` or another order of these letters. Kernels of convolutions say it themselves.
+        mask_polarity: of a tokenizer, what `True` in a mask means to a source with separate q_proj, k_proj and v_proj:
+            `"sees"`, as here, or `"hides"`. Fused projections are `nn.MultiheadAttention`'s, where it hides.
+        id_order: of a generator, what the rows of its token table, and then of its table of classes, are, by commas:
+            `codes`, each token count, `classes` and `null` or `separator`, and `unused` (or `bos`, `eos`, `pad`) for a row
+            that is left out. Default: in this order, counts rising, the separator last.
+        classes: of a generator, a text file with the names of its classes, one a line. Default: UCF-101's, if it has 101.
+        verify_class: of a generator, the class of the video of `verify`; its place by likelihood is reported.
+        condition_counts: of a generator from frames, the token counts of the given blocks. Default: 512, 128.
+        condition_length_tokens: of a generator from frames, whether length tokens stand in the condition. Default: they do.
+        class_order: of a router, how its classes are sorted: `"first-slowest"` (default; the last block's count changes
+            from class to class, rising), `"first-fastest"`, or either with `"-falling"` counts.
+        pixel_range: of a router, what it takes for black to white: `"centered"`, -0.5 to 0.5 (default, as EVATok's
+            tokenizers); `"unit"`, 0 to 1; `"signed"`, -1 to 1.
 
     Raises:
         FileNotFoundError: if a file is missing.
-        UnmatchedNamesError (a ValueError): lists both sides, and names the file to complete for `names`.
-        ValueError: for a file that asks for more to be unpickled, arguments that are not supported or missing, a
-            destination in use, and a result that does not pass `verify`.
+        ValueError: for names that cannot be matched (it lists both sides, and names the file to complete for `names`); for
+            a file that asks for more to be unpickled; arguments that are not supported, missing, or of another part; a
+            destination in use, or of a tokenizer that does not fit; and a result that does not pass `verify`.
     """
+    given = {
+        "patch_order": patch_order,
+        "mask_polarity": mask_polarity,
+        "id_order": id_order,
+        "classes": classes,
+        "verify_class": verify_class,
+        "condition_counts": condition_counts,
+        "condition_length_tokens": condition_length_tokens,
+        "class_order": class_order,
+        "pixel_range": pixel_range,
+    }
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     source, destination = Path(source).expanduser(), Path(destination).expanduser().resolve()
-    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise ValueError(f"{destination} exists already; give a folder that does not exist or is empty")
+    check_destination(destination)
     if not source.is_file():
         raise FileNotFoundError(f"{source} does not exist; accepted is a checkpoint of EVATok (.pt)")
     tensors = read_weights(source)
-    if "tok_embeddings.weight" in tensors:
-        raise ValueError(f"{source} holds a generator; of EVATok only tokenizers are converted")
-    ours = _with_feature_size(read_config(config), tensors)
-    notes = [_mask_note(tensors, mask_polarity)]
-    with torch.device("meta"):
-        model = EVATokModel(ours)
-    given = _read_names(names) if names is not None else {}
-    try:
-        mapped = match_names({name: p.shape for name, p in model.named_parameters()}, tensors, given)
-    except UnmatchedNamesError as error:
-        path = Path(names) if names is not None else destination.parent / "names.json"
-        if names is None and path.exists():
-            raise ValueError(f"{error}\n{path} exists already: complete it and give it as names (--names)") from error
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, given | error.template)
-        raise ValueError(f"{error}\ncomplete {path} and give it as names (--names)") from error
-    _order_pixels(mapped, tensors, ours, patch_order)
-    model.load_state_dict(mapped.tensors, assign=True)
-    model.eval()
-    if mapped.by_shape:
-        notes.append("matched by shape: " + ", ".join(f"{name} = {mapped.sources[name]}" for name in mapped.by_shape))
+    part = _find_part(source, tensors, part)
+    if foreign := [name for name in options if name not in OPTIONS[part]]:
+        raise ValueError(f"{', '.join(foreign)}: not of a {part}, which has {', '.join(OPTIONS[part])}")
+    if verify_class is not None and verify is None:
+        raise ValueError(f"verify_class={verify_class!r} is the class of a video, which verify must give")
+    inputs = (tensors, NameMatcher(part, names, destination.parent / "names.json"), Path(config))
+    if part == "tokenizer":
+        model, notes, prove = convert_tokenizer(*inputs, **options)
+    elif part == "router":
+        model, notes, prove = convert_router(*inputs, _known_arguments(destination), **options)
+    else:
+        options["load_tokenizer"] = lambda: _load_tokenizer(destination)
+        model, notes, prove = convert_generator(*inputs, _known_arguments(destination), part=part, **options)
+    check_addition({part: model}, destination)
     if verify is not None:
-        notes.append(_verify(model, verify))
-    with atomic_folder(destination) as partial:
-        write_models({"tokenizer": model}, partial)
-    size = sum(p.numel() for p in model.parameters())
-    checksum = sha256_of(destination / "tokenizer" / "model.safetensors")
-    converted = ConvertedModel("tokenizer", len(mapped.tensors), size, 0, checksum)
+        notes += prove(verify)
+    save_models({part: model}, destination)
+    size = sum(parameter.numel() for parameter in model.parameters())
+    checksum = sha256_of(destination / part / "model.safetensors")
+    converted = ConvertedModel(part, len(model.state_dict()), size, 0, checksum)
     return ConversionReport(source, sha256_of(source), destination, (converted,), tuple(notes))
 
 
-def _with_feature_size(config: EVATokConfig, tensors: Mapping[str, torch.Tensor]) -> EVATokConfig:
-    """Return the configuration with the width of what the encoder's first norm sees, which the YAML does not say."""
-    norms = [tensor for name, tensor in tensors.items() if re.fullmatch(r"s[23]to1encoder\.ln_pre\.weight", name)]
-    if config.feature_size is None and len(norms) == 1:
-        config.feature_size = len(norms[0])
-    return config
-
-
-def _mask_note(tensors: Mapping[str, torch.Tensor], polarity: str | None) -> str:
-    """Return what is assumed of the source's masks; raise `ValueError` where it must be said and is not."""
-    if polarity not in (None, *POLARITIES):
-        raise ValueError(f"mask_polarity must be one of {', '.join(map(repr, POLARITIES))}, got {polarity!r}")
-    separate = [name for name in tensors if re.fullmatch(SEPARATE, name)]
-    if not separate:
-        if polarity == "sees":
-            raise ValueError("mask_polarity='sees', but the projections are fused: nn.MultiheadAttention's masks hide")
-        return "masks: True hides in the source (nn.MultiheadAttention); here True is what a query sees"
-    if polarity is None:
+def _find_part(source: Path, tensors: Mapping[str, torch.Tensor], part: str | None) -> str:
+    """Return what tensors are a part of: as given, or by names that only such files have."""
+    if part is not None:
+        if part not in OPTIONS:
+            raise ValueError(f"part must be one of {', '.join(OPTIONS)}, got {part!r}")
+        return part
+    found = [each for each, pattern in TELLTALES.items() if any(re.fullmatch(pattern, name) for name in tensors)]
+    if len(found) != 1:
         raise ValueError(
-            f"{separate[0]} is a separate projection. In GigaTok a mask's True then means the opposite of what it means to "
-            "fused ones, so it must be said: give mask_polarity (--mask-polarity), 'sees' if the source passes masks whose "
-            "True is what a query sees, 'hides' if not"
+            f"{source} may hold {' or '.join(found) or 'anything'}, by its names: give part (--part), one of "
+            f"{', '.join(OPTIONS)}"
         )
-    if polarity == "hides":
+    if found == ["ar_model"] and not alias_candidates(CLASSES, tensors, ALIASES["ar_model"]):
         raise ValueError(
-            "mask_polarity='hides' with separate projections: there the mask of earlier blocks would show later blocks "
-            "only, which EVATokModel does not compute"
+            f"{source} holds a generator without a table of classes (cls_embedding): give part (--part), fp_model if it "
+            "continues frames, or ar_model if the table has another name"
         )
-    return "masks: True is what a query sees, in the source as here (as stated)"
+    return found[0]
 
 
-def _read_names(path: str | os.PathLike) -> dict[str, str | None]:
-    try:
-        names = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(names, dict) or not all(isinstance(value, str | None) for value in names.values()):
-        raise ValueError(f"{path} must hold an object, our names -> the checkpoint's or null")
-    return names
+def _known_arguments(destination: Path) -> dict[str, Any]:
+    """Return the original's arguments of clips and codes, as the tokenizer in a folder has them."""
+    if not (destination / "tokenizer").is_dir():
+        return {}
+    config = AutoConfig.from_pretrained(destination / "tokenizer")
+    names = {**GEOMETRY, "codebook_size": "codebook_size"}
+    return {theirs: getattr(config, ours) for theirs, ours in names.items() if hasattr(config, ours)}
 
 
-def _order_pixels(mapped: Mapped, tensors: Mapping[str, torch.Tensor], config: EVATokConfig, order: str | None) -> None:
-    """Bring the linear maps from and to pixels into our orders; kernels of convolutions are in it."""
-    if order is not None and sorted(order) != sorted("cthw"):
-        raise ValueError(f"patch_order must be an order of the letters c, t, h and w, got {order!r}")
-    maps = {"encoder.patch_embedding.projection.weight": (1, "cthw")}
-    maps |= {f"decoder.head.projection.{end}": (0, "thwc") for end in ("weight", "bias")}
-    kernels = {name.rpartition(".")[0] for name in maps if tensors[mapped.sources[name]].ndim == 5}
-    linear = [name for name in maps if name.rpartition(".")[0] not in kernels]
-    if bool(linear) != (order is not None):
-        sources = ", ".join(mapped.sources[name] for name in linear or maps)
-        if order is not None:
-            raise ValueError(f"patch_order={order!r}, but both maps are kernels: {sources}")
-        raise ValueError(
-            f"linear maps hold patches in an unknown order: {sources}; give patch_order (--patch-order), such as thwc"
-        )
-    sizes = {"c": config.num_channels, "t": config.tubelet_size, "h": config.patch_size, "w": config.patch_size}
-    for name in linear:
-        axis, ours = maps[name]
-        values = mapped.tensors[name].movedim(axis, 0).unflatten(0, [sizes[letter] for letter in order])
-        values = values.movedim([order.index(letter) for letter in ours], [0, 1, 2, 3]).flatten(0, 3)
-        mapped.tensors[name] = values.movedim(0, axis).contiguous()
-
-
-@torch.no_grad()
-def _verify(model: EVATokModel, video: str | os.PathLike) -> str:
-    """Return the PSNR of a video's first clip at most tokens; raise `ValueError` below `VERIFIED_PSNR`."""
-    config = model.config
-    processor = AdapTokVideoProcessor(config.image_size, config.num_frames, config.tubelet_size)
-    clip = processor(os.fspath(video))["pixel_values_videos"]
-    counts = torch.full((1, config.num_blocks), config.latents_per_block)
-    decoded = model.decode(model.encode(clip, counts).codes, counts).pixel_values_videos
-    psnr = -10 * float((decoded.clamp(0, 1) - clip).square().mean().clamp(min=1e-10).log10())
-    if not psnr >= VERIFIED_PSNR:
-        raise ValueError(
-            f"{video} comes back with {psnr:.1f} dB at {config.num_blocks} x {config.latents_per_block} tokens, expected "
-            f"at least {VERIFIED_PSNR:g}: some tensors are not where they belong, or of another patch order; nothing was "
-            "written"
-        )
-    return f"verified: {psnr:.1f} dB on {video} at {config.num_blocks} x {config.latents_per_block} tokens"
+def _load_tokenizer(destination: Path) -> EVATokModel:
+    if not (destination / "tokenizer").is_dir():
+        raise ValueError(f"verify needs the tokenizer, and {destination} has none: convert it first")
+    return EVATokModel.from_pretrained(destination / "tokenizer").eval()
 
 
 __all__ = ["convert_evatok"]

@@ -130,7 +130,9 @@ def eager_attention_forward(module, query, key, value, attention_mask, scaling, 
 
 
 class AdapTokAttention(nn.Module):
-    """Multi-head self-attention: one projection without bias for query, key and value, output projection with bias."""
+    """Multi-head self-attention: one projection for query, key and value, without bias unless `config.attention_bias`;
+    output projection with bias.
+    """
 
     def __init__(self, config, layer_idx: int):
         super().__init__()
@@ -140,7 +142,8 @@ class AdapTokAttention(nn.Module):
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.scaling = self.head_dim**-0.5
         self.is_causal = False  # causality comes from the segments
-        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
+        bias = getattr(config, "attention_bias", False)
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=bias)
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(

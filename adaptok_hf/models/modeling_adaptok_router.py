@@ -11,7 +11,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.output_capturing import capture_outputs
 
 from .block_cache import BlockCache
-from .block_sequence import lay_out, run_blocks
+from .block_sequence import BlockTokens, lay_out, run_blocks
 from .checked_loading import CheckedLoading
 from .configuration_adaptok_router import AdapTokRouterConfig
 from .layers import (
@@ -63,7 +63,7 @@ class AdapTokRouterPreTrainedModel(CheckedLoading, PreTrainedModel):
 
 
 class AdapTokRouterModel(AdapTokRouterPreTrainedModel):
-    """A small transformer over the patches of a clip and one query per block.
+    """A small transformer over the patches of a clip and one query per block, or one for the clip.
 
     With the head "blocks" it is causal over blocks: what it chooses for a block depends on this and earlier blocks. It then
     also takes clips of fewer blocks, and a clip a few blocks at a time, with a [`BlockCache`].
@@ -73,7 +73,8 @@ class AdapTokRouterModel(AdapTokRouterPreTrainedModel):
         super().__init__(config)
         self.patch_embedding = PatchEmbedding(config)
         self.patch_positions = LearnedPositions(config.num_blocks * config.patches_per_block, config.hidden_size)
-        self.queries = LearnedPositions(config.num_blocks, config.hidden_size)
+        num_queries = 1 if config.attention_type == "full" else config.num_blocks
+        self.queries = LearnedPositions(num_queries, config.hidden_size)
         if config.price_conditioned:
             self.price_in = nn.Linear(1, config.hidden_size)
             self.price_out = nn.Linear(config.hidden_size, config.hidden_size)
@@ -118,10 +119,15 @@ class AdapTokRouterModel(AdapTokRouterPreTrainedModel):
             scaled = (price.log() - config.log_price_mean) / config.log_price_std
             embedded = self.price_out(nn.functional.gelu(self.price_in(scaled[:, None].to(self.dtype))))
             queries = queries + embedded[:, None]
-        sequence = lay_out(queries[:, :, None], patches + table, None, past_key_values)
-        outputs = run_blocks(self.layers, "block_causal", sequence, "latent", past_key_values=past_key_values, **recorded)
+        patches = patches + table
+        if config.attention_type == "full":
+            sequence = [BlockTokens("latent", 0, queries), BlockTokens("patch", 0, patches.flatten(1, 2))]
+        else:
+            sequence = lay_out(queries[:, :, None], patches, None, past_key_values)
+        options = {"past_key_values": past_key_values, **recorded}
+        outputs = run_blocks(self.layers, config.attention_type, sequence, "latent", **options)
         if config.head == "assignment":
-            outputs = outputs[:, -1]  # of the last block, whose query sees the whole clip
+            outputs = outputs[:, -1]  # of the only or the last block's query, which sees the whole clip
         logits = self.head(self.norm(outputs)).float()
         loss = None
         if labels is not None:

@@ -1,4 +1,4 @@
-"""A checkpoint and its YAML in the layout that EVATok's files are expected to have."""
+"""Checkpoints and their YAML in the layout that EVATok's files are expected to have."""
 
 import argparse
 import re
@@ -8,7 +8,14 @@ import numpy as np
 import torch
 import yaml
 
-from adaptok_hf import EVATokConfig, EVATokModel
+from adaptok_hf import (
+    AdapTokARConfig,
+    AdapTokARForCausalLM,
+    AdapTokRouterConfig,
+    AdapTokRouterModel,
+    EVATokConfig,
+    EVATokModel,
+)
 
 SIZES = {"small": (12, 2, 2), "base": (16, 1, 2)}
 CONFIG = {
@@ -101,3 +108,98 @@ def write_checkpoint(folder: Path, tensors: dict[str, torch.Tensor], **changes) 
     }
     torch.save(checkpoint, folder / "evatok.pt")
     return folder / "evatok.pt", folder / "evatok.yaml"
+
+
+# --- generators: three blocks of up to 8 codes -------------------------------------------------------------------
+
+GENERATOR_ARGUMENTS = {"dim": 32, "n_layer": 2, "n_head": 2, "multiple_of": 32, "num_classes": 3}
+GENERATOR_NAMES = (
+    (r"^model\.layers\.(\d+)\.self_attn\.o_proj", r"layers.\1.attention.wo"),
+    (r"^model\.layers\.(\d+)\.mlp\.gate_proj", r"layers.\1.feed_forward.w1"),
+    (r"^model\.layers\.(\d+)\.mlp\.up_proj", r"layers.\1.feed_forward.w3"),
+    (r"^model\.layers\.(\d+)\.mlp\.down_proj", r"layers.\1.feed_forward.w2"),
+    (r"^model\.layers\.(\d+)\.input_layernorm", r"layers.\1.attention_norm"),
+    (r"^model\.layers\.(\d+)\.post_attention_layernorm", r"layers.\1.ffn_norm"),
+    (r"^model\.norm", "norm"),
+)
+
+
+def make_generator(**changes) -> AdapTokARForCausalLM:
+    torch.manual_seed(0)
+    config = {"codebook_size": 24, "num_blocks": 3, "latents_per_block": 8, "length_tokens": [1, 2, 8], "num_classes": 3}
+    config |= {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 96}
+    model = AdapTokARForCausalLM(AdapTokARConfig(**{"position_embedding": "absolute"} | config | changes)).eval()
+    for parameter in model.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    model.lm_head.weight.data[model.config.num_sequence_ids :] = 0
+    return model
+
+
+def generator_tensors(model: AdapTokARForCausalLM, order: str | None = None) -> dict[str, torch.Tensor]:
+    """The model's weights under the expected names, with one position more than is read, and ids in an order.
+
+    The classes have a table of their own; rows of "unused" ids are noise.
+    """
+    config, state = model.config, model.state_dict()
+    others = ["classes", "null"] if config.num_classes else ["separator"] * config.condition_separator
+    ours = ["codes", *map(str, config.length_tokens), *others]
+    sizes = {"codes": config.codebook_size, "classes": config.num_classes}
+    starts = {entry: sum(sizes.get(before, 1) for before in ours[:place]) for place, entry in enumerate(ours)}
+    embeddings, output = [], []
+    for entry in order.split(",") if order else ours:
+        size = sizes.get(entry, 1)
+        for rows, name in ((embeddings, "model.embed_tokens.weight"), (output, "lm_head.weight")):
+            start = starts.get(entry)
+            rows.append(torch.randn(size, 32) if start is None else state[name][start : start + size])
+    embeddings, output = torch.cat(embeddings), torch.cat(output)
+    num_classes = config.num_classes + 1 if config.num_classes else 0
+    num_tokens = len(embeddings) - num_classes
+    tensors = {"tok_embeddings.weight": embeddings[:num_tokens], "output.weight": output[:num_tokens]}
+    if num_classes:
+        tensors["cls_embedding.embedding_table.weight"] = embeddings[num_tokens:]
+    tensors["positional_embedding"] = torch.cat([state["model.positions.weight"][0], torch.randn(1, 32)])
+    for name, weight in state.items():
+        theirs = name
+        for pattern, replacement in GENERATOR_NAMES:
+            theirs = re.sub(pattern, replacement, theirs)
+        if theirs != name:
+            tensors[theirs] = weight
+    for layer in range(config.num_hidden_layers):
+        parts = [state[f"model.layers.{layer}.self_attn.{letter}_proj.weight"] for letter in "qkv"]
+        tensors[f"layers.{layer}.attention.wqkv.weight"] = torch.cat(parts)
+    return {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+# --- routers: two blocks -----------------------------------------------------------------------------------------
+
+ROUTER_NAMES = (
+    (r"^patch_embedding\.projection", "patch_embed.proj"),
+    (r"^layers\.(\d+)\.attention", r"blocks.\1.attn"),
+    (r"^layers\.", "blocks."),
+    (r"^queries\.weight", "cls_token"),
+    (r"^patch_positions\.weight", "pos_embed"),
+)
+
+
+def make_evatok_router(**changes) -> AdapTokRouterModel:
+    torch.manual_seed(0)
+    sizes = {"image_size": 16, "num_frames": 8, "levels": [1, 2, 8], "hidden_size": 12, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 2, "attention_type": "full", "attention_bias": True}
+    model = AdapTokRouterModel(AdapTokRouterConfig(**sizes | changes)).eval()
+    for parameter in model.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def router_tensors(model: AdapTokRouterModel) -> dict[str, torch.Tensor]:
+    """The model's weights under a vision transformer's names: a kernel, and positions with a row for [CLS]."""
+    tensors = {}
+    for name, weight in model.state_dict().items():
+        for pattern, theirs in ROUTER_NAMES:
+            name = re.sub(pattern, theirs, name)
+        tensors[name] = weight.clone()
+    tensors["patch_embed.proj.weight"] = tensors["patch_embed.proj.weight"].unflatten(1, (3, 4, 8, 8))
+    position = torch.randn(1, 1, model.config.hidden_size)
+    tensors["pos_embed"] = torch.cat([position, tensors["pos_embed"]], dim=1)
+    tensors["cls_token"] -= position
+    return tensors

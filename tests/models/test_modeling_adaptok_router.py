@@ -84,6 +84,20 @@ def test_level_losses_are_minus_log_probabilities(blocks_router):
             torch.testing.assert_close(losses[:, block, level], -best)
 
 
+def test_full_attention_is_a_plain_vision_transformer():
+    router = make_router(attention_type="full", attention_bias=True)
+    plain = torch.nn.TransformerEncoderLayer(16, 2, 64, 0.0, "gelu", batch_first=True, norm_first=True)
+    plain = torch.nn.TransformerEncoder(plain, 2, router.norm, enable_nested_tensor=False).eval()
+    for theirs, ours in zip(plain.layers, router.layers, strict=True):
+        torch.nn.init.normal_(ours.attention.qkv.bias)
+        theirs.self_attn.in_proj_weight, theirs.self_attn.in_proj_bias = ours.attention.qkv.parameters()
+        theirs.self_attn.out_proj, theirs.linear1, theirs.linear2 = ours.attention.proj, ours.mlp.fc1, ours.mlp.fc2
+        theirs.norm1, theirs.norm2 = ours.norm1, ours.norm2
+    patches = router.patch_embedding(make_video()) + router.patch_positions()
+    outputs = plain(torch.cat([router.queries().expand(2, -1, -1), patches], dim=1))
+    torch.testing.assert_close(router(make_video()).logits, router.head(outputs[:, 0]))
+
+
 def test_labels_are_indices_or_probabilities(blocks_router):
     labels = torch.tensor([[0, 1, 2, 0], [2, 2, 1, 0]])
     by_index = blocks_router(make_video(), 0.01, labels=labels).loss
@@ -123,8 +137,18 @@ def test_what_does_not_fit_is_named(head, video, price, value):
 
 
 @pytest.mark.parametrize(
-    ("entry", "value"), [("levels", [4, 2]), ("levels", []), ("head", "none"), ("patch_size", 7), ("log_price_std", 0.0)]
+    ("entry", "value"),
+    [
+        ("levels", [4, 2]),
+        ("levels", []),
+        ("head", "none"),
+        ("patch_size", 7),
+        ("log_price_std", 0.0),
+        ("attention_type", "none"),
+    ],
 )
 def test_bad_configurations(entry, value):
     with pytest.raises(ValueError, match=str(value).replace("[", r"\[").replace("]", r"\]")):
         AdapTokRouterConfig(**{entry: value})
+    with pytest.raises(ValueError, match="full.*blocks"):
+        AdapTokRouterConfig(attention_type="full", head="blocks")
