@@ -38,6 +38,7 @@ from .generation_adaptok import (
     in_eval_mode,
 )
 from .generation_layouts_adaptok import layout_rules
+from .generation_loop_adaptok import StaticDecoder, takes_loop, write_sequences
 from .generation_options_adaptok import check_decoding, merge_options
 from .layers import LearnedPositions, SinCosPositions, init_layer_weights, latent_positions
 from .replaceable_classes import ReplaceableClasses
@@ -383,6 +384,23 @@ class AdapTokARForCausalLM(SequenceInputs, CheckedLoading, ReplaceableClasses, L
         if "rows" in model_kwargs:
             model_kwargs["rows"].restore(outputs)
         return super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
+
+    def _sample(
+        self, input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus=False, streamer=None, **kwargs
+    ):
+        cache, rows = kwargs.get("past_key_values"), kwargs.get("rows")
+        if not takes_loop(self, generation_config, cache, streamer, synced_gpus):
+            return super()._sample(
+                input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus, streamer, **kwargs
+            )
+        outputs = self._prefill(input_ids, generation_config, kwargs)
+        if rows is not None:
+            rows.restore(outputs)
+        decoder = StaticDecoder(self, cache, stopping_criteria.max_length)
+        filler = int(generation_config._pad_token_tensor)
+        return write_sequences(
+            decoder, input_ids, outputs.logits[:, -1], logits_processor, stopping_criteria, rows, filler
+        )
 
     def _get_logits_processor(self, generation_config, *args, **kwargs) -> LogitsProcessorList:
         processors = super()._get_logits_processor(generation_config, *args, **kwargs)
