@@ -5,9 +5,11 @@ compiled function goes from a token to the next.
 """
 
 import time
+from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch._dynamo.exc import BackendCompilerFailed
 from torch.nn import functional
 from transformers import (
     DynamicCache,
@@ -26,6 +28,7 @@ from transformers import (
 )
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
+from transformers.generation.streamers import BaseStreamer
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm, LlamaRotaryEmbedding
 from transformers.utils import logging
 
@@ -41,7 +44,7 @@ _MODULES = {
 }  # fmt: skip
 _COMPILABLE = {
     ActiveRows, BlockTokensLogitsProcessor, ClipFinished, CodesLogitsProcessor, LengthTokensLogitsProcessor, SeededNoise,
-    MinPLogitsWarper, SuppressTokensLogitsProcessor, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper,
+    MaxLengthCriteria, MinPLogitsWarper, SuppressTokensLogitsProcessor, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper,
 }  # fmt: skip
 
 
@@ -79,7 +82,7 @@ class StaticDecoder:
         """Return the logits after `tokens`, (batch,) at `position`: (batch, vocabulary)."""
         hidden = functional.embedding(tokens, self.embedding)[:, None]
         if self.table is not None:
-            hidden = hidden + self.table[position]
+            hidden = hidden + self.table.select(0, position)
         for (before, attention, between, mlp), keys, values in zip(self.layers, self.keys, self.values, strict=True):
             attended = self._attend(attention, before(hidden), keys, values, position)
             hidden = hidden + _linear(attention.o_proj, attended)
@@ -95,7 +98,8 @@ class StaticDecoder:
         )
         if self.table is None:
             query, key = self._rotate(query, position), self._rotate(key, position)
-        keys[:, :, position], values[:, :, position] = key[:, :, 0], value[:, :, 0]
+        keys.select(2, position).copy_(key[:, :, 0])  # not by brackets: compiled, these would be for one position only
+        values.select(2, position).copy_(value[:, :, 0])
         attended = functional.scaled_dot_product_attention(
             query,
             keys[:, :, : position + 1],
@@ -107,14 +111,21 @@ class StaticDecoder:
 
     def _rotate(self, states: torch.Tensor, position: int) -> torch.Tensor:
         cosine, sine = self.rotation
-        return states * cosine[position] + states.roll(states.shape[-1] // 2, -1) * sine[position]
+        return states * cosine.select(0, position) + states.roll(states.shape[-1] // 2, -1) * sine.select(0, position)
 
 
 def _linear(layer: nn.Linear, states: torch.Tensor) -> torch.Tensor:
     return functional.linear(states, layer.weight, layer.bias)
 
 
-def takes_loop(model: PreTrainedModel, settings: GenerationConfig, cache: Cache | None, streamer, synced_gpus: bool) -> bool:
+def takes_loop(
+    model: PreTrainedModel,
+    settings: GenerationConfig,
+    rules: list[LogitsProcessor | StoppingCriteria],
+    cache: Cache | None,
+    streamer: BaseStreamer | None,
+    synced_gpus: bool,
+) -> bool:
     """Return whether [`write_sequences`] does all that is asked for: the model is of this package's own modules, without
     adapters, hooks and the like, on a CPU, and nobody wants more than the sequences."""
     known = _MODULES | {type(model), type(model.model), type(ACT2FN[model.config.hidden_act])}
@@ -122,6 +133,7 @@ def takes_loop(model: PreTrainedModel, settings: GenerationConfig, cache: Cache 
     return (
         not (settings.return_dict_in_generate or settings.do_sample or settings.is_assistant or synced_gpus)
         and streamer is None
+        and (not is_compiled(settings) or all(type(rule) in _COMPILABLE for rule in rules))
         and type(cache) in (DynamicCache, StaticCache)
         and settings.cache_implementation in (None, "dynamic", "static")
         and not getattr(cache, "_is_user_defined", False)
@@ -139,6 +151,11 @@ def takes_loop(model: PreTrainedModel, settings: GenerationConfig, cache: Cache 
     )
 
 
+def is_compiled(settings: GenerationConfig) -> bool:
+    """Return whether a compiled loop is asked for."""
+    return settings.compile_config is not None and not settings.disable_compile
+
+
 def write_sequences(
     decoder: StaticDecoder,
     ids: torch.LongTensor,
@@ -146,8 +163,7 @@ def write_sequences(
     processors: list[LogitsProcessor],
     criteria: StoppingCriteriaList,
     rows: ActiveRows | None,
-    filler: int,
-    compiled=None,
+    settings: GenerationConfig,
 ) -> torch.LongTensor:
     """Return the finished sequences.
 
@@ -155,27 +171,46 @@ def write_sequences(
         decoder: has read all of `ids`.
         ids: (batch, length) long, the prompts.
         logits: (batch, vocabulary), those after `ids`.
-        processors, criteria, rows: those of `generate`.
-        filler: id after the end of a row.
-        compiled: `next_tokens`, compiled.
+        processors, criteria, rows, settings: those of `generate`.
     """
-    length, last = ids.shape[1], criteria.max_length
+    length, last, filler = ids.shape[1], criteria.max_length, int(settings._pad_token_tensor)
     stops = [criterion for criterion in criteria if type(criterion) is not MaxLengthCriteria]
     sequences = ids.new_full((len(ids), last), filler)
     sequences[:, :length] = ids
     unfinished = torch.ones(len(ids), dtype=torch.bool)
     unfinished = choose_tokens(logits, sequences, length, processors, stops, unfinished, filler)
-    advance = compiled or next_tokens
+    advance, first = next_tokens, length + 1
     while length + 1 < last and unfinished.any():
         length += 1
         if rows is not None:
             rows.update(sequences[:, :length], decoder)
-        unfinished = advance(decoder, sequences, length, processors, stops, unfinished, filler, rows)
+        given = decoder, sequences, length, processors, stops, unfinished, filler, rows
+        if length == first + 1 and is_compiled(settings):  # torch would make code of its own for the step before
+            advance, unfinished = compile_step(settings, given)
+        else:
+            unfinished = advance(*given)
     return sequences[:, : length + 1]
 
 
+def compile_step(settings: GenerationConfig, given: tuple) -> tuple[Callable, torch.BoolTensor]:
+    """Return `next_tokens`, compiled, and its first result; `next_tokens` itself, with a warning, where that fails.
+
+    Torch keeps the machine code in its cache on disk (`TORCHINDUCTOR_CACHE_DIR`).
+    """
+    step = torch.compile(next_tokens, **settings.compile_config.to_dict())
+    start = time.perf_counter()
+    try:
+        with torch.compiler.config.patch(dynamic_sources="L['length']"):
+            unfinished = step(*given)
+    except BackendCompilerFailed as error:  # before anything has been computed
+        logger.warning(f"tokens are written without compilation, which failed: {error}")
+        return next_tokens, next_tokens(*given)
+    logger.info(f"the first compiled step took {time.perf_counter() - start:.1f} seconds, compilation included")
+    return step, unfinished
+
+
 def next_tokens(decoder, sequences, length, processors, stops, unfinished, filler, rows) -> torch.BoolTensor:
-    tokens = sequences[:, length - 1]
+    tokens = sequences.select(1, length - 1)
     if rows is not None:
         tokens = rows.copies(tokens)
     logits = decoder(tokens, length - 1)
@@ -188,7 +223,7 @@ def choose_tokens(logits, sequences, length, processors, stops, unfinished, fill
     given, scores = sequences[:, :length], logits.float()
     for processor in processors:
         scores = processor(given, scores)
-    sequences[:, length] = scores.argmax(-1).where(unfinished, filler)
+    sequences.select(1, length).copy_(scores.argmax(-1).where(unfinished, filler))
     for criterion in stops:
         unfinished = unfinished & ~criterion(sequences[:, : length + 1], None)
     return unfinished

@@ -38,7 +38,7 @@ from .generation_adaptok import (
     in_eval_mode,
 )
 from .generation_layouts_adaptok import layout_rules
-from .generation_loop_adaptok import StaticDecoder, takes_loop, write_sequences
+from .generation_loop_adaptok import StaticDecoder, is_compiled, takes_loop, write_sequences
 from .generation_options_adaptok import check_decoding, merge_options
 from .layers import LearnedPositions, SinCosPositions, init_layer_weights, latent_positions
 from .replaceable_classes import ReplaceableClasses
@@ -336,7 +336,8 @@ class AdapTokARForCausalLM(SequenceInputs, CheckedLoading, ReplaceableClasses, L
             settings.prompt_lookup_num_tokens = settings.prompt_lookup_num_tokens or (lookahead - 1 or None)
             kwargs["stops"] = criteria
         elif not has_beams and (number > 1 or scale > 1):
-            may_leave = number > 1 and not settings.return_dict_in_generate and kwargs.get("past_key_values") is None
+            may_leave = number > 1 and not (settings.return_dict_in_generate or is_compiled(settings))
+            may_leave = may_leave and kwargs.get("past_key_values") is None
             kwargs["rows"] = ActiveRows(self.config, scale, guidance_interval, may_leave)
             processors.append(kwargs["rows"])
         # prompts have no padding
@@ -389,7 +390,7 @@ class AdapTokARForCausalLM(SequenceInputs, CheckedLoading, ReplaceableClasses, L
         self, input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus=False, streamer=None, **kwargs
     ):
         cache, rows = kwargs.get("past_key_values"), kwargs.get("rows")
-        if not takes_loop(self, generation_config, cache, streamer, synced_gpus):
+        if not takes_loop(self, generation_config, [*logits_processor, *stopping_criteria], cache, streamer, synced_gpus):
             return super()._sample(
                 input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus, streamer, **kwargs
             )
@@ -397,9 +398,8 @@ class AdapTokARForCausalLM(SequenceInputs, CheckedLoading, ReplaceableClasses, L
         if rows is not None:
             rows.restore(outputs)
         decoder = StaticDecoder(self, cache, stopping_criteria.max_length)
-        filler = int(generation_config._pad_token_tensor)
         return write_sequences(
-            decoder, input_ids, outputs.logits[:, -1], logits_processor, stopping_criteria, rows, filler
+            decoder, input_ids, outputs.logits[:, -1], logits_processor, stopping_criteria, rows, generation_config
         )
 
     def _get_logits_processor(self, generation_config, *args, **kwargs) -> LogitsProcessorList:
