@@ -44,7 +44,8 @@ _MODULES = {
 }  # fmt: skip
 _COMPILABLE = {
     ActiveRows, BlockTokensLogitsProcessor, ClipFinished, CodesLogitsProcessor, LengthTokensLogitsProcessor, SeededNoise,
-    MaxLengthCriteria, MinPLogitsWarper, SuppressTokensLogitsProcessor, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper,
+    MaxLengthCriteria, MinPLogitsWarper, SuppressTokensLogitsProcessor, TemperatureLogitsWarper, TopKLogitsWarper,
+    TopPLogitsWarper,
 }  # fmt: skip
 
 
@@ -52,7 +53,7 @@ class StaticDecoder:
     """A generator's forward pass of one token per row, in the weights of `model` and a cache of `length` tokens."""
 
     def __init__(self, model: PreTrainedModel, cache: Cache, length: int):
-        base = model.model
+        base, self.config = model.model, model.config
         self.embedding, self.head, self.norm = base.embed_tokens.weight, model.lm_head.weight, base.norm.forward
         self.layers = [
             (layer.input_layernorm.forward, layer.self_attn, layer.post_attention_layernorm.forward, layer.mlp)
@@ -118,6 +119,11 @@ def _linear(layer: nn.Linear, states: torch.Tensor) -> torch.Tensor:
     return functional.linear(states, layer.weight, layer.bias)
 
 
+def has_known_rules(rules: list[LogitsProcessor | StoppingCriteria]) -> bool:
+    """Return whether all processors and criteria can be compiled, and nobody but they looks at the scores in between."""
+    return all(type(rule) in _COMPILABLE for rule in rules)
+
+
 def takes_loop(
     model: PreTrainedModel,
     settings: GenerationConfig,
@@ -133,7 +139,8 @@ def takes_loop(
     return (
         not (settings.return_dict_in_generate or settings.do_sample or settings.is_assistant or synced_gpus)
         and streamer is None
-        and (not is_compiled(settings) or all(type(rule) in _COMPILABLE for rule in rules))
+        and any(type(rule) is ClipFinished for rule in rules)
+        and (not is_compiled(settings) or has_known_rules(rules))
         and type(cache) in (DynamicCache, StaticCache)
         and settings.cache_implementation in (None, "dynamic", "static")
         and not getattr(cache, "_is_user_defined", False)
@@ -178,6 +185,11 @@ def write_sequences(
     sequences = ids.new_full((len(ids), last), filler)
     sequences[:, :length] = ids
     unfinished = torch.ones(len(ids), dtype=torch.bool)
+    if has_known_rules(processors):  # the rules of blocks forbid the ids of conditions anyway
+        size = decoder.config.num_sequence_ids
+        processors = [
+            p for p in processors if type(p) is not SuppressTokensLogitsProcessor or p.suppress_tokens.min() < size
+        ]
     unfinished = choose_tokens(logits, sequences, length, processors, stops, unfinished, filler)
     advance, first = next_tokens, length + 1
     while length + 1 < last and unfinished.any():
