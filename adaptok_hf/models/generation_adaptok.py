@@ -170,9 +170,6 @@ class SeededNoise(LogitsProcessor):
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         if self.scores is not None:
             self.scores[input_ids.shape[1]] = scores
-        if torch.compiler.is_compiling():  # rows without a choice keep it under noise
-            noise = gumbel_noise(self.seeds, input_ids.shape[1] - self.prompt_length, scores.shape[1])
-            return scores + noise.to(scores.dtype)
         open_rows = ((scores > -torch.inf).sum(1) > 1).nonzero()[:, 0]  # others have no choice
         seeds = self.seeds.to(scores.device)[open_rows]
         noise = gumbel_noise(seeds, input_ids.shape[1] - self.prompt_length, scores.shape[1])
@@ -332,7 +329,7 @@ def noise_bits(seeds: torch.Tensor, position: int, size: int) -> torch.Tensor:
     Returns:
         (batch, size) long, from 0 to 2**52 - 1, the same on every device.
     """
-    streams = _mix(_mix(seeds) + torch.full((), position + 1, device=seeds.device) * _GOLDEN)
+    streams = _mix(_mix(seeds) + torch.tensor(position + 1, device=seeds.device) * _GOLDEN)
     index = torch.arange(1, size + 1, device=seeds.device)
     return _shift(_mix(streams[:, None] + index * _GOLDEN), 12)
 

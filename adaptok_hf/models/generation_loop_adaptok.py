@@ -1,7 +1,7 @@
 """The loop of `generate` for one token at a time on a CPU: transformers' `_sample` without what it does for other models.
 
-It does the same operations in the same order, on a static cache; see [`takes_loop`] for when. With a `compile_config`, one
-compiled function goes from a token to the next.
+It does the same operations in the same order, on a static cache; see [`takes_loop`] for when. With a `compile_config` the
+model's step is compiled.
 """
 
 import time
@@ -42,10 +42,9 @@ _MODULES = {
     nn.Embedding, nn.Linear, nn.ModuleList, LlamaAttention, LlamaMLP, LlamaRMSNorm, LlamaRotaryEmbedding, LearnedPositions,
     SinCosPositions,
 }  # fmt: skip
-_COMPILABLE = {
-    ActiveRows, BlockTokensLogitsProcessor, ClipFinished, CodesLogitsProcessor, LengthTokensLogitsProcessor, SeededNoise,
-    MaxLengthCriteria, MinPLogitsWarper, SuppressTokensLogitsProcessor, TemperatureLogitsWarper, TopKLogitsWarper,
-    TopPLogitsWarper,
+_KNOWN_RULES = {
+    ActiveRows, BlockTokensLogitsProcessor, CodesLogitsProcessor, LengthTokensLogitsProcessor, SeededNoise,
+    MinPLogitsWarper, SuppressTokensLogitsProcessor, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper,
 }  # fmt: skip
 
 
@@ -119,32 +118,32 @@ def _linear(layer: nn.Linear, states: torch.Tensor) -> torch.Tensor:
     return functional.linear(states, layer.weight, layer.bias)
 
 
-def has_known_rules(rules: list[LogitsProcessor | StoppingCriteria]) -> bool:
-    """Return whether all processors and criteria can be compiled, and nobody but they looks at the scores in between."""
-    return all(type(rule) in _COMPILABLE for rule in rules)
+def has_known_rules(rules: list[LogitsProcessor]) -> bool:
+    """Return whether nobody but these looks at the scores in between."""
+    return all(type(rule) in _KNOWN_RULES for rule in rules)
 
 
 def takes_loop(
     model: PreTrainedModel,
+    own_modules: set[type],
     settings: GenerationConfig,
-    rules: list[LogitsProcessor | StoppingCriteria],
+    criteria: list[StoppingCriteria],
     cache: Cache | None,
     streamer: BaseStreamer | None,
     synced_gpus: bool,
 ) -> bool:
-    """Return whether [`write_sequences`] does all that is asked for: the model is of this package's own modules, without
-    adapters, hooks and the like, on a CPU, and nobody wants more than the sequences."""
-    known = _MODULES | {type(model), type(model.model), type(ACT2FN[model.config.hidden_act])}
-    known |= {type(layer) for layer in model.model.layers[:1]} | {type(model.model.rotary_emb)}
+    """Return whether [`write_sequences`] does all that is asked for: the model is made of known modules, without adapters,
+    hooks and the like, on a CPU, and nobody wants more than the sequences."""
+    known = _MODULES | own_modules | {type(ACT2FN[model.config.hidden_act])}
     return (
         not (settings.return_dict_in_generate or settings.do_sample or settings.is_assistant or synced_gpus)
         and streamer is None
-        and any(type(rule) is ClipFinished for rule in rules)
-        and (not is_compiled(settings) or has_known_rules(rules))
+        and any(type(criterion) is ClipFinished for criterion in criteria)  # as in our `generate`
         and type(cache) in (DynamicCache, StaticCache)
         and settings.cache_implementation in (None, "dynamic", "static")
         and not getattr(cache, "_is_user_defined", False)
         and model.config._attn_implementation == "sdpa"
+        and getattr(model.model.rotary_emb, "rope_type", "default") not in ("dynamic", "longrope")  # grow with the sequence
         and model.device.type == "cpu"
         and not torch.is_autocast_enabled("cpu")
         and not any(
@@ -191,51 +190,49 @@ def write_sequences(
             p for p in processors if type(p) is not SuppressTokensLogitsProcessor or p.suppress_tokens.min() < size
         ]
     unfinished = choose_tokens(logits, sequences, length, processors, stops, unfinished, filler)
-    advance, first = next_tokens, length + 1
+    read = None if is_compiled(settings) else read_tokens
     while length + 1 < last and unfinished.any():
+        tokens = sequences[:, length]
         length += 1
         if rows is not None:
             rows.update(sequences[:, :length], decoder)
-        given = decoder, sequences, length, processors, stops, unfinished, filler, rows
-        if length == first + 1 and is_compiled(settings):  # torch would make code of its own for the step before
-            advance, unfinished = compile_step(settings, given)
+            tokens = rows.copies(tokens)
+        if read is None:
+            read, logits = first_compiled(settings, decoder, (tokens, length - 1))
         else:
-            unfinished = advance(*given)
+            logits = read(decoder, tokens, length - 1)
+        logits = logits if rows is None else rows.spread(logits)
+        unfinished = choose_tokens(logits, sequences, length, processors, stops, unfinished, filler)
     return sequences[:, : length + 1]
 
 
-def compile_step(settings: GenerationConfig, given: tuple) -> tuple[Callable, torch.BoolTensor]:
-    """Return `next_tokens`, compiled, and its first result; `next_tokens` itself, with a warning, where that fails.
+def first_compiled(settings: GenerationConfig, decoder: StaticDecoder, given: tuple) -> tuple[Callable, torch.Tensor]:
+    """Return the decoder, compiled, and its first result; `decoder` itself, with a warning, where that fails.
 
     Torch keeps the machine code in its cache on disk (`TORCHINDUCTOR_CACHE_DIR`).
     """
-    step = torch.compile(next_tokens, **settings.compile_config.to_dict())
+    step = torch.compile(read_tokens, **settings.compile_config.to_dict())
     start = time.perf_counter()
     try:
-        with torch.compiler.config.patch(dynamic_sources="L['length']"):
-            unfinished = step(*given)
+        with torch.compiler.config.patch(dynamic_sources="L['position']"):
+            logits = step(decoder, *given)
     except BackendCompilerFailed as error:  # before anything has been computed
         logger.warning(f"tokens are written without compilation, which failed: {error}")
-        return next_tokens, next_tokens(*given)
+        return read_tokens, read_tokens(decoder, *given)
     logger.info(f"the first compiled step took {time.perf_counter() - start:.1f} seconds, compilation included")
-    return step, unfinished
+    return step, logits
 
 
-def next_tokens(decoder, sequences, length, processors, stops, unfinished, filler, rows) -> torch.BoolTensor:
-    tokens = sequences.select(1, length - 1)
-    if rows is not None:
-        tokens = rows.copies(tokens)
-    logits = decoder(tokens, length - 1)
-    if rows is not None:
-        logits = rows.spread(logits)
-    return choose_tokens(logits, sequences, length, processors, stops, unfinished, filler)
+def read_tokens(decoder: StaticDecoder, tokens: torch.LongTensor, position: int) -> torch.Tensor:
+    """Return the logits after `tokens`: a function, so that torch compiles it once for all decoders of a kind."""
+    return decoder(tokens, position)
 
 
 def choose_tokens(logits, sequences, length, processors, stops, unfinished, filler) -> torch.BoolTensor:
     given, scores = sequences[:, :length], logits.float()
     for processor in processors:
         scores = processor(given, scores)
-    sequences.select(1, length).copy_(scores.argmax(-1).where(unfinished, filler))
+    sequences[:, length] = scores.argmax(-1).where(unfinished, filler)
     for criterion in stops:
         unfinished = unfinished & ~criterion(sequences[:, : length + 1], None)
     return unfinished

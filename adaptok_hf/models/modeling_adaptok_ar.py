@@ -287,7 +287,7 @@ class AdapTokARForCausalLM(SequenceInputs, CheckedLoading, ReplaceableClasses, L
                 `condition_codes`, see `build_prompt`.
             generation_config, logits_processor, stopping_criteria, kwargs: as usual. `do_sample`, `temperature`, `top_k`,
                 `top_p`, `min_p` and the like choose how tokens are sampled (default: those of the model's
-                `generation_config`); `cache_implementation="static"` and `compile_config` make it fast.
+                `generation_config`); `compile_config` compiles the model's step.
             seeds: one seed per sequence: the samples of a row depend on its seed, not on the rest of the batch.
                 Default: sampled from torch's global generator.
             guidance_scale: classifier-free guidance, `u + scale * (c - u)`; 1 is none. Class-conditional models only.
@@ -390,7 +390,8 @@ class AdapTokARForCausalLM(SequenceInputs, CheckedLoading, ReplaceableClasses, L
         self, input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus=False, streamer=None, **kwargs
     ):
         cache, rows = kwargs.get("past_key_values"), kwargs.get("rows")
-        if not takes_loop(self, generation_config, [*logits_processor, *stopping_criteria], cache, streamer, synced_gpus):
+        own = {AdapTokARForCausalLM, AdapTokARModel, AdapTokARDecoderLayer, NoRotation}
+        if not takes_loop(self, own, generation_config, stopping_criteria, cache, streamer, synced_gpus):
             return super()._sample(
                 input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus, streamer, **kwargs
             )
