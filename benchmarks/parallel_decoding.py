@@ -50,9 +50,9 @@ def main() -> None:
             start = time.process_time()
             write(options)
             times[name].append(time.process_time() - start)
-    print(
-        f"{arguments.videos} videos\n\n| way | tokens per pass | tokens/s | times faster (lowest to highest) |\n|---|---|---|---|"
-    )
+    print(f"{arguments.videos} videos")
+    print("| way | tokens per pass | tokens/s | times faster (lowest to highest) |")
+    print("|---|---|---|---|")
     for name, taken in times.items():
         each = [before / now for before, now in zip(times["one token"], taken, strict=True)]
         ratio = f"{statistics.median(each):.2f} ({min(each):.2f} to {max(each):.2f})"
