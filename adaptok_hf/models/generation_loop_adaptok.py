@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from torch._dynamo.exc import BackendCompilerFailed
 from torch.nn import functional
 from transformers import (
     DynamicCache,
@@ -211,6 +210,8 @@ def first_compiled(settings: GenerationConfig, decoder: StaticDecoder, given: tu
 
     Torch keeps the machine code in its cache on disk (`TORCHINDUCTOR_CACHE_DIR`).
     """
+    from torch._dynamo.exc import BackendCompilerFailed  # importing torch's compiler takes a second
+
     step = torch.compile(read_tokens, **settings.compile_config.to_dict())
     start = time.perf_counter()
     try:
