@@ -62,11 +62,9 @@ class BlockTokensLogitsProcessor(LogitsProcessor):
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         eob = self.eob_token_id
-        allowed = torch.ones_like(scores, dtype=torch.bool)
-        allowed[:, eob + 1 :] = False
+        index = torch.arange(scores.shape[1], device=scores.device)
         if input_ids.shape[1] == self.prompt_length:
-            allowed[:, eob] = False
-            return scores.masked_fill(~allowed, -torch.inf)
+            return scores.masked_fill(index >= eob, -torch.inf)
         is_eob = input_ids[:, self.prompt_length :] == eob
         block = is_eob.sum(1)
         codes = is_eob.shape[1] - block
@@ -77,10 +75,9 @@ class BlockTokensLogitsProcessor(LogitsProcessor):
         closed = (current >= limit) | (block >= limits.shape[1])
         if self.total_limit is not None:
             closed |= codes >= self.total_limit
-        allowed[closed, :eob] = False
-        scores = scores.masked_fill(~allowed, -torch.inf)
-        scores[closed, eob] = 0.0  # even where an earlier processor has forbidden it
-        return scores
+        closed = closed[:, None]
+        scores = scores.masked_fill((index > eob) | (closed & (index < eob)), -torch.inf)
+        return scores.masked_fill(closed & (index == eob), 0.0)  # even where an earlier processor has forbidden it
 
 
 class ActiveRows(LogitsProcessor):
@@ -102,38 +99,51 @@ class ActiveRows(LogitsProcessor):
     ):
         self.config, self.scale, self.may_leave = config, guidance_scale, may_leave
         self.length = torch.inf if guidance_interval is None else config.prompt_length + guidance_interval + 2
-        self.active, self.unconditional = None, None
+        self.active, self.unconditional, self.guided = None, None, False
 
     def select(self, input_ids: torch.LongTensor, cache: Cache | None) -> torch.LongTensor:
         """Return the rows to compute, and drop the others from the cache."""
-        guided = self.scale > 1 and input_ids.shape[1] < self.length
+        self.update(input_ids, cache)
+        ids = self.copies(input_ids)
+        if self.guided:
+            ids[len(self.active) :, 0] = self.config.null_class_token_id
+        return ids
+
+    def update(self, input_ids: torch.LongTensor, cache: Cache | None) -> None:
+        """Choose the rows that continue `input_ids`, and drop the others from the cache."""
+        was_guided, self.guided = self.guided, self.scale > 1 and input_ids.shape[1] < self.length
         if self.active is None:
             self.active, self.batch = torch.arange(len(input_ids), device=input_ids.device), len(input_ids)
-        else:
-            staying = torch.arange(len(self.active), device=self.active.device)
-            if self.may_leave:
-                unfinished = (~is_finished(input_ids[self.active], self.config)).nonzero()[:, 0]
-                staying = unfinished if 0 < 2 * len(unfinished) <= len(staying) else staying
-            kept = torch.cat([staying, staying + len(self.active)]) if guided else staying
-            if cache is not None and len(kept) < len(self.active) * (1 if self.unconditional is None else 2):
-                cache.reorder_cache(kept)
+            return
+        number = len(self.active)
+        staying = torch.arange(number, device=self.active.device)
+        if self.may_leave:
+            unfinished = (~is_finished(input_ids[self.active], self.config)).nonzero()[:, 0]
+            staying = unfinished if 0 < 2 * len(unfinished) <= number else staying
+        if len(staying) < number or self.guided < was_guided:
+            if cache is not None:
+                cache.reorder_cache(torch.cat([staying, staying + number]) if self.guided else staying)
             self.active = self.active[staying]
-        ids = input_ids[self.active]
-        if not guided:
-            return ids
-        without_class = ids.clone()
-        without_class[:, 0] = self.config.null_class_token_id
-        return torch.cat([ids, without_class])
+
+    def copies(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the active rows of the batch, under guidance twice."""
+        rows = rows if len(self.active) == self.batch else rows[self.active]
+        return torch.cat([rows, rows]) if self.guided else rows
 
     def restore(self, outputs: ModelOutput) -> None:
-        """Make outputs of the whole batch of the model's; rows that have left get zeros, which the rules close."""
-        parts = outputs.logits[:, -1:].to(self.active.device).split(len(self.active))
-        if len(self.active) < self.batch:
-            parts = [part.new_zeros(self.batch, *part.shape[1:]).index_copy(0, self.active, part) for part in parts]
-        outputs.logits, self.unconditional = parts[0], parts[1][:, -1].float() if len(parts) > 1 else None
+        """Make outputs of the whole batch of the model's."""
+        outputs.logits = self.spread(outputs.logits[:, -1:].to(self.active.device))
         for name in ("hidden_states", "attentions"):
             if outputs.get(name) is not None:
                 outputs[name] = tuple(layer[: self.batch] for layer in outputs[name])
+
+    def spread(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return the logits of the whole batch; rows that have left get zeros, which the rules close."""
+        parts = logits.split(len(self.active))
+        if len(self.active) < self.batch:
+            parts = [part.new_zeros(self.batch, *part.shape[1:]).index_copy(0, self.active, part) for part in parts]
+        self.unconditional = parts[1].flatten(1).float() if len(parts) > 1 else None
+        return parts[0]
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         if self.unconditional is None:

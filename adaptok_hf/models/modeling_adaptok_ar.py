@@ -38,6 +38,7 @@ from .generation_adaptok import (
     in_eval_mode,
 )
 from .generation_layouts_adaptok import layout_rules
+from .generation_loop_adaptok import StaticDecoder, is_compiled, takes_loop, write_sequences
 from .generation_options_adaptok import check_decoding, merge_options
 from .layers import LearnedPositions, SinCosPositions, init_layer_weights, latent_positions
 from .replaceable_classes import ReplaceableClasses
@@ -286,7 +287,7 @@ class AdapTokARForCausalLM(SequenceInputs, CheckedLoading, ReplaceableClasses, L
                 `condition_codes`, see `build_prompt`.
             generation_config, logits_processor, stopping_criteria, kwargs: as usual. `do_sample`, `temperature`, `top_k`,
                 `top_p`, `min_p` and the like choose how tokens are sampled (default: those of the model's
-                `generation_config`); `cache_implementation="static"` and `compile_config` make it fast.
+                `generation_config`); `compile_config` compiles the model's step.
             seeds: one seed per sequence: the samples of a row depend on its seed, not on the rest of the batch.
                 Default: sampled from torch's global generator.
             guidance_scale: classifier-free guidance, `u + scale * (c - u)`; 1 is none. Class-conditional models only.
@@ -335,7 +336,8 @@ class AdapTokARForCausalLM(SequenceInputs, CheckedLoading, ReplaceableClasses, L
             settings.prompt_lookup_num_tokens = settings.prompt_lookup_num_tokens or (lookahead - 1 or None)
             kwargs["stops"] = criteria
         elif not has_beams and (number > 1 or scale > 1):
-            may_leave = number > 1 and not settings.return_dict_in_generate and kwargs.get("past_key_values") is None
+            may_leave = number > 1 and not (settings.return_dict_in_generate or is_compiled(settings))
+            may_leave = may_leave and kwargs.get("past_key_values") is None
             kwargs["rows"] = ActiveRows(self.config, scale, guidance_interval, may_leave)
             processors.append(kwargs["rows"])
         # prompts have no padding
@@ -383,6 +385,23 @@ class AdapTokARForCausalLM(SequenceInputs, CheckedLoading, ReplaceableClasses, L
         if "rows" in model_kwargs:
             model_kwargs["rows"].restore(outputs)
         return super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
+
+    def _sample(
+        self, input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus=False, streamer=None, **kwargs
+    ):
+        cache, rows = kwargs.get("past_key_values"), kwargs.get("rows")
+        own = {AdapTokARForCausalLM, AdapTokARModel, AdapTokARDecoderLayer, NoRotation}
+        if not takes_loop(self, own, generation_config, stopping_criteria, cache, streamer, synced_gpus):
+            return super()._sample(
+                input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus, streamer, **kwargs
+            )
+        outputs = self._prefill(input_ids, generation_config, kwargs)
+        if rows is not None:
+            rows.restore(outputs)
+        decoder = StaticDecoder(self, cache, stopping_criteria.max_length)
+        return write_sequences(
+            decoder, input_ids, outputs.logits[:, -1], logits_processor, stopping_criteria, rows, generation_config
+        )
 
     def _get_logits_processor(self, generation_config, *args, **kwargs) -> LogitsProcessorList:
         processors = super()._get_logits_processor(generation_config, *args, **kwargs)

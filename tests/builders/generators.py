@@ -1,8 +1,13 @@
-"""Tiny generators with random weights."""
+"""Tiny generators with random weights, and which loop their `generate` takes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
 
 import torch
 
 from adaptok_hf import AdapTokARConfig, AdapTokARForCausalLM
+from adaptok_hf.models import modeling_adaptok_ar
 
 
 def tiny(**changes) -> AdapTokARForCausalLM:
@@ -24,3 +29,23 @@ def tiny(**changes) -> AdapTokARForCausalLM:
 
 def tiny_fp(**changes) -> AdapTokARForCausalLM:
     return tiny(num_classes=0, num_condition_codes=6, start_block=1, **changes)
+
+
+@contextmanager
+def transformers_loop() -> Iterator[None]:
+    """`generate` takes transformers' own loop."""
+    with patch.object(modeling_adaptok_ar, "takes_loop", lambda *_: False):
+        yield
+
+
+@contextmanager
+def loops_taken() -> Iterator[list[bool]]:
+    """Whether each call of `generate` takes the lean loop."""
+    taken, takes_loop = [], modeling_adaptok_ar.takes_loop
+
+    def see(*arguments) -> bool:
+        taken.append(takes_loop(*arguments))
+        return taken[-1]
+
+    with patch.object(modeling_adaptok_ar, "takes_loop", see):
+        yield taken
