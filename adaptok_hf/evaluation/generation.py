@@ -164,8 +164,9 @@ class _Steps:
             videos = clips.videos / 255
             if reconstruct and len(clips):
                 with torch.no_grad(), autocast(pipeline.device, self.protocol.precision):
-                    codes = pipeline.tokenizer.encode(videos.to(pipeline.device)).codes
-                    videos = pipeline.tokenizer.decode(codes).pixel_values_videos.float().clamp(0, 1)
+                    config, videos = pipeline.tokenizer.config, videos.to(pipeline.device)
+                    counts = torch.full((len(videos), config.num_blocks), config.latents_per_block, device=videos.device)
+                    videos = pipeline.tokenizer(videos, counts, return_loss=False).pixel_values_videos.float().clamp(0, 1)
             rows = [{"video": key, "label": label} for key, label in zip(clips.keys, clips.labels, strict=True)]
             self.parts.write(name, f"{index:05d}", rows=rows, tensors=self._features(videos, kinds))
 
