@@ -96,7 +96,9 @@ def test_plot_is_a_picture(tmp_path, monkeypatch):
         "psnr_db": 33.3,
     }
     saved, save = [], Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **kwargs: saved.append(figure) or save(figure, *args, **kwargs))
+    monkeypatch.setattr(
+        Figure, "savefig", lambda figure, *args, **kwargs: saved.append(figure) or save(figure, *args, **kwargs)
+    )
     plot_tokens(tmp_path / "plot.png", report, np.array([0.0, 0.4]))
     tokens, quality = saved[0].axes
     assert [[bar.get_height() for bar in ax.patches] for ax in (tokens, quality)] == [[4, 2], [30, 100]]
