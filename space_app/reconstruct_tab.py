@@ -196,9 +196,9 @@ def build_tab(pipeline: AdapTokPipeline, video_input: Callable[[], gr.Video], mo
     step, most = token_levels(pipeline)[0], pipeline.tokenizer.config.latents_per_block
     names, frames = strategies(pipeline), pipeline.tokenizer.config.num_frames
     gr.Markdown(
-        "**A video becomes a row of tokens that a model can read, and decodes from it again.** A budget of tokens goes where "
-        "the video needs them; next to it are as many tokens by the best constant schedule, the same for every clip. This "
-        "is for models that learn from video, no replacement for a video codec.",
+        "**A video becomes a row of tokens that a model can read, and a video again.** A budget of tokens goes where the "
+        "video needs them; next to it are as many by the best constant schedule, the same for every clip. Tokens are for "
+        "models that learn from video, no replacement for a video codec.",
         elem_classes="at-intro",
     )
     with gr.Row(elem_classes="at-columns"):

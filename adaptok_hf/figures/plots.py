@@ -141,14 +141,8 @@ def plot_tokens(path: str | Path, report: dict[str, Any], block_times: np.ndarra
     """
     ends = np.append(block_times[1:], max(report["seconds_of_video"], block_times[-1] + 1 / report["fps"]))
     panels = (  # values, axis, mean, least top of the axis, legend
-        (
-            "token_counts",
-            "tokens of the block",
-            report["tokens_per_block"],
-            report["latents_per_block"],
-            "{:.1f} per block",
-        ),
-        ("psnr_db_per_block", "PSNR (dB)", report["psnr_db"], 40, "{:.2f} dB over the video"),
+        ("token_counts", "tokens of the block", report["tokens_per_block"], report["latents_per_block"], "mean: {:.1f}"),
+        ("psnr_db_per_block", "PSNR (dB)", report["psnr_db"], 40, "whole video: {:.2f} dB"),
     )
     with figure_file(path, 7.0, 4.0, 2, 1, sharex=True) as (_, axes):
         for ax, color, (key, label, mean, most, text) in zip(axes[:, 0], COLORS, panels, strict=False):
