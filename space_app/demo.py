@@ -64,7 +64,7 @@ def build_demo(
         analytics_enabled=False,
         delete_cache=(_CLEANING_SECONDS, _UPLOAD_LIFETIME),
     ) as demo:
-        gr.HTML(_head(pipeline, model_name))
+        gr.HTML(_head([pipeline, generators], model_name))
         with gr.Tabs():
             with gr.Tab("Reconstruct", id="reconstruct"):
                 reconstruct_tab.build_tab(pipeline, video_input, partial(_connect, pipeline, demo.load))
@@ -83,16 +83,18 @@ def build_demo(
     return demo.queue(max_size=QUEUE_LENGTH, default_concurrency_limit=1)
 
 
-def _head(pipeline: AdapTokPipeline, model_name: str) -> str:
-    config = pipeline.tokenizer.config
-    facts = [
-        ("model", model_name),
-        ("clip", f"{config.num_frames} frames, {config.image_size}×{config.image_size}"),
-        ("blocks", f"{config.num_blocks} of {config.tubelet_size} frames"),
-        ("tokens per block", f"up to {config.latents_per_block}"),
-        ("codebook", f"{config.codebook_size}"),
-    ]
-    shown = "".join(f"<span>{label} <b>{html.escape(value)}</b></span>" for label, value in facts)
+def _head(pipelines: list[AdapTokPipeline], model_name: str) -> str:
+    """What the page is about, and the geometry of its models; two numbers where they differ."""
+    configs = [pipeline.tokenizer.config for pipeline in pipelines]
+    facts = {
+        "model": [model_name],
+        "clip": [f"{config.num_frames} frames, {config.image_size}×{config.image_size}" for config in configs],
+        "blocks": [f"{config.num_blocks} of {config.tubelet_size} frames" for config in configs],
+        "tokens per block": [f"up to {config.latents_per_block}" for config in configs],
+        "codebook": [str(config.codebook_size) for config in configs],
+    }
+    values = ((label, " / ".join(dict.fromkeys(of_models))) for label, of_models in facts.items())
+    shown = "".join(f"<span>{label} <b>{html.escape(value)}</b></span>" for label, value in values)
     return (
         f'<header class="at-hero">{_LOGO}<div><h1>AdapTok</h1><p>Videos as short rows of tokens for models that read and '
         "write them: as many tokens as each moment needs.</p></div></header>"

@@ -65,7 +65,7 @@ def _show_prefixes(pipeline: AdapTokPipeline, encoded: EncodedVideos, original: 
     pictures = []
     for length in spread(list(range(1, config.latents_per_block + 1)), _PREFIXES):
         frames = decode_prefix(pipeline, encoded, length)
-        caption = f"<b>{length}</b> tokens · {psnr(frames, original):.2f} dB"
+        caption = f"<b>{length}</b> tokens<br>{psnr(frames, original):.2f} dB"
         pictures.append(_picture(mosaic(frames[shown]), f"from the first {length} tokens", caption))
     pictures.append(_picture(mosaic(original[shown]), "one frame of each block", "<b>Original</b>", "at-own"))
     return f'<ol class="at-looks">{"".join(pictures)}</ol>'

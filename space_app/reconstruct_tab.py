@@ -177,8 +177,7 @@ def _show_tokens(tokens: TokenizedVideo, video: str) -> str:
     name = html.escape(f"{Path(video).stem}.safetensors")
     return (
         f'<p class="at-tokens">The tokens begin <code>{first} …</code> '
-        f'<a href="{tokens_uri(tokens)}" download="{name}">Download all {tokens.num_tokens}</a>; '
-        "<code>pipeline.detokenize</code> makes the video of them.</p>"
+        f'<a href="{tokens_uri(tokens)}" download="{name}">Download all {tokens.num_tokens}</a></p>'
     )
 
 

@@ -86,8 +86,8 @@ def share(
 
 
 def _show(pipeline: AdapTokPipeline, report: dict, uploads: list, frames: list[np.ndarray]) -> str:
-    size, most = pipeline.tokenizer.config.tubelet_size, pipeline.tokenizer.config.latents_per_block
-    constant = report["baseline"]
+    size, constant = pipeline.tokenizer.config.tubelet_size, report["baseline"]
+    most = max(map(max, [row["token_counts"] for row in report["videos"]] + constant["token_counts"]))
     name = "best constant schedule" if constant["strategy"] == "schedule" else "same number everywhere"
     gain = report["psnr_db"] - constant["psnr_db"]
     entries = [("All", f"{report['tokens']} tokens", f"{report['psnr_db']:.2f} dB, {gain:+.2f} over {name}")]
@@ -120,7 +120,7 @@ def build_tab(pipeline: AdapTokPipeline, examples: list[Path], model_event: Call
                 for index in range(NUM_VIDEOS)
             ]
             budget = gr.Slider(
-                step, most, value=default_budget(pipeline, 8), step=1, label="Budget: tokens per block, on average over all"
+                step, most, value=default_budget(pipeline, 8), step=1, label="Budget: tokens per block, on average"
             )
             strategy = gr.Dropdown(names, value=names[0], label="Allocation")
             button = gr.Button("Share", variant="primary", elem_id="share-run")

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 WIDE, NARROW = (1280, 900), (390, 844)
 # tab -> what its result holds
 TABS = {
-    "reconstruct": ".vega-embed",
+    "reconstruct": ".vega-embed svg",
     "share": ".at-share",
     "generate": ".at-player",
     "predict": ".at-player",
@@ -54,14 +54,23 @@ class Visitor:
         self.page.wait_for_timeout(300)
 
     def run(self, tab: str, press: bool = False) -> None:
-        """Open a tab and wait for the whole result that it arrives with; press its button and wait for that of its own."""
+        """Open a tab and wait for the whole result that it arrives with.
+
+        Args:
+            press: then take its last example, move its first slider, press its button, and wait for that result.
+        """
         self.open_tab(tab)
-        result = self.panel().locator(TABS[tab])
+        panel = self.panel()
+        result = panel.locator(TABS[tab])
         result.first.wait_for()
         if press:
-            result.first.evaluate("element => element.remove()")
+            if panel.locator(".gallery-item").count():
+                panel.locator(".gallery-item").last.click()
+            panel.locator("input[type=range]:not(.at-seek)").first.press("ArrowRight")
+            self.page.wait_for_timeout(500)
+            result.evaluate_all("elements => elements.forEach(element => element.dataset.old = 1)")
             self.page.locator(f"#{tab}-run").click()
-            result.first.wait_for()
+            panel.locator(f"{TABS[tab]}:not([data-old])").first.wait_for()
         self.page.wait_for_timeout(500)
 
     def panel(self):
