@@ -39,8 +39,10 @@ def generate(
     Raises:
         ValueError: for an unknown class or impossible settings.
     """
-    if label is None or isinstance(label, list):
-        raise ValueError(f"Choose one class first, not {label!r}.")
+    if label is None:
+        raise ValueError("Choose a class first.")
+    if not isinstance(label, int | str):
+        raise ValueError(f"The class must be a name or an id, not {label!r}.")
     seed = check_seed(seed)
     config = pipeline.ar_model.config
     settings = {"guidance_scale": guidance, "temperature": temperature}

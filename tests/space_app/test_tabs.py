@@ -335,9 +335,9 @@ def test_tabs_arrive_with_the_result_of_their_initial_values(complete_pipeline):
         assert any(arrival._id in each.cancels for each in demo.fns.values())
         (kept,) = arrival.fn(object())
         assert kept == gr.skip()
-    html, report = next(arrivals[1].fn(None))
+    ((html, report),) = arrivals[1].fn(None)
     assert [row["video"] for row in report["videos"]] == ["surfing.mp4", "turning_a_cup.mp4", "yoga.mp4"]
-    assert next(arrivals[1].fn(None))[1] is report
+    assert next(arrivals[1].fn(None)) == (html, report)
 
 
 def test_zero_gpu_decorator_is_used_where_it_is(monkeypatch):
