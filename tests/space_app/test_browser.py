@@ -105,6 +105,8 @@ def test_a_bad_upload_is_a_message_in_the_page(visitor, tmp_path):
     path = tmp_path / "page.mp4"
     path.write_text("<html><b>no video</b></html>" * 50)
     visitor.open_tab("inspect")
+    visitor.panel().locator(".at-looks img").first.wait_for()  # the result that the tab arrives with
+    visitor.panel().get_by_label("Clear").first.click()
     visitor.panel().locator("input[type=file]").set_input_files(str(path))
     visitor.page.wait_for_timeout(1000)
     visitor.page.locator("#inspect-run").click()
