@@ -106,7 +106,7 @@ def _video_input(examples: list[Path]) -> gr.Video:
     files = [str(path) for path in examples]
     video = gr.Video(files[0] if files else None, label="Video", sources=["upload"], height=236, buttons=[])
     if files:
-        gr.Examples([[file] for file in files], [video], label="or try one of these", elem_id="at-examples")
+        gr.Examples([[file] for file in files], [video], label="or try one of these")
     return video
 
 
