@@ -15,10 +15,10 @@ def token_levels(pipeline: AdapTokPipeline) -> list[int]:
     return list(range(step, pipeline.tokenizer.config.latents_per_block + 1, step))
 
 
-def default_budget(pipeline: AdapTokPipeline) -> int:
-    """A quarter of all tokens, on the grid of the scorer's levels."""
+def default_budget(pipeline: AdapTokPipeline, part: int = 4) -> int:
+    """Return a quarter (or another part) of all tokens, on the grid of the scorer's levels."""
     step, most = token_levels(pipeline)[0], pipeline.tokenizer.config.latents_per_block
-    return max(step, most // 4 // step * step)
+    return max(step, most // part // step * step)
 
 
 def baseline(pipeline: AdapTokPipeline, encoded: EncodedVideos, budget: float) -> tuple[str, AllocationRequest]:

@@ -16,11 +16,6 @@ from adaptok_hf import AdapTokPipeline
 _LOOKS_PER_BLOCK = 6
 
 
-def class_choices(pipeline: AdapTokPipeline) -> list[tuple[str, int]]:
-    """(readable name, class id), in the order of the ids."""
-    return [(name.replace("_", " "), label) for label, name in enumerate(pipeline.class_names)]
-
-
 def generate(
     pipeline: AdapTokPipeline,
     label: int | str | None,
@@ -46,6 +41,8 @@ def generate(
     """
     if label is None:
         raise ValueError("Choose a class first.")
+    if not isinstance(label, int | str):
+        raise ValueError(f"The class must be a name or an id, not {label!r}.")
     seed = check_seed(seed)
     config = pipeline.ar_model.config
     settings = {"guidance_scale": guidance, "temperature": temperature}
@@ -128,7 +125,7 @@ def build_tab(pipeline: AdapTokPipeline, model_event: Callable) -> None:
     """Build the components of the tab; `model_event` connects their events."""
     config = pipeline.tokenizer.config
     most = config.num_blocks * config.latents_per_block
-    choices = class_choices(pipeline)
+    choices = [name.replace("_", " ") for name in pipeline.class_names]
     gr.Markdown(
         "**A language model writes a video, one block after the other,** and decides when a block has enough "
         "tokens. Each block is decoded from whatever is there: watch it sharpen.",
@@ -136,7 +133,8 @@ def build_tab(pipeline: AdapTokPipeline, model_event: Callable) -> None:
     )
     with gr.Row(elem_classes="at-columns"):
         with gr.Column(scale=4, min_width=300, elem_classes="at-side"):
-            label = gr.Dropdown(choices, value=choices[0][1], label="Class", filterable=True)
+            # a name in any spelling, or an id: the pipeline says what is wrong with others
+            label = gr.Dropdown(choices, value=choices[0], label="Class", filterable=True, allow_custom_value=True)
             with gr.Row(elem_classes="at-tight"):
                 seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, min_width=120)
                 dice = gr.Button("New seed", min_width=110, elem_classes="at-dice")
@@ -150,4 +148,4 @@ def build_tab(pipeline: AdapTokPipeline, model_event: Callable) -> None:
                 report = gr.JSON(show_label=False)
     dice.click(None, None, seed, js=f"() => Math.floor(Math.random() * {MAX_SEED})", api_visibility="private")
     inputs = [label, seed, guidance, temperature, max_tokens]
-    model_event(button.click, generate, inputs, [result, report], api_name="generate", show_progress="hidden")
+    model_event(button.click, generate, inputs, [result, report], report, api_name="generate", show_progress="hidden")

@@ -22,22 +22,26 @@ _LOOKS_WAITING = "The attention of one latent token over the patches appears her
 _AMBER = np.array([255, 168, 46], np.float32)
 
 
-def inspect_clip(pipeline: AdapTokPipeline, path: str | None) -> tuple[str, pd.DataFrame | None, Video]:
+def inspect_clip(
+    pipeline: AdapTokPipeline, path: str | None, layer: int = 1, block: int = 1, token: int = 1
+) -> tuple[str, str, pd.DataFrame | None, Video]:
     """Look at the first clip of a video.
 
     Args:
         path: a video file.
+        layer, block, token: see `attention_map`.
 
     Returns:
-        HTML of the clip at several prefix lengths, the scorer's predictions (`None` without scorer), and the clip for
-        `attention_map`.
+        HTML of the clip at several prefix lengths, HTML of the attention of a token, the scorer's predictions (`None`
+        without scorer), and the clip for `attention_map`.
 
     Raises:
         ValueError: for a bad upload.
     """
-    upload = read_upload(pipeline, path, max_frames=pipeline.tokenizer.config.num_frames)
-    encoded = pipeline.encode(upload.video)
-    return _show_prefixes(pipeline, encoded, upload.video.frames), _score_table(pipeline, encoded), upload.video
+    video = read_upload(pipeline, path, max_frames=pipeline.tokenizer.config.num_frames).video
+    encoded = pipeline.encode(video)
+    looks = attention_map(pipeline, video, layer, block, token)
+    return _show_prefixes(pipeline, encoded, video.frames), looks, _score_table(pipeline, encoded), video
 
 
 def decode_prefix(pipeline: AdapTokPipeline, encoded: EncodedVideos, tokens_per_block: int) -> np.ndarray:
@@ -61,7 +65,7 @@ def _show_prefixes(pipeline: AdapTokPipeline, encoded: EncodedVideos, original: 
     pictures = []
     for length in spread(list(range(1, config.latents_per_block + 1)), _PREFIXES):
         frames = decode_prefix(pipeline, encoded, length)
-        caption = f"<b>{length}</b> tokens · {psnr(frames, original):.2f} dB"
+        caption = f"<b>{length}</b> tokens<br>{psnr(frames, original):.2f} dB"
         pictures.append(_picture(mosaic(frames[shown]), f"from the first {length} tokens", caption))
     pictures.append(_picture(mosaic(original[shown]), "one frame of each block", "<b>Original</b>", "at-own"))
     return f'<ol class="at-looks">{"".join(pictures)}</ol>'
@@ -140,11 +144,10 @@ def build_tab(pipeline: AdapTokPipeline, video_input: Callable[[], gr.Video], mo
             gr.Markdown("### What the scorer predicts", elem_classes="at-section")
             visible = pipeline.scorer is not None
             curves = gr.LinePlot(x="tokens", y="predicted loss", color="block", height=330, visible=visible)
-    choice = [clip, layer, block, token]
-    done = model_event(button.click, inspect_clip, [video], [prefixes, curves, clip], api_name="inspect")
-    model_event(done.success, attention_map, choice, [looks], api_visibility="private")
-    for slider in (layer, block, token):
+    choice, outputs = [layer, block, token], [prefixes, looks, curves, clip]
+    model_event(button.click, inspect_clip, [video, *choice], outputs, clip, api_name="inspect")
+    for slider in choice:
         model_event(
-            slider.change, attention_map, choice, [looks], api_visibility="private", trigger_mode="always_last",
+            slider.change, attention_map, [clip, *choice], [looks], api_visibility="private", trigger_mode="always_last",
             show_progress="hidden",
         )  # fmt: skip

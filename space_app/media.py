@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from adaptok_hf import write_video
+from adaptok_hf import TokenizedVideo, write_video
 
 
 def video_uri(frames: np.ndarray, fps: float) -> str:
@@ -18,6 +18,14 @@ def video_uri(frames: np.ndarray, fps: float) -> str:
         path = Path(folder) / "video.mp4"
         write_video(path, frames, fps)
         return "data:video/mp4;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def tokens_uri(tokens: TokenizedVideo) -> str:
+    """The file that `tokens.save` writes in a `data:` address."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "video.safetensors"
+        tokens.save(path)
+        return "data:application/octet-stream;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
 def image_uri(picture: np.ndarray) -> str:

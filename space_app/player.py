@@ -52,27 +52,33 @@ def player(panels: list[Panel], fps: float, bars: str = "", given_frames: int = 
 
 
 def token_bars(
-    counts: list[int], most: int, frames: list[int], reference: float | None = None, legend: str = "tokens per block"
+    counts: list[int],
+    most: int,
+    frames: list[int],
+    reference: list[int] | None = None,
+    legend: str = "tokens per block",
+    reference_legend: str = "best constant schedule",
 ) -> str:
-    """One bar per block over time; a dashed line where the same number everywhere would be.
+    """Return one bar per block over time, with its count below; dashed marks where `reference` would be.
 
     Args:
         counts: tokens of each block.
         most: tokens of a full bar.
         frames: frames of each block, its width.
-        reference: tokens per block of the dashed line.
+        reference: tokens of each block to compare with.
     """
-    values = ", ".join(map(str, counts))
     few = len(counts) <= 24
     bars = "".join(
-        f'<span class="at-bar" style="flex-grow:{width};--h:{count / most:.4f}" title="block {index + 1}: {count} tokens">'
-        f"<i></i>{f'<b>{count}</b>' if few else ''}</span>"
+        f'<span class="at-bar" style="flex-grow:{width}" title="block {index + 1}: {count} tokens">'
+        f'<span class="at-well"><i style="--h:{count / most:.4f}"></i>'
+        + (f'<u style="--h:{reference[index] / most:.4f}"></u>' if reference else "")
+        + f"</span>{f'<b>{count}</b>' if few else ''}</span>"
         for index, (count, width) in enumerate(zip(counts, frames, strict=True))
     )
-    line = f'<span class="at-line" style="--h:{reference / most:.4f}"></span>' if reference is not None else ""
-    dashed = '<span class="at-key at-key-line">same number everywhere</span>' if reference is not None else ""
+    dashed = f'<span class="at-key at-key-line">{html.escape(reference_legend)}</span>' if reference else ""
+    values = ", ".join(map(str, counts))
     return (
-        f'<div class="at-bars" role="img" aria-label="Tokens of each block: {values}"><div class="at-plot">{bars}{line}'
+        f'<div class="at-bars" role="img" aria-label="Tokens of each block: {values}"><div class="at-plot">{bars}'
         f'<span class="at-head"></span></div><p class="at-legend"><span class="at-key">{html.escape(legend)}</span>{dashed}'
         f'<span class="at-most">full height: {most}</span></p></div>'
     )

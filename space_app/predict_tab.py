@@ -143,4 +143,4 @@ def build_tab(pipeline: AdapTokPipeline, video_input: Callable[[], gr.Video], mo
             with gr.Accordion("Numbers", open=False):
                 report = gr.JSON(show_label=False)
     inputs = [video, condition, rollouts, videos, temperature, seed]
-    model_event(button.click, predict, inputs, [result, report], api_name="predict", show_progress="hidden")
+    model_event(button.click, predict, inputs, [result, report], report, api_name="predict", show_progress="hidden")

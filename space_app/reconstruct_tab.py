@@ -1,21 +1,24 @@
 """Reconstruct: a video on a token budget, next to the best constant schedule of as many tokens."""
 
+import html
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import numpy as np
 import pandas as pd
 from encoding import baseline, counts_over_time, default_budget, psnr, spread, ssim, token_levels
+from media import tokens_uri
 from player import Panel, note, player, tiles, token_bars, waiting
 from uploads import LIMITS, MAX_CLIPS, read_upload
 
-from adaptok_hf import AdapTokPipeline, AllocationRequest, EncodedVideos
+from adaptok_hf import AdapTokPipeline, AllocationRequest, EncodedVideos, TokenizedVideo
 from adaptok_hf.allocation import STRATEGIES
 
 # Budgets of the curve.
 _CURVE_POINTS = 5
-_CURVE_COLUMNS = ["kbit/s", "PSNR, dB", "allocation"]
+_CURVE_COLUMNS = ["tokens per block", "PSNR, dB", "allocation"]
 
 
 def strategies(pipeline: AdapTokPipeline) -> list[str]:
@@ -78,11 +81,11 @@ def reconstruct(
         "baseline": {
             "strategy": name,
             "tokens_per_block": round(sum(constant_counts) / len(constant_counts), 3),
-            "token_counts": constant_tokens.token_counts[0].tolist(),
+            "token_counts": constant_counts,
             "psnr_db": round(psnr(constant_frames, original), 3),
         },
     }
-    result = _show(pipeline, tokens.fps, report, original, frames, constant_frames, upload.note)
+    result = _show(pipeline, tokens, report, original, frames, constant_frames, upload.note)
     yield result, None, report
 
     known = {
@@ -134,53 +137,53 @@ def _measure_curve(
                 known[key] = psnr(pipeline.decode(tokens), original)
             curve.setdefault(strategy, []).append(
                 {
-                    "tokens_per_block": budget,
-                    "bits_per_second": round(tokens.bits_per_second, 1),
+                    "tokens_per_block": round(sum(key) / len(key), 3),
                     "psnr_db": round(known[key], 3),
                 }
             )
     return curve
 
 
-def _show(pipeline, fps: float, report: dict, original, frames, constant_frames, left_out: str) -> str:
+def _show(pipeline, tokens: TokenizedVideo, report: dict, original, frames, constant_frames, left_out: str) -> str:
     config = pipeline.tokenizer.config
     counts, constant = report["token_counts"], report["baseline"]
     mean, most = report["tokens_per_block"], config.latents_per_block
-    gain = report["psnr_db"] - constant["psnr_db"]
     adaptive = report["strategy"] != "fixed"
     panels = [Panel("Original", original, f"{config.image_size} × {config.image_size}")]
     asked = "" if report["budget"] in (None, mean) else f" of {report['budget']:g}"
     label = f"{mean:g}{asked} tokens per block · {report['psnr_db']:.2f} dB"
     panels.append(Panel(f"Adaptive ({report['strategy']})" if adaptive else "Fixed", frames, label, "adaptive"))
+    scheduled = constant["strategy"] == "schedule"
+    name = "best constant schedule" if scheduled else "same number everywhere"
     if adaptive:
-        repeated = constant["strategy"] == "schedule"
-        label = (
-            ", ".join(map(str, constant["token_counts"]))
-            if repeated
-            else f"{constant['tokens_per_block']:g} in every block"
-        )
-        label += f" · {constant['psnr_db']:.2f} dB"
-        panels.append(Panel("Same budget, same for every clip", constant_frames, label, "fixed"))
+        of_clip = ", ".join(map(str, constant["token_counts"][: config.num_blocks]))
+        label = of_clip if scheduled else f"{constant['tokens_per_block']:g} in every block"
+        panels.append(Panel(name.capitalize(), constant_frames, f"{label} · {constant['psnr_db']:.2f} dB", "fixed"))
     widths = [min(config.tubelet_size, len(original) - start) for start in range(0, len(original), config.tubelet_size)]
-    bars = token_bars(counts, most, widths, constant["tokens_per_block"] if adaptive else None)
-    raw_bits = config.image_size**2 * 24 * report["fps"]
-    rate = report["bits_per_second"]
+    bars = token_bars(counts, most, widths, constant["token_counts"] if adaptive else None, reference_legend=name)
+    gain = report["psnr_db"] - constant["psnr_db"]
     entries = [
         ("Tokens", f"{report['tokens']}", f"of {most * len(counts)}, {100 * mean / most:.0f} %"),
-        ("Rate", f"{rate / 1000:.2f} kbit/s", f"1 / {raw_bits / rate:,.0f} of raw pixels"),
-        (
-            "PSNR",
-            f"{report['psnr_db']:.2f} dB",
-            f"{gain:+.2f} dB against {constant['strategy']}" if adaptive else "higher is better",
-        ),
+        ("Tokens per second", f"{tokens.tokens_per_second:.0f}", f"{tokens.bits_per_second / 1000:.2f} kbit/s"),
+        ("PSNR", f"{report['psnr_db']:.2f} dB", f"{gain:+.2f} dB over {name}" if adaptive else "higher is better"),
         ("SSIM", f"{report['ssim']:.3f}", "1 is identical"),
     ]
-    return tiles(entries) + player(panels, fps, bars) + note(left_out)
+    return tiles(entries) + player(panels, tokens.fps, bars) + _show_tokens(tokens, report["video"]) + note(left_out)
+
+
+def _show_tokens(tokens: TokenizedVideo, video: str) -> str:
+    """The first tokens, and all of them as a file."""
+    first = " ".join(map(str, tokens.codes[0, 0, : min(6, int(tokens.token_counts[0, 0]))].tolist()))
+    name = html.escape(f"{Path(video).stem}.safetensors")
+    return (
+        f'<p class="at-tokens">The tokens begin <code>{first} …</code> '
+        f'<a href="{tokens_uri(tokens)}" download="{name}">Download all {tokens.num_tokens}</a></p>'
+    )
 
 
 def _curve_table(report: dict) -> pd.DataFrame:
     rows = [
-        (point["bits_per_second"] / 1000, point["psnr_db"], strategy)
+        (point["tokens_per_block"], point["psnr_db"], strategy)
         for strategy, points in report["curve"].items()
         for point in points
     ]
@@ -192,8 +195,9 @@ def build_tab(pipeline: AdapTokPipeline, video_input: Callable[[], gr.Video], mo
     step, most = token_levels(pipeline)[0], pipeline.tokenizer.config.latents_per_block
     names, frames = strategies(pipeline), pipeline.tokenizer.config.num_frames
     gr.Markdown(
-        "**Spend a budget of tokens where the video needs them.** Each clip takes the best of a few ways to spend its "
-        "share. Next to it: as many tokens by the best fixed schedule, the same for every clip.",
+        "**A video becomes a row of tokens that a model can read, and a video again.** A budget of tokens goes where the "
+        "video needs them; next to it are as many by the best constant schedule, the same for every clip. Tokens are for "
+        "models that learn from video, no replacement for a video codec.",
         elem_classes="at-intro",
     )
     with gr.Row(elem_classes="at-columns"):
@@ -227,11 +231,11 @@ def build_tab(pipeline: AdapTokPipeline, video_input: Callable[[], gr.Video], mo
             gr.Markdown(f"{LIMITS} of the first {MAX_CLIPS * frames} frames.", elem_classes="at-small")
         with gr.Column(scale=8, min_width=320):
             result = gr.HTML(waiting("Original, reconstruction and the tokens of each block appear here."))
-            colors = {"compared": "#cf7a12", "joint": "#cf7a12", "schedule": "#5676a8", "fixed": "#5676a8"}
+            gr.Markdown("### Tokens and quality of this video", elem_classes="at-section")
             x, y, color = _CURVE_COLUMNS
-            gr.Markdown("### Rate and quality of this clip", elem_classes="at-section")
+            colors = {names[0]: "#cf7a12"} | {"schedule": "#5676a8", "fixed": "#5676a8"}
             curve = gr.LinePlot(x=x, y=y, color=color, color_map=colors, height=330)
             with gr.Accordion("Numbers", open=False):
                 report = gr.JSON(show_label=False)
     inputs, outputs = [video, strategy, budget, price, threshold], [result, curve, report]
-    model_event(button.click, reconstruct, inputs, outputs, api_name="reconstruct", show_progress_on=result)
+    model_event(button.click, reconstruct, inputs, outputs, report, api_name="reconstruct", show_progress_on=result)

@@ -8,6 +8,9 @@ from gradio.themes.utils.fonts import LocalFont
 
 _FOLDER = Path(__file__).parent
 
+# The badge of an error leaves with its message. Not in style.css, whose rules gradio moves below a container of its own.
+_BADGE = "<style>body:not(:has([data-testid=toast-body])) .wrap:has(> .error) { display: none !important; }</style>"
+
 _AMBER = Color(
     "#fff8ec", "#ffefd0", "#ffdd9f", "#ffc766", "#ffb03b", "#f0962a", "#cc7416", "#a25812", "#7d4413", "#5f3511", "#371c07"
 )  # fmt: skip
@@ -67,4 +70,5 @@ def build_theme() -> gr.themes.Base:
 def page_options() -> dict[str, str | gr.themes.Base]:
     """Theme, style and script, as `Blocks.launch` takes them."""
     script = (_FOLDER / "player.js").read_text()
-    return {"theme": build_theme(), "css": (_FOLDER / "style.css").read_text(), "head": f"<script>{script}</script>"}
+    head = f"<script>{script}</script>{_BADGE}"
+    return {"theme": build_theme(), "css": (_FOLDER / "style.css").read_text(), "head": head}

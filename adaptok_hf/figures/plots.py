@@ -133,28 +133,26 @@ def plot_tokens_over_time(
 
 
 def plot_tokens(path: str | Path, report: dict[str, Any], block_times: np.ndarray) -> Path:
-    """Draw the tokens (bars) and the PSNR (line) of each block over the seconds of the video.
+    """Draw the tokens of each block over the seconds of the video, and below, on an axis from zero, its PSNR.
 
     Args:
         report: of `adaptok reconstruct`.
         block_times: (blocks,) seconds at which blocks begin.
     """
-    counts, psnr = report["token_counts"], report["psnr_db_per_block"]
     ends = np.append(block_times[1:], max(report["seconds_of_video"], block_times[-1] + 1 / report["fps"]))
-    with figure_file(path, 7.0, 2.9) as (_, axes):
-        ax = axes[0, 0]
-        ax.bar(block_times, counts, width=0.92 * (ends - block_times), align="edge", color=COLORS[0])
-        ax.axhline(report["tokens_per_block"], color=COLORS[0], linestyle=":", linewidth=1)
-        ax.set(xlabel="seconds", ylabel="tokens per block", ylim=(0, report["latents_per_block"] * 1.02))
-        ax.grid(axis="x", visible=False)
-        quality = ax.twinx()
-        quality.plot((block_times + ends) / 2, psnr, color=COLORS[1], marker="o", markersize=3)
-        quality.set_ylabel("PSNR (dB)", color=COLORS[1])
-        quality.grid(visible=False)
-        ax.set_title(
-            f"{report['tokens_per_block']:.1f} tokens per block on average, {report['bits_per_second'] / 1000:.1f} kbit/s, "
-            f"PSNR {report['psnr_db']:.2f} dB"
-        )
+    panels = (  # values, axis, mean, least top of the axis, legend
+        ("token_counts", "tokens of the block", report["tokens_per_block"], report["latents_per_block"], "mean: {:.1f}"),
+        ("psnr_db_per_block", "PSNR (dB)", report["psnr_db"], 40, "whole video: {:.2f} dB"),
+    )
+    with figure_file(path, 7.0, 4.0, 2, 1, sharex=True) as (_, axes):
+        for ax, color, (key, label, mean, most, text) in zip(axes[:, 0], COLORS, panels, strict=False):
+            ax.bar(block_times, report[key], width=0.92 * (ends - block_times), align="edge", color=color)
+            ax.axhline(mean, color="#444444", linestyle=":", linewidth=1, label=text.format(mean))
+            ax.set(ylabel=label, xlim=(block_times[0], ends[-1]), ylim=(0, 1.02 * max(most, *report[key])))
+            ax.grid(axis="x", visible=False)
+            ax.legend(loc="lower right", bbox_to_anchor=(1, 0.98), borderaxespad=0)
+        axes[0, 0].set_title(f"{report['tokens']} tokens, {report['tokens_per_second']:.0f} per second", loc="left")
+        axes[1, 0].set_xlabel("seconds")
     return Path(path)
 
 

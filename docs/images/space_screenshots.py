@@ -16,9 +16,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 WIDE, NARROW = (1280, 900), (390, 844)
-# tab, id of its button, what its result holds
+# tab -> what its result holds
 TABS = {
-    "reconstruct": ".vega-embed",
+    "reconstruct": ".vega-embed svg",
+    "share": ".at-share",
     "generate": ".at-player",
     "predict": ".at-player",
     "inspect": ".at-looks img",
@@ -52,17 +53,24 @@ class Visitor:
         self.page.get_by_role("tab", name=tab.capitalize()).click()
         self.page.wait_for_timeout(300)
 
-    def run(self, tab: str) -> None:
-        """Opens a tab, takes its first example if it has any, presses its button and waits for the whole result."""
+    def run(self, tab: str, press: bool = False) -> None:
+        """Open a tab and wait for the whole result that it arrives with.
+
+        Args:
+            press: then take its last example, move its first slider, press its button, and wait for that result.
+        """
         self.open_tab(tab)
         panel = self.panel()
-        if tab == "about":
-            return
-        if panel.locator(".gallery-item").count():
-            panel.locator(".gallery-item").first.click()
-            panel.locator("video").first.wait_for()
-        self.page.locator(f"#{tab}-run").click()
-        panel.locator(TABS[tab]).first.wait_for()
+        result = panel.locator(TABS[tab])
+        result.first.wait_for()
+        if press:
+            if panel.locator(".gallery-item").count():
+                panel.locator(".gallery-item").last.click()
+            panel.locator("input[type=range]:not(.at-seek)").first.press("ArrowRight")
+            self.page.wait_for_timeout(500)
+            result.evaluate_all("elements => elements.forEach(element => element.dataset.old = 1)")
+            self.page.locator(f"#{tab}-run").click()
+            panel.locator(f"{TABS[tab]}:not([data-old])").first.wait_for()
         self.page.wait_for_timeout(500)
 
     def panel(self):

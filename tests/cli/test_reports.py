@@ -3,6 +3,7 @@ import os
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from adaptok_hf import Video, read_video
@@ -80,8 +81,11 @@ def test_long_videos_show_the_bars_around_the_current_block():
     assert places[:, 1].max() < 2 * 32 + 3 * 8
 
 
-def test_plot_is_a_picture(tmp_path):
+def test_plot_is_a_picture(tmp_path, monkeypatch):
+    """Tokens and quality have a panel each, from zero, so that a wobble of 1 dB looks like one."""
     report = {
+        "tokens": 6,
+        "tokens_per_second": 12.0,
         "token_counts": [4, 2],
         "psnr_db_per_block": [30.0, 100.0],
         "seconds_of_video": 0.5,
@@ -91,7 +95,14 @@ def test_plot_is_a_picture(tmp_path):
         "bits_per_second": 1234.5,
         "psnr_db": 33.3,
     }
+    saved, save = [], Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda figure, *args, **kwargs: saved.append(figure) or save(figure, *args, **kwargs)
+    )
     plot_tokens(tmp_path / "plot.png", report, np.array([0.0, 0.4]))
+    tokens, quality = saved[0].axes
+    assert [[bar.get_height() for bar in ax.patches] for ax in (tokens, quality)] == [[4, 2], [30, 100]]
+    assert tokens.get_ylim()[0] == quality.get_ylim()[0] == 0 and tokens.get_ylim()[1] >= 6 and quality.get_ylim()[1] >= 100
     with Image.open(tmp_path / "plot.png") as image:
         image.load()
         assert image.format == "PNG" and min(image.size) > 200

@@ -35,13 +35,26 @@ def test_the_api_end_to_end(space, clip_file, tmp_path):
     client, folder = space
     video = handle_file(clip_file)
     html, curve, report = client.predict(video, "joint", 4, api_name="/reconstruct")
-    assert report["video"] == "clip.mp4" and "<video" in html and curve["columns"][0] == "kbit/s"
-    html, report = client.predict(1, 3, 1.5, 1.0, 6, api_name="/generate")
-    assert report["class"] == "second" and report["status"] == "done" and "<video" in html
+    assert report["video"] == "clip.mp4" and "<video" in html and curve["columns"][0] == "tokens per block"
+    html, report = client.predict(video, video, None, 3, "joint", api_name="/share")
+    assert [row["video"] for row in report["videos"]] == ["clip.mp4"] * 2 and report["tokens"] == 30
+    for label, name in (
+        ("second", "second"),
+        ("First-Class", "first_class"),
+        (2, "third"),
+    ):  # a name in any spelling, or an id
+        html, report = client.predict(label, 3, 1.5, 1.0, 6, api_name="/generate")
+        assert report["class"] == name and report["status"] == "done" and "<video" in html
+    with pytest.raises(AppError, match="secnd.*second"):
+        client.predict("secnd", 3, 1.5, 1.0, 6, api_name="/generate")
     html, report = client.predict(video, 5, 1, 2, 0.6, 0, api_name="/predict")
     assert len(report["token_counts"]) == 2 and html.count("<video") == 3
-    prefixes, curves = client.predict(video, api_name="/inspect")
-    assert "from the first 6 tokens" in prefixes and curves["columns"][0] == "tokens"
+    prefixes, looks, curves = client.predict(video, 2, 3, 6, api_name="/inspect")
+    assert (
+        "token 6 of block 3 in layer 2" in looks
+        and "from the first 6 tokens" in prefixes
+        and curves["columns"][0] == "tokens"
+    )
 
     for arguments in ((5, 9, 2), (5, 1, 4)):  # the sliders bound what a caller sends
         with pytest.raises(AppError, match=f"{max(arguments[1:])}"):
@@ -55,7 +68,7 @@ def test_the_api_end_to_end(space, clip_file, tmp_path):
     assert client.predict(video, "joint", 4, api_name="/reconstruct")[2]["tokens"] == 20
     # results are part of the page: there is nothing but what was uploaded, and the examples
     kept = {path.name for path in folder.rglob("*") if path.is_file()}
-    assert kept <= {name for _, name, _ in BAD_FILES} | {"clip.mp4", "surfing.mp4", "surfing_held_then_played.mp4"}
+    assert kept <= {name for _, name, _ in BAD_FILES} | {"clip.mp4", "surfing.mp4", "turning_a_cup.mp4", "yoga.mp4"}
 
 
 def test_what_a_browser_would_not_send(space, tmp_path):
@@ -127,4 +140,3 @@ def test_memory_and_temporary_space_stay_bounded(complete_pipeline, tmp_path, mo
     assert memory[-1] - memory[9] < 60e6, [round(m / 1e6) for m in memory]
     client.close()
     demo.close()
-    assert not Path(demo.example_folder.name).exists() or demo.example_folder.cleanup() is None

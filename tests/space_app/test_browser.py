@@ -44,17 +44,23 @@ def test_every_tab(visitor):
     from PIL import Image
 
     for tab in screenshots.TABS:
-        visitor.run(tab)
+        visitor.run(tab, press=tab != "about")
         for width, height in (screenshots.WIDE, screenshots.NARROW):
             visitor.look(width, height, dark=width < 500)
             picture = Image.open(io.BytesIO(visitor.picture()))
             assert picture.width == width
             assert visitor.page.evaluate("document.documentElement.scrollWidth") <= width, f"{tab} at {width}"
+            if tab == "reconstruct":  # the labels of the plot follow from light to dark
+                colors = visitor.page.evaluate(COLORS)
+                assert colors[0] == colors[1]
             nameless = visitor.page.evaluate(NAMELESS)
             assert nameless == [], f"{tab}: {nameless}"
         visitor.look(*screenshots.WIDE, dark=False)
     assert visitor.problems == []
 
+
+# Of the page's text, and of the labels of a plot.
+COLORS = "[getComputedStyle(document.body).color, getComputedStyle(document.querySelector('.vega-embed text')).fill]"
 
 # Controls that a screen reader could not name.
 NAMELESS = """
@@ -69,7 +75,7 @@ NAMELESS = """
 
 def test_player_and_keyboard(visitor):
     """The players of a result stay in step, and the keyboard moves slider, tab and button."""
-    visitor.run("reconstruct")
+    visitor.run("reconstruct", press=True)
     page = visitor.page
     seek = page.locator(".at-seek").first
     seek.focus()
@@ -84,10 +90,14 @@ def test_player_and_keyboard(visitor):
     page.get_by_role("tab", name="Reconstruct").focus()
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
-    page.locator("#generate-run").wait_for(state="visible")
-    page.locator("#generate-run").focus()
+    page.locator("#share-run").wait_for(state="visible")
+    players = visitor.panel().locator(".at-player")
+    players.nth(2).wait_for()  # the result that the tab arrives with
+    players.first.evaluate("element => element.dataset.old = 1")
+    visitor.panel().get_by_role("slider").first.press("ArrowRight")
+    page.locator("#share-run").focus()
     page.keyboard.press("Enter")
-    visitor.panel().locator(".at-player").first.wait_for()
+    page.locator(".at-share .at-player:not([data-old])").nth(2).wait_for()
     assert visitor.problems == []
 
 
@@ -95,9 +105,15 @@ def test_a_bad_upload_is_a_message_in_the_page(visitor, tmp_path):
     path = tmp_path / "page.mp4"
     path.write_text("<html><b>no video</b></html>" * 50)
     visitor.open_tab("inspect")
+    visitor.panel().locator(".at-looks img").first.wait_for()  # the result that the tab arrives with
+    visitor.panel().get_by_label("Clear").first.click()
     visitor.panel().locator("input[type=file]").set_input_files(str(path))
     visitor.page.wait_for_timeout(1000)
     visitor.page.locator("#inspect-run").click()
     toast = visitor.page.locator("[data-testid=toast-body]").filter(has_text="page.mp4: not a video")
     toast.wait_for()
     assert "/tmp" not in toast.inner_text()
+    badge = visitor.panel().locator(".wrap > .error").first
+    badge.wait_for()
+    toast.get_by_role("button").click()
+    badge.wait_for(state="hidden")  # leaves with the message

@@ -20,7 +20,12 @@ VALUES += ("../../etc/passwd", "<img src=x onerror=alert(1)>", "\x00", "\ud800")
 FILES = (None, 5, "a.mp4", [], {}, {"path": None}, {"path": 7}, {"path": "/etc/passwd"}, {"path": "../../../etc/passwd"})
 FILES += ({"path": ""}, {"url": "http://127.0.0.1:1/x.mp4"}, {"url": "file:///etc/passwd"}, {"path": "\x00"})
 # what a page sends after the video, or without one
-GOOD = {"reconstruct": ["joint", 4, 1, 0.1], "predict": [5, 1, 2, 0.6, 0], "inspect": []}
+GOOD = {
+    "reconstruct": ["joint", 4, 1, 0.1],
+    "predict": [5, 1, 2, 0.6, 0],
+    "inspect": [1, 1, 1],
+    "share": [None, None, 4, "joint"],
+}
 GOOD_GENERATE = [1, 3, 1.5, 1.0, 6]
 
 
@@ -87,6 +92,11 @@ def test_bad_values_are_a_sentence(space, clip_file, capfd, caplog):
         ("generate", [1, 3, 1.5, 1.0, [4]], "tokens"),
         ("generate", [99, 3, 1.5, 1.0, 6], "99"),
         ("generate", ["<b>", 3, 1.5, 1.0, 6], "&lt;b&gt;"),
+        ("generate", [[4], 3, 1.5, 1.0, 6], "[4]"),
+        ("generate", [{"a": 1}, 3, 1.5, 1.0, 6], "class"),
+        ("share", [video, None, None, 4, "joint"], "two videos, not 1"),
+        ("share", [video, video, None, 4, "quality"], "quality"),
+        ("share", [video, video, None, NAN, "joint"], "budget"),
         ("reconstruct", [video, "best", 4, 1, 0.1], "best"),
         ("reconstruct", [video, "joint", NAN, 1, 0.1], "budget"),
         ("reconstruct", [video, "joint", None, 1, 0.1], "budget"),

@@ -1,7 +1,10 @@
 """The Space's tabs and the pieces they are made of, called as functions."""
 
+import base64
+import configparser
 import math
 import re
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +13,7 @@ import torch
 from builders.pipelines import make_pipeline
 from builders.video_files import make_frames, write_mp4
 
-from adaptok_hf import AdapTokPipeline, Video
+from adaptok_hf import AdapTokPipeline, TokenizedVideo, Video
 
 gr = pytest.importorskip("gradio", reason="the Space needs gradio: pip install adaptok_hf[space]")
 
@@ -18,10 +21,11 @@ import generate_tab  # noqa: E402
 import inspect_tab  # noqa: E402
 import predict_tab  # noqa: E402
 import reconstruct_tab  # noqa: E402
+import share_tab  # noqa: E402
 import uploads  # noqa: E402
-from demo import build_demo  # noqa: E402
+from demo import build_demo, run_once  # noqa: E402
 from encoding import spread  # noqa: E402
-from example_clips import make_examples  # noqa: E402
+from example_clips import find_examples  # noqa: E402
 from player import token_bars  # noqa: E402
 from streaming import Watcher, watch  # noqa: E402
 
@@ -55,7 +59,7 @@ def test_reconstruct_with_the_shipped_checkpoint(shipped, tmp_path):
     (html, curve, report), expected = second, shipped.reconstruct(str(path), budget=budget)
     assert first[0] == html and first[2] is report
     assert html.count("<video") == 3 and first[1] is None
-    assert list(curve.columns) == ["kbit/s", "PSNR, dB", "allocation"] and len(curve) == 2 * len(budgets)
+    assert list(curve.columns) == ["tokens per block", "PSNR, dB", "allocation"] and len(curve) == 2 * len(budgets)
     assert report["token_counts"] == expected.token_counts.flatten()[:num_blocks].tolist()
     assert sum(report["token_counts"]) == budget * num_blocks
     assert report["bits_per_second"] == pytest.approx(expected.bits_per_second, abs=0.1)
@@ -64,12 +68,13 @@ def test_reconstruct_with_the_shipped_checkpoint(shipped, tmp_path):
     valid = torch.arange(2 * shipped.tokenizer.config.num_blocks).reshape(2, -1) < num_blocks
     schedule = shipped.find_schedule(budget, valid)
     fixed = shipped.reconstruct(str(path), budget=schedule, allocation="fixed")
+    assert "Best constant schedule" in html and fixed.token_counts[0].tolist() == list(schedule)
     assert budget - 1 < fixed.tokens.num_tokens / num_blocks <= budget
     error = np.mean((fixed.frames.astype(float) - fixed.original) ** 2) * 255**2
     assert report["baseline"] == {
         "strategy": "schedule",
         "tokens_per_block": round(fixed.tokens.num_tokens / num_blocks, 3),
-        "token_counts": list(schedule),
+        "token_counts": fixed.token_counts.flatten()[:num_blocks].tolist(),
         "psnr_db": pytest.approx(10 * np.log10(255**2 / error), abs=2e-3),
     }
     points = report["curve"]["compared"]
@@ -109,6 +114,33 @@ def test_frames_are_those_of_the_processor(shipped, clip_file):
     expected = shipped.video_processor.clips(clip_file)
     frames = uploads.read_upload(shipped, clip_file).video.frames
     np.testing.assert_array_equal(frames, expected.frames.flatten(0, 1)[:20].permute(0, 2, 3, 1).numpy())
+
+
+def test_the_tokens_can_be_taken_along(complete_pipeline, clip_file, tmp_path):
+    html, _, report = next(reconstruct_tab.reconstruct(complete_pipeline, clip_file, "joint", 4))
+    (data,) = re.findall(r'href="data:[^,]*,([^"]*)" download="clip.safetensors"', html)
+    (tmp_path / "clip.safetensors").write_bytes(base64.b64decode(data))
+    tokens = TokenizedVideo.load(tmp_path / "clip.safetensors")
+    assert tokens.token_counts.flatten()[:5].tolist() == report["token_counts"]
+    assert f"Download all {report['tokens']}" in html and f"<code>{tokens.codes[0, 0, 0]} " in html
+
+
+# --- share ---
+
+
+def test_share_is_the_pipelines_list(complete_pipeline, clip_file, tmp_path):
+    other = str(write_mp4(tmp_path / "other.mp4", frames=make_frames(12, 32, 32)[::-1]))
+    html, report = share_tab.share(complete_pipeline, clip_file, None, other, 4, "joint")
+    expected = complete_pipeline.reconstruct([clip_file, other], budget=4, allocation="joint", output_type="uint8")
+    counts = [output.token_counts.flatten()[:num].tolist() for output, num in zip(expected, (5, 3), strict=True)]
+    assert [row["token_counts"] for row in report["videos"]] == counts and sum(map(sum, counts)) == report["tokens"] == 32
+    errors = [np.square(output.frames.astype(float) - output.original) for output in expected]
+    error = np.mean(np.concatenate([each[0] for each in errors]))
+    assert report["psnr_db"] == pytest.approx(10 * np.log10(255**2 / error), abs=2e-3)
+    assert report["baseline"]["tokens"] <= 32 and [len(row) for row in report["baseline"]["token_counts"]] == [5, 3]
+    assert html.count("<video") == 4 and html.count('class="at-bars"') == 2
+    with pytest.raises(ValueError, match="two videos, not 1"):
+        share_tab.share(complete_pipeline, clip_file, None)
 
 
 # --- generate, predict, inspect ---
@@ -208,8 +240,13 @@ def test_bad_settings_of_predict(complete_pipeline, clip_file, arguments, messag
 
 
 def test_inspect(complete_pipeline, clip_file):
-    prefixes, curves, video = inspect_tab.inspect_clip(complete_pipeline, clip_file)
-    assert len(video) == 12 and prefixes.count("<img") == 6 and "from the first 6 tokens" in prefixes
+    prefixes, looks, curves, video = inspect_tab.inspect_clip(complete_pipeline, clip_file, 2, 3, 6)
+    assert (
+        looks == inspect_tab.attention_map(complete_pipeline, video, 2, 3, 6)
+        and len(video) == 12
+        and prefixes.count("<img") == 6
+        and "from the first 6 tokens" in prefixes
+    )
     assert list(curves["tokens"]) == [2, 4, 6] * 3 and set(curves["block"]) == {"block 1", "block 2", "block 3"}
     encoded = complete_pipeline.encode(video)
     np.testing.assert_array_equal(
@@ -228,7 +265,10 @@ def test_inspect(complete_pipeline, clip_file):
 def test_bars_are_well_formed():
     from xml.etree import ElementTree
 
-    ElementTree.fromstring(token_bars([0, 3, 6], 6, [4, 4, 2], 2.5, '<"tokens">'))
+    bars = ElementTree.fromstring(token_bars([0, 3, 6], 6, [4, 4, 2], [1, 2, 6], '<"tokens">', "<&>"))
+    assert [number.text for number in bars.iter("b")] == ["0", "3", "6"]
+    assert [mark.get("style") for mark in bars.iter("u")] == ["--h:0.1667", "--h:0.3333", "--h:1.0000"]
+    assert not [number for well in bars.iter("span") if well.get("class") == "at-well" for number in well.iter("b")]
 
 
 def test_spread():
@@ -250,18 +290,54 @@ def test_tabs_follow_the_models(complete_pipeline):
     """Generate and Predict may have a pipeline of their own, as they have with the checkpoints in the package."""
     without = make_pipeline(scorer_layers=1)
     alone, blocks = (list(build_demo(without, generators=each).blocks.values()) for each in (None, complete_pipeline))
-    assert [block.label for block in alone if isinstance(block, gr.Tab)] == ["Reconstruct", "Inspect", "About"]
+    assert [block.label for block in alone if isinstance(block, gr.Tab)] == ["Reconstruct", "Share", "Inspect", "About"]
     tabs = [block.label for block in blocks if isinstance(block, gr.Tab)]
-    assert tabs == ["Reconstruct", "Generate", "Predict", "Inspect", "About"]
+    assert tabs == ["Reconstruct", "Share", "Generate", "Predict", "Inspect", "About"]
     most = {block.label: block.maximum for block in blocks if isinstance(block, gr.Slider)}
     assert (most["Token of the block"], most["Frames that are given"], most["Most tokens of the video"]) == (64, 11, 18)
 
 
-def test_examples_need_no_network(tmp_path, complete_pipeline):
-    files = make_examples(tmp_path)
-    assert SURFING in files and len(files) == 2
+def test_examples_need_no_network(complete_pipeline):
+    files = find_examples()
+    assert SURFING in files and len(files) == 3
+    notes = (SURFING.parent / "README.md").read_text()
     for file in files:
         uploads.read_upload(complete_pipeline, str(file))
+        assert f"`{file.name}`" in notes, f"{file.name}: its source and license are not noted"
+        assert file.stat().st_size < 100_000
+
+
+def test_a_first_result_is_computed_once():
+    runs = []
+
+    def compute():
+        runs.append(0)
+        yield "players"
+        if len(runs) == 2:
+            raise ValueError("failed")
+        yield "curve"
+
+    once = run_once(compute)
+    visitor = once()
+    next(visitor)
+    visitor.close()  # left before it was complete
+    with pytest.raises(ValueError, match="failed"):
+        list(once())
+    assert (list(once()), list(once()), len(runs)) == (["players", "curve"], ["curve"], 3)
+
+
+def test_tabs_arrive_with_the_result_of_their_initial_values(complete_pipeline):
+    """Nothing over what a visitor made, and a click stops what is still on its way."""
+    demo = build_demo(complete_pipeline)
+    arrivals = [each for each in demo.fns.values() if each.concurrency_id == "first results"]
+    assert len(arrivals) == 5
+    for arrival in arrivals:
+        assert any(arrival._id in each.cancels for each in demo.fns.values())
+        (kept,) = arrival.fn(object())
+        assert kept == gr.skip()
+    ((html, report),) = arrivals[1].fn(None)
+    assert [row["video"] for row in report["videos"]] == ["surfing.mp4", "turning_a_cup.mp4", "yoga.mp4"]
+    assert next(arrivals[1].fn(None)) == (html, report)
 
 
 def test_zero_gpu_decorator_is_used_where_it_is(monkeypatch):
@@ -278,14 +354,26 @@ def test_zero_gpu_decorator_is_used_where_it_is(monkeypatch):
     assert zero_gpu.on_gpu(len) == (90, len)
 
 
-def test_requirements_are_pinned_as_tested():
+def test_the_repository_of_a_space(tmp_path):
+    """What the README says makes one: all that `app.py` imports is there or in `requirements.txt`, pinned as tested."""
     root = Path(__file__).parents[2]
+    for name in ("space_app", "adaptok_hf", "examples"):
+        (tmp_path / name).symlink_to(root / name)
+    (command,) = re.findall(r"^mkdir .*$", (root / "space_app/README.md").read_text(), re.MULTILINE)
+    subprocess.run(command, shell=True, check=True, cwd=tmp_path)
+    space = tmp_path / "build" / "space"
+    header = (space / "README.md").read_text().split("---")[1]
+    (app,) = re.findall(r"app_file: (.*)", header)
+    assert (space / app).exists() and (space / "adaptok_hf" / "__init__.py").exists() and (space / "examples").exists()
+    wanted = (space / "requirements.txt").read_text().splitlines()[1:]
     pins = set((root / "constraints.txt").read_text().split())
-    wanted = [line for line in (root / "space_app/requirements.txt").read_text().splitlines() if "==" in line]
-    assert len(wanted) > 8 and set(wanted) <= pins
-    header = (root / "space_app/README.md").read_text().split("---")[1]
+    assert {line for line in wanted if "==" in line} <= pins
+    setup = configparser.ConfigParser()
+    setup.read(root / "setup.cfg")
+    needed = [*setup["options"]["install_requires"].split(), "gradio"]
+    assert sorted(re.split("[=>]", line)[0] for line in wanted) == sorted(re.split("[=>]", line)[0] for line in needed)
     (version,) = re.findall(r"sdk_version: (.*)", header)
-    assert f"gradio=={version}" in pins and (root / "space_app" / re.findall(r"app_file: (.*)", header)[0]).exists()
+    assert f"gradio=={version}" in wanted
 
 
 def test_video_of_one_frame(complete_pipeline):
