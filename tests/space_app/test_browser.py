@@ -115,5 +115,5 @@ def test_a_bad_upload_is_a_message_in_the_page(visitor, tmp_path):
     assert "/tmp" not in toast.inner_text()
     badge = visitor.panel().locator(".wrap > .error").first
     badge.wait_for()
-    toast.get_by_role("button").click()
+    toast.get_by_role("button", name="Close", exact=True).click()
     badge.wait_for(state="hidden")  # leaves with the message
