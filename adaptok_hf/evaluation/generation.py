@@ -16,7 +16,7 @@ from .class_accuracy import LabeledFeatures, measure_class_accuracy, pixel_featu
 from .clip_chunks import ClipChunks
 from .encoded_clips import autocast
 from .illustrations import draw_samples
-from .measuring import Networks, check_clip_size, clip_features
+from .measuring import Networks, check_clip_size, clip_features, sampling_settings
 from .part_files import PartFiles
 from .summaries import summarize_features
 from .tables import write_report
@@ -85,7 +85,7 @@ def evaluate_generation(
         "model": f"{pipeline.model_hash[:12]} {tensors_sha256(pipeline.ar_model.state_dict())[:12]}",
         "classes": labels,
         "batch_size": batch_size,
-        "sampling": {name: value for name, value in sampling.items() if value is not None},
+        "sampling": sampling_settings(pipeline.ar_model, sampling),
         "features": networks.features_key,
     }
     if training is not None:

@@ -1,9 +1,10 @@
 """The networks of an evaluation, and the metrics of clips against their originals."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -11,6 +12,7 @@ from ..metrics import I3DNetwork, LPIPSNetwork, Protocol, VideoLPIPS, VideoPSNR,
 from ..metrics.weight_formats import tensors_sha256
 
 if TYPE_CHECKING:
+    from ..models.modeling_adaptok_ar import AdapTokARForCausalLM
     from ..pipelines.pipeline_adaptok import AdapTokPipeline
 
 logger = logging.getLogger(__name__)
@@ -79,6 +81,13 @@ def check_clip_size(name: str, pipeline: "AdapTokPipeline", protocol: Protocol) 
             f"{name} reads {config.num_frames} frames of {config.image_size} x {config.image_size}, the protocol "
             f"{protocol.name} has {protocol.num_frames} of {protocol.image_size} x {protocol.image_size}"
         )
+
+
+def sampling_settings(generator: "AdapTokARForCausalLM", sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how tokens are sampled: what is given, and the generator's own settings for the rest."""
+    given = {name: value for name, value in sampling.items() if value is not None}
+    settings = generator.generation_config.to_diff_dict() | given
+    return {name: value for name, value in settings.items() if name != "transformers_version"}
 
 
 def measure_clips(networks: Networks, videos: torch.Tensor, originals: torch.Tensor) -> list[dict[str, float]]:

@@ -12,7 +12,7 @@ from ..metrics.weight_formats import tensors_sha256
 from .clip_chunks import ClipChunks
 from .encoded_clips import autocast
 from .illustrations import draw_samples
-from .measuring import Networks, check_clip_size, clip_features, measure_clips
+from .measuring import Networks, check_clip_size, clip_features, measure_clips, sampling_settings
 from .part_files import PartFiles
 from .summaries import summarize_features, summarize_pairs
 from .tables import write_report
@@ -64,7 +64,7 @@ def evaluate_prediction(
         "protocol": protocol.hash,
         "data": chunks.identity,
         "model": f"{pipeline.model_hash[:12]} {tensors_sha256(pipeline.fp_model.state_dict())[:12]}",
-        "sampling": {name: value for name, value in sampling.items() if value is not None},
+        "sampling": sampling_settings(pipeline.fp_model, sampling),
         "lpips": networks.lpips_key,
         "features": networks.features_key,
     }

@@ -277,3 +277,6 @@ def test_other_labels_are_another_configuration(generating, data, tmp_path):
     evaluate(generating, data / "val", listed("right.csv", "blue_ball"), tmp_path / "out", num_videos=2)
     with pytest.raises(ValueError, match="classifier"):
         evaluate(generating, data / "val", listed("wrong.csv", "red_ball"), tmp_path / "out", num_videos=2)
+    generating.ar_model.generation_config.temperature = 0.3
+    with pytest.raises(ValueError, match="sampling"):
+        evaluate(generating, data / "val", listed("right.csv", "blue_ball"), tmp_path / "out", num_videos=2)
