@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 EXAMPLE = HERE.parents[1] / "examples" / "surfing.mp4"
 COMMANDS = {
     "generated": "generate --class surfing --class juggling --class cartwheeling --videos 1",
-    "predicted": f"predict {EXAMPLE} --condition-frames 5 --videos 2 --temperature 0.6",
+    "predicted": f"predict {EXAMPLE} --condition-frames 5 --videos 2",
 }
 
 

@@ -36,9 +36,12 @@ def test_named_protocols():
         "adaptok_k600_fp64",
         "styleganv_fvd2048_16f",
         "adaptok_wild_val",
+        "evatok_webvid_rfvd",
+        "evatok_ucf_rfvd",
+        "evatok_ucf_gfvd",
     }
     assert all(name == protocol.name for name, protocol in PROTOCOLS.items())
-    assert len({protocol.hash for protocol in PROTOCOLS.values()}) == 5
+    assert len({protocol.hash for protocol in PROTOCOLS.values()}) == 8
     rfvd, k600 = PROTOCOLS["adaptok_ucf_rfvd"], PROTOCOLS["adaptok_k600_fp64"]
     assert (rfvd.num_real, rfvd.window, rfvd.num_frames, rfvd.feature_size) == (9537, "first", 16, None)
     assert (k600.num_fake, k600.num_condition_frames, k600.feature_size) == (50_000, 5, 64)
