@@ -21,7 +21,7 @@ def generate(
     label: int | str | None,
     seed: float = 0,
     guidance: float = 1.5,
-    temperature: float = 1.0,
+    temperature: float = 0.6,
     max_tokens: float | None = None,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the video so far, again and again, and at last the whole video.
@@ -139,7 +139,7 @@ def build_tab(pipeline: AdapTokPipeline, model_event: Callable) -> None:
                 seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, min_width=120)
                 dice = gr.Button("New seed", min_width=110, elem_classes="at-dice")
             guidance = gr.Slider(1, 4, value=1.5, step=0.1, label="Guidance: how much it insists on the class")
-            temperature = gr.Slider(0, 1.5, value=1.0, step=0.05, label="Temperature: 0 takes the likeliest token")
+            temperature = gr.Slider(0, 1.5, value=0.6, step=0.05, label="Temperature: 0 takes the likeliest token")
             max_tokens = gr.Slider(1, most, value=most, step=1, label="Most tokens of the video")
             button = gr.Button("Generate", variant="primary", elem_id="generate-run")
         with gr.Column(scale=8, min_width=320):
