@@ -73,6 +73,7 @@ NAMELESS = """
 """
 
 
+@pytest.mark.slow
 def test_player_and_keyboard(visitor):
     """The players of a result stay in step, and the keyboard moves slider, tab and button."""
     visitor.run("reconstruct", press=True)
