@@ -25,7 +25,7 @@ diffusers copies the files that this one names, and not those that they import; 
 """
 
 {imports}
-from .pipeline_adaptok import AdapTokPipeline
+{pipeline}
 
 __all__ = ["AdapTokPipeline"]
 '''
@@ -67,7 +67,9 @@ def pipeline_code() -> dict[str, str]:
     files = collect_code("pipelines.pipeline_adaptok")
     names = [Path(name).stem for name in files if name != "pipeline_adaptok.py"]
     imports = "\n".join(f"from .{name} import __name__ as _  # noqa: F401" for name in names)
-    return files | {f"{PIPELINE_ENTRY}.py": _PIPELINE_ENTRY.format(imports=imports)}
+    # in the template above, diffusers would take this line for an import of that file, and follow it in circles
+    pipeline = "from .pipeline_adaptok import AdapTokPipeline"
+    return files | {f"{PIPELINE_ENTRY}.py": _PIPELINE_ENTRY.format(imports=imports, pipeline=pipeline)}
 
 
 def component_code(classes: dict[str, str]) -> str:
