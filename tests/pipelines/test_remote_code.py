@@ -1,5 +1,7 @@
 """Saved folders load where this package is not installed, are saved again there, and load once more."""
 
+import re
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from adaptok_hf import AdapTokModel, AdapTokPipeline, AdapTokScorerModel
 from adaptok_hf.conversion.convert import convert_checkpoint
+from adaptok_hf.pipelines.remote_code import pipeline_code
 
 TRAINING_CHECKPOINT = Path(__file__).parents[1] / "assets" / "parity" / "tokenizer_tiny" / "checkpoint_easydict.pth"
 
@@ -33,6 +36,17 @@ for number in range(2):  # from what was saved here as well
     tokenizer.save_pretrained(f"{folder}/tokenizer")
     scorer.save_pretrained(f"{folder}/scorer")
 """
+
+
+def test_files_do_not_import_each_other_in_circles():
+    """diffusers follows each import that it reads in a file of a repository, even inside a string, without an end."""
+    files = pipeline_code()
+    graph = {name.removesuffix(".py"): get_imports(text) for name, text in files.items()}
+    assert list(TopologicalSorter(graph).static_order())[-1] == "adaptok_pipeline"
+
+
+def get_imports(text: str) -> list[str]:
+    return re.findall(r"^\s*from\s+\.(\S+)\s+import", text, flags=re.MULTILINE)  # as diffusers reads them
 
 
 @pytest.mark.slow
