@@ -53,6 +53,18 @@ def test_colors_are_tagged(tmp_path):
         assert (context.name, context.pix_fmt, context.colorspace, context.color_range) == ("h264", "yuv420p", 1, 1)
 
 
+def test_equal_frames_give_equal_files(tmp_path):
+    """Whatever the process did before: reading leaves other contents in the memory that the next writer gets."""
+    frames = np.random.default_rng(0).integers(0, 200, (12, 16, 24, 3), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
+    written = set()
+    for index in range(20):
+        write_video(tmp_path / "video.mp4", frames, 10)
+        written.add((tmp_path / "video.mp4").read_bytes())
+        write_video(tmp_path / "other.mp4", make_frames(4 + index, 24, 36), 10)
+        read_video(tmp_path / "other.mp4")
+    assert len(written) == 1
+
+
 def test_index_comes_first(tmp_path):
     write_video(tmp_path / "a.mp4", make_frames(3), 24)
     data = (tmp_path / "a.mp4").read_bytes()
