@@ -80,10 +80,11 @@ def _best_price(costs: NDArray[np.float64], total: int) -> tuple[float, NDArray[
     if total == more_sum:
         return -float((costs[:, -1:] - costs)[:, :-1].max(initial=0.0)), more, more
     fewer_cost, more_cost = float(costs[:, 0].sum()), float(costs[:, -1].sum())
-    price, priced = 0.0, np.empty_like(costs)
+    price, unsettled, unsettled_costs = 0.0, np.arange(num_rows), costs
     for _ in range(_MAX_PRICES):
         price = (fewer_cost - more_cost) / (more_sum - fewer_sum)
-        levels = np.add(costs, price * index, out=priced).argmin(axis=1)
+        levels = fewer.copy()
+        levels[unsettled] = (unsettled_costs + price * index).argmin(axis=1)
         level_sum = int(levels.sum())
         if level_sum == total:
             return price, levels, levels
@@ -94,6 +95,9 @@ def _best_price(costs: NDArray[np.float64], total: int) -> tuple[float, NDArray[
             fewer, fewer_sum, fewer_cost = levels, level_sum, cost
         else:
             more, more_sum, more_cost = levels, level_sum, cost
+        # a row whose level is the same at a higher and a lower price has it at all prices between them
+        differs = fewer[unsettled] != more[unsettled]
+        unsettled, unsettled_costs = unsettled[differs], unsettled_costs[differs]
     return price, fewer, more
 
 
