@@ -17,6 +17,14 @@ _SEARCH_STEPS = 7
 _SEARCH_TOLERANCE = 0.005
 
 
+@torch.no_grad()
+def reconstruct_from_all_tokens(pipeline: "AdapTokPipeline", videos: torch.Tensor) -> torch.Tensor:
+    """Return clips as the tokenizer reproduces them at its best; both (clips, frames, 3, height, width) in [0, 1]."""
+    config, videos = pipeline.tokenizer.config, videos.to(pipeline.device)
+    counts = torch.full((len(videos), config.num_blocks), config.latents_per_block, device=videos.device)
+    return pipeline.tokenizer(videos, counts, return_loss=False).pixel_values_videos.float().clamp(0, 1)
+
+
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """Return the context of a protocol's precision."""
     return torch.autocast(device.type, getattr(torch, precision), enabled=precision != "float32")

@@ -14,7 +14,7 @@ from ..metrics import CodebookUsage, Protocol
 from ..metrics.weight_formats import tensors_sha256
 from .class_accuracy import LabeledFeatures, measure_class_accuracy, pixel_features, prepare_classes
 from .clip_chunks import ClipChunks
-from .encoded_clips import autocast
+from .encoded_clips import autocast, reconstruct_from_all_tokens
 from .illustrations import draw_samples
 from .measuring import Networks, check_clip_size, clip_features, sampling_settings
 from .part_files import PartFiles
@@ -158,15 +158,12 @@ class _Steps:
 
     def write_features(self, name: str, chunks: ClipChunks, kinds: set[str], reconstruct: bool = False) -> None:
         """Write features of real clips, or of their reconstructions from all tokens."""
-        pipeline = self.pipeline
         for index in self.parts.unfinished(name, len(chunks)) if kinds else ():
             clips = chunks.read(index)
             videos = clips.videos / 255
             if reconstruct and len(clips):
-                with torch.no_grad(), autocast(pipeline.device, self.protocol.precision):
-                    config, videos = pipeline.tokenizer.config, videos.to(pipeline.device)
-                    counts = torch.full((len(videos), config.num_blocks), config.latents_per_block, device=videos.device)
-                    videos = pipeline.tokenizer(videos, counts, return_loss=False).pixel_values_videos.float().clamp(0, 1)
+                with autocast(self.pipeline.device, self.protocol.precision):
+                    videos = reconstruct_from_all_tokens(self.pipeline, videos)
             rows = [{"video": key, "label": label} for key, label in zip(clips.keys, clips.labels, strict=True)]
             self.parts.write(name, f"{index:05d}", rows=rows, tensors=self._features(videos, kinds))
 

@@ -1,4 +1,5 @@
-"""Predicted frames against the true ones: FVD, and PSNR frame by frame, with a copy of the last given frame as baseline."""
+"""Predicted frames against the true ones: FVD, and PSNR frame by frame, between a copy of the last given frame as baseline
+and the true frames' own reconstruction as ceiling."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from ..data import VideoFiles
 from ..metrics import Protocol, VideoPSNR
 from ..metrics.weight_formats import tensors_sha256
 from .clip_chunks import ClipChunks
-from .encoded_clips import autocast
+from .encoded_clips import autocast, reconstruct_from_all_tokens
 from .illustrations import draw_samples
 from .measuring import Networks, check_clip_size, clip_features, measure_clips, sampling_settings
 from .part_files import PartFiles
@@ -20,7 +21,7 @@ from .tables import write_report
 if TYPE_CHECKING:
     from ..pipelines.pipeline_adaptok import AdapTokPipeline
 
-PREDICTED, COPIED = "predicted", "last given frame"
+PREDICTED, COPIED, RECONSTRUCTED = SYSTEMS = "predicted", "last given frame", "reconstructed"
 NUM_PICTURES = 6
 MAX_PSNR = 100.0  # of equal frames
 
@@ -40,7 +41,8 @@ def evaluate_prediction(
 ) -> dict[str, Any] | None:
     """Continue every clip from its first frames and write `results.json`, `.csv`, `.md`, `per_video.csv` and pictures.
 
-    The same is measured for a copy of the last given frame. PSNR, SSIM and LPIPS are over the frames that were NOT given;
+    The same is measured for a copy of the last given frame, and for the true frames decoded from all their tokens: what a
+    perfect generator could reach with this tokenizer. PSNR, SSIM and LPIPS are over the frames that were NOT given;
     FVD over whole clips, the given frames as the model decodes them. Processes, interruptions and errors as in
     `evaluate_reconstruction`; `batch_size` is the unit of work.
 
@@ -78,7 +80,7 @@ def evaluate_prediction(
     rows, tensors = parts.read_all("clips", len(chunks))
     if not rows:
         raise ValueError("no video could be measured: all were too short or could not be read")
-    rows_of = {system: [row for row in rows if row["system"] == system] for system in (PREDICTED, COPIED)}
+    rows_of = {system: [row for row in rows if row["system"] == system] for system in SYSTEMS}
     results = [_summarize(system, rows_of[system], tensors, protocol, networks, model_name) for system in rows_of]
     num_later = protocol.num_frames - num_given
     notes = [*networks.missing, f"PSNR, SSIM, LPIPS over the {num_later} frames after the given {num_given}"]
@@ -125,17 +127,23 @@ def _measure_chunk(
             sequences = pipeline.fp_model.generate(condition_codes=condition, seeds=seeds, **settings)
             codes, counts = pipeline.fp_model.unpack_sequences(sequences, condition)
             predicted = pipeline.decode_clips(codes, counts)
+            reconstructed = reconstruct_from_all_tokens(pipeline, clips.videos / 255).cpu() * 255
+        token_counts = {
+            PREDICTED: counts.tolist(),
+            COPIED: torch.zeros_like(counts).tolist(),
+            RECONSTRUCTED: torch.full_like(counts, pipeline.tokenizer.config.latents_per_block).tolist(),
+        }
         frames = torch.arange(protocol.num_frames).clamp(max=num_given - 1)
         real = clips.videos / 255
-        for system, videos in {PREDICTED: predicted, COPIED: clips.videos[:, frames]}.items():
+        for system, videos in zip(SYSTEMS, (predicted, clips.videos[:, frames], reconstructed), strict=True):
             fake = videos / 255
             numbers = measure_clips(networks, fake[:, num_given:], real[:, num_given:])
             each_frame = [video.flatten(0, 1).unsqueeze(1) for video in (fake, real)]  # a video of one frame each
             per_frame = VideoPSNR().measure(*each_frame).view(len(clips), -1).clamp(max=MAX_PSNR).tolist()
             for clip, values in enumerate(numbers):
-                token_counts = counts[clip].tolist() if system == PREDICTED else [0] * counts.shape[1]
                 row = {"system": system, "video": clips.keys[clip], "first_frame": clips.starts[clip]}
-                rows.append(row | {"token_counts": token_counts, **values, "psnr_of_frames": per_frame[clip]})
+                row |= {"token_counts": token_counts[system][clip], **values, "psnr_of_frames": per_frame[clip]}
+                rows.append(row)
             if networks.features is not None:
                 tensors[f"features {system}"] = clip_features(networks.features, fake, protocol.feature_size)
         if networks.features is not None:
