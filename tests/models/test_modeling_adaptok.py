@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -316,7 +318,9 @@ def test_flash_attention_is_refused(tiny_config, tmp_path):
 def test_half_precision_runs(tiny_tokenizer, tiny_video, dtype):
     expected = tiny_tokenizer(tiny_video).pixel_values_videos
     half = tiny_tokenizer.to(dtype)
-    codes = half.encode(tiny_video).codes
+    encoded, quantizer = half.encode(tiny_video, return_dict=True), copy.deepcopy(half.quantizer).float()
+    codes = encoded.codes
+    assert torch.equal(codes.flatten(1), quantizer(encoded.latents.flatten(1, 2).float()).codes)  # compared in float32
     video = half.decode(codes, torch.tensor([[3, 0, 6], [1, 5, 2]])).pixel_values_videos
     assert video.dtype == dtype and video.isfinite().all()
     assert (half(tiny_video).pixel_values_videos.float() - expected).abs().mean() < 0.1 * expected.abs().mean()
