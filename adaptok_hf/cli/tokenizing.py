@@ -58,7 +58,7 @@ def tokenize_files(
         try:
             with waiting(f"encoding {path}"):
                 encoded = pipeline.encode(next(readings).get(), request=one_by_one, batch_size=batch_size, **options)
-                encoded.seconds["read"] = read_seconds.pop(path)
+                encoded.seconds["read"] = read_seconds[path]
         except (ValueError, OSError) as error:
             skip_file(path, error, skipped)
             continue
