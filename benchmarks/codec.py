@@ -3,7 +3,7 @@
     python benchmarks/codec.py                             # the shipped checkpoint
     python benchmarks/codec.py --size base --repeats 1     # the released size, random weights
     python benchmarks/codec.py --count                     # the released size, operations only, on the meta device
-    python benchmarks/codec.py --precision DATA/wild/val   # bfloat16, float16 and int8 on real clips
+    python benchmarks/codec.py --precision DATA/wild/val   # bfloat16 against float32, first clips of videos
 
 The original's way, which is kept here and not in the package: a dense (sequence, sequence) mask in every layer, all outputs
 of the last layer, one scorer pass over all latents for every block, and a decoder that works on all latents and masks the
@@ -19,9 +19,11 @@ import os
 import re
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -243,36 +245,61 @@ def with_int8_layers(model: nn.Module) -> nn.Module:
     return model
 
 
-@torch.inference_mode()
-def compare_precisions(folder: str, with_lpips: bool) -> None:
-    """Print codes, quality and CPU time of the shipped checkpoint in each precision."""
-    pipeline = AdapTokPipeline.from_pretrained()
-    tokenizer, processor = pipeline.tokenizer, pipeline.video_processor
-    paths = sorted(Path(folder).rglob("*.mp4"))
-    clips = torch.cat([processor.clips(read_video(path, max_frames=16)).frames[:1] for path in paths]) / 255
-    metrics = {"PSNR dB": VideoPSNR()} | ({"LPIPS": VideoLPIPS("vgg")} if with_lpips else {})
-    models = {name: copy.deepcopy(tokenizer).to(getattr(torch, name)) for name in ("float32", "bfloat16", "float16")}
-    models["int8 layers"] = with_int8_layers(tokenizer)
-    print(f"shipped checkpoint, first clip of {len(clips)} videos\n{machine('cpu')}\n")
-    headings = ["precision", "tokens per block", "codes changed", *metrics, "encode ms", "decode ms"]
-    print_row(headings)
-    print_row(["---"] * len(headings))
-    for count in (tokenizer.config.latents_per_block, tokenizer.config.latents_per_block // 4):
-        expected, counts = None, torch.full((1, tokenizer.config.num_blocks), count)
-        for name, model in models.items():
-            model.decode(model.encode(clips[:1].to(model.dtype)).codes, counts)  # warms up
-            codes, videos, times = [], [], []
-            for clip in clips[:, None]:
+def load_precision(model: str, name: str) -> AdapTokPipeline:
+    pipeline = AdapTokPipeline.from_pretrained(model, dtype="float32" if name == "int8" else name)
+    if name == "int8":
+        pipeline.register_modules(tokenizer=with_int8_layers(pipeline.tokenizer))
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def as_pixels(videos: list[np.ndarray]) -> torch.Tensor:
+    return torch.from_numpy(np.stack(videos)).movedim(-1, 2) / 255
+
+
+def compare_precisions(arguments: argparse.Namespace) -> None:
+    """Print codes, quality and CPU time of a checkpoint in each precision."""
+    pipelines = {name: load_precision(arguments.model, name) for name in ("float32", *arguments.dtypes)}
+    first, paths = pipelines["float32"], sorted(Path(arguments.precision).rglob("*.mp4"))
+    paths = paths[:: max(len(paths) // arguments.clips, 1)][: arguments.clips]
+    num_frames = first.tokenizer.config.num_frames
+    clips = [first.read(read_video(path, max_frames=num_frames)).original() for path in paths]
+    metrics, originals = {"PSNR dB": VideoPSNR().measure}, as_pixels(clips)
+    if arguments.lpips:
+        lpips = VideoLPIPS("vgg")
+        metrics["LPIPS"] = lambda videos, others: lpips.measure(videos[:, ::4], others[:, ::4])
+    print(f"{arguments.model}, {len(clips)} clips\n{machine('cpu')}\n")
+    headings = ["precision", "budget", "codes changed", "counts changed"]
+    for name in metrics:
+        headings += [name, "difference (lowest to highest)"]
+    print_row([*headings, "CPU time of tokenize, ratio", "of decode, ratio"])
+    print_row(["---"] * (len(headings) + 2))
+    for budget in (None, "25%"):
+        seconds, tokens, videos = np.zeros((len(pipelines), len(clips), 2)), {}, {}
+        for index, clip in chain(enumerate(clips[:1]), enumerate(clips)):  # the first warms up
+            for way, (name, pipeline) in enumerate(pipelines.items()):
                 begin = time.process_time()
-                codes.append(model.encode(clip.to(model.dtype)).codes)
+                tokens[name, index] = pipeline.tokenize(clip, budget=budget)
                 middle = time.process_time()
-                videos.append(model.decode(codes[-1], counts).pixel_values_videos)
-                times.append((middle - begin, time.process_time() - middle))
-            codes, videos = torch.cat(codes), torch.cat(videos).float().clamp(0, 1)
-            expected = codes if expected is None else expected
-            cells = [name, str(count), f"{(codes != expected).float().mean():.2%}"]
-            cells += [f"{metric.measure(videos, clips).mean():.4f}" for metric in metrics.values()]
-            print_row(cells + [f"{1000 * statistics.median(column):.0f}" for column in zip(*times, strict=True)])
+                videos[name, index] = pipeline.decode(tokens[name, index])
+                seconds[way, index] = middle - begin, time.process_time() - middle
+        expected, expected_values = None, None
+        for way, name in enumerate(pipelines):
+            kept = [tokens[name, index] for index in range(len(clips))]
+            found = torch.cat([each.codes for each in kept]), torch.cat([each.token_counts for each in kept])
+            video = as_pixels([videos[name, index] for index in range(len(clips))])
+            values = [metric(video, originals) for metric in metrics.values()]
+            expected, expected_values = expected or found, expected_values or values
+            changed = [(ours != theirs).float().mean() for ours, theirs in zip(found, expected, strict=True)]
+            cells = [name, budget or "all tokens", *(f"{share:.2%}" for share in changed)]
+            for value, other in zip(values, expected_values, strict=True):
+                cells += [f"{value.mean():.4f}", spread(value - other, "{:+.4f}", torch.mean)]
+            print_row(cells + [spread(ratio) for ratio in (seconds[way] / seconds[0]).T])
+
+
+def spread(values: Iterable[float], form: str = "{:.2f}", middle: Callable = statistics.median) -> str:
+    """Return the middle of the values, with the lowest and the highest."""
+    return f"{form} ({form} to {form})".format(middle(values), min(values), max(values))
 
 
 def main() -> None:
@@ -284,10 +311,15 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--precision", metavar="FOLDER", help="compare precisions on the videos of a folder instead")
-    parser.add_argument("--lpips", action="store_true", help="with --precision: LPIPS too (fetches its weights once)")
+    parser.add_argument("--dtypes", nargs="+", default=["bfloat16"], help="with --precision: bfloat16 (default), "
+                        "float16 or int8 against float32")  # fmt: skip
+    parser.add_argument("--model", default="small", help="with --precision: a checkpoint (default: small)")
+    parser.add_argument("--clips", type=int, default=16, help="with --precision: videos to take (default: 16)")
+    parser.add_argument("--lpips", action="store_true", help="with --precision: LPIPS of every fourth frame, too (fetches "
+                        "its weights once)")  # fmt: skip
     arguments = parser.parse_args()
     if arguments.precision:
-        compare_precisions(arguments.precision, arguments.lpips)
+        compare_precisions(arguments)
     else:
         compare(arguments, "meta" if arguments.count else "cuda" if torch.cuda.is_available() else "cpu")
 

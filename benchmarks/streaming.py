@@ -2,6 +2,7 @@
 
     python benchmarks/streaming.py                      # 10 seconds, then 10 minutes, 25 frames per second
     python benchmarks/streaming.py --minutes 1 --videos DATA/wild/val
+    python benchmarks/streaming.py --real-time examples/surfing.mp4     # only whether a file keeps up with 25 per second
 
 The two inputs are made first: mp4 files (H.264) of a drifting picture with changing contrast and noise. Each is streamed in
 a process of its own, so that neither inherits memory. Memory is the resident set as the kernel counts it, with the model,
@@ -24,7 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from codec import machine, resident
+from codec import machine, print_row, resident, spread
 
 from adaptok_hf import AdapTokPipeline, read_video, write_video
 
@@ -98,6 +99,28 @@ def compare_lengths(minutes: float, settings: dict, model: str | None) -> None:
     )
 
 
+def report_real_time(path: str, budget: float, repeats: int, model: str | None) -> None:
+    """Print latency and speed of `adaptok stream`, by precision, with all tokens and on a budget."""
+    print_row(["precision", "tokens", "ms per block", "95%", "frames per second", "share of real time", "CPU, of a core"])
+    print_row(["---"] * 7)
+    for dtype in ("float32", "bfloat16"):
+        pipeline = AdapTokPipeline.from_pretrained(model, dtype=dtype)
+        for options in ({}, {"budget": budget}):
+            columns = []
+            list(pipeline.stream(path, output_type="uint8", **options))  # warms up
+            for _ in range(repeats):
+                wall, cpu = time.perf_counter(), time.process_time()
+                blocks = list(pipeline.stream(path, output_type="uint8", **options))
+                wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+                seconds = sum(block.num_frames for block in blocks) / FPS
+                latencies = sorted(1000 * block.latency for block in blocks)
+                slow = latencies[int(0.95 * len(latencies))]
+                columns.append((statistics.median(latencies), slow, seconds * FPS / wall, wall / seconds, cpu / seconds))
+            latency, slow, fps, *shares = zip(*columns, strict=True)
+            cells = [spread(latency, "{:.0f}"), spread(slow, "{:.0f}"), spread(fps, "{:.1f}"), *map(spread, shares)]
+            print_row([dtype, str(options.get("budget", "all")), *cells])
+
+
 def jumps(frames: np.ndarray, tubelet: int, clip: int) -> dict[str, float]:
     """Mean absolute difference of consecutive frames, by what begins at the second one."""
     difference = np.abs(np.diff(frames.astype(np.int16), axis=0)).mean((1, 2, 3))
@@ -125,10 +148,14 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10, help="length of the long stream (default: 10)")
     parser.add_argument("--budget", type=float, default=32, help="average tokens per block (default: 32)")
     parser.add_argument("--videos", nargs="+", default=[], help="files or folders on which the seam is measured as well")
+    parser.add_argument("--real-time", metavar="FILE", help="only stream this file, and compare with 25 frames a second")
+    parser.add_argument("--repeats", type=int, default=5, help="with --real-time (default: 5)")
     parser.add_argument("--model", help="pipeline folder (default: the checkpoint in the package)")
     arguments = parser.parse_args()
     settings = {"budget": arguments.budget}
     print(f"{arguments.model or 'shipped checkpoint'}, budget {arguments.budget:g} tokens per block\n{machine('cpu')}\n")
+    if arguments.real_time:
+        return report_real_time(arguments.real_time, arguments.budget, arguments.repeats, arguments.model)
     compare_lengths(arguments.minutes, settings, arguments.model)
 
     pipeline = AdapTokPipeline.from_pretrained(arguments.model)

@@ -87,10 +87,22 @@ def check_device(device: str | None) -> str:
     return device
 
 
+def best_dtype(device: str) -> str:
+    """Return "bfloat16" for a device that multiplies it in hardware, a CPU by AMX or AVX512-BF16, else "float32"."""
+    import torch
+
+    has_bfloat16 = {
+        "cpu": lambda: torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported(),
+        "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
+    }
+    return "bfloat16" if has_bfloat16.get(torch.device(device).type, lambda: False)() else "float32"
+
+
 def add_model_options(verb: argparse.ArgumentParser, default: str = DEFAULT_CHECKPOINT) -> None:
     verb.add_argument("--model", default=default, metavar="NAME", help=f"{MODEL_HELP} (default: {default})")
     verb.add_argument("--device", help="such as cpu or cuda (default: cuda if there is one)")
-    verb.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    verb.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="float32", help="auto: "
+                      "bfloat16 where the hardware multiplies it, float32 elsewhere (default: float32)")  # fmt: skip
 
 
 def add_batch_size_option(verb: argparse.ArgumentParser) -> None:
@@ -178,6 +190,9 @@ def _lengths(text: str) -> list[int] | list[list[int]]:
 def load_pipeline(model: str | None = None, device: str | None = None, dtype: str = "float32") -> "AdapTokPipeline":
     """Load a pipeline for a command: progress only on a terminal, none of the libraries'.
 
+    Args:
+        dtype: a name, or "auto" for `best_dtype`, and not for the type in which the weights are stored.
+
     Raises:
         ValueError: with one line, whatever the libraries raise.
     """
@@ -186,6 +201,7 @@ def load_pipeline(model: str | None = None, device: str | None = None, dtype: st
 
         quiet_libraries()
         device = check_device(device)
+        dtype = best_dtype(device) if dtype == "auto" else dtype
         try:
             pipeline = AdapTokPipeline.from_pretrained(model, dtype=dtype).to(device)
         except Exception as error:  # diffusers, safetensors and torch each raise their own kind

@@ -119,7 +119,7 @@ def _write(arguments: argparse.Namespace, folder: str, run: Callable, request: d
         from .reports import write_generation
 
         with waiting("generating"):
-            report = write_generation(folder, run(pipeline), request)
+            report = write_generation(folder, run(pipeline), pipeline, request)
         _print_report(folder, report)
     return {"folder": str(folder)} | report
 

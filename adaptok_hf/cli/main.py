@@ -111,6 +111,7 @@ def _info(arguments: argparse.Namespace) -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "transformers", "diffusers", "accelerate", "scipy", "numpy", "av")},
         "device": str(pipeline.device),
+        "dtype": str(pipeline.dtype).removeprefix("torch."),
         "model": model,
         "image_size": config.image_size,
         "num_frames": config.num_frames,

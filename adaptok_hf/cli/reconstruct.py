@@ -155,6 +155,7 @@ def _write_reports(
             output = AdapTokPipelineOutput(frames=frames[None], tokens=tokens, original=original, seconds=seconds)
             folder.parent.mkdir(parents=True, exist_ok=True)
             report = write_report(folder, output, pipeline, {"video": Path(video).name, "model": arguments.model} | request)
+        del clips, original, output, frames  # the next ones are read meanwhile
         reports.append({"video": video, "folder": str(folder)} | report)
         numbers = describe(report, report["allocation"] if skipped is None else None)
         name = "" if skipped is None else f"{video}: "
@@ -197,7 +198,8 @@ def _tokenize(arguments: argparse.Namespace) -> dict[str, Any]:
         pipeline = load_pipeline(arguments.model, arguments.device, arguments.dtype)
         options, results = _encoding_options(arguments), []
         skipped = None if is_one_file(arguments.video) else []
-        for video, tokens, *_ in tokenize_files(pipeline, list(outputs), request, skipped, **options):
+        for video, tokens, *others in tokenize_files(pipeline, list(outputs), request, skipped, **options):
+            del others  # the clips, since the next ones are read meanwhile
             outputs[video].parent.mkdir(parents=True, exist_ok=True)
             tokens.save(outputs[video])
             results.append({"video": video, "file": str(outputs[video])} | spending(tokens))

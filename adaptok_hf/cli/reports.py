@@ -66,6 +66,7 @@ def write_report(
         "stage_seconds": {stage: round(value, 4) for stage, value in output.seconds.items()},
         "model_hash": tokens.model_hash,
         "device": str(pipeline.device),
+        "dtype": tokens.dtype,
     }
     with files_together(folder) as partial:
         write_video(partial / "reconstruction.mp4", output.frames[0], tokens.fps, tokens.timestamps)
@@ -113,7 +114,7 @@ def _finite(decibel: torch.Tensor) -> float:
 
 
 def write_generation(
-    folder: str | os.PathLike, output: "AdapTokGenerationOutput", request: dict[str, Any]
+    folder: str | os.PathLike, output: "AdapTokGenerationOutput", pipeline: "AdapTokPipeline", request: dict[str, Any]
 ) -> dict[str, Any]:
     """Write each generated video as an mp4, `contact_sheet.png` and `report.json` into `folder`.
 
@@ -144,6 +145,8 @@ def write_generation(
         "frames": output.frames.shape[1],
         "condition_frames": output.num_condition_frames,
         "fps": output.fps,
+        "device": str(pipeline.device),
+        "dtype": str(pipeline.dtype).removeprefix("torch."),
         "videos": videos,
     }
     with files_together(folder) as partial:

@@ -2,7 +2,9 @@
 
 import dataclasses
 import sys
+import time
 from collections.abc import Iterator
+from multiprocessing.pool import AsyncResult, ThreadPool
 from typing import TYPE_CHECKING, Any
 
 from .program import one_line
@@ -26,9 +28,9 @@ def tokenize_files(
 ) -> "Iterator[tuple[str, TokenizedVideo, dict[str, float], ClipBatch | None]]":
     """Yield each video's path, tokens, seconds of the stages, and clips unless they were dropped.
 
-    The pixels of one video are in memory at a time. Of videos that share a budget, codes and scores are kept until all are
-    encoded (a hundredth of the pixels); of those of `ipal`, `bithr` and `bidelta` also latents (up to three
-    times the pixels).
+    The next video is read while one is encoded; the pixels of these two are in memory, if the caller lets go of the clips.
+    Of videos that share a budget, codes and scores are kept until all are encoded (a hundredth of the pixels); of those of
+    `ipal`, `bithr` and `bidelta` also latents (up to three times the pixels).
 
     Args:
         request: budget, price, threshold, allocation and rounding, as of `AdapTokPipeline.reconstruct`.
@@ -46,32 +48,55 @@ def tokenize_files(
     # a video alone need not meet a budget exactly that all meet together
     one_by_one = dataclasses.replace(request, rounding=None) if is_shared else request
     pipeline.check_request(one_by_one)
-    parts, options = {}, {"resize_mode": resize_mode, "overlap_blocks": overlap_blocks, "batch_size": batch_size}
-    is_alone = not is_shared or len(paths) == 1
+    parts, options = {}, {"resize_mode": resize_mode, "overlap_blocks": overlap_blocks}
+    is_alone, read_seconds = not is_shared or len(paths) == 1, {}
+    readings = _read_ahead(pipeline, paths, options, read_seconds)
     if not is_alone:
         paths = pipeline.progress_bar(paths)
         paths.set_description("encode")
     for path in paths:
         try:
             with waiting(f"encoding {path}"):
-                encoded = pipeline.encode(path, request=one_by_one, **options)
+                encoded = pipeline.encode(next(readings).get(), request=one_by_one, batch_size=batch_size, **options)
+                encoded.seconds["read"] = read_seconds[path]
         except (ValueError, OSError) as error:
             skip_file(path, error, skipped)
             continue
         if is_alone:
             tokens = pipeline.allocate(encoded, request, batch_size=batch_size)
             yield path, tokens, encoded.seconds, encoded.clips[0]
+            del encoded  # before the next but one is read
             continue
         if strategy.scores == "measured":
             with waiting(f"measuring {path}"):
                 pipeline.score(encoded, measured=True, batch_size=batch_size)
         parts[path] = encoded if strategy.scores == "searched" else encoded.without_frames()
+        del encoded
     if parts:
         together = join_videos(list(parts.values()))
         with waiting("allocating"):
             tokens = pipeline.allocate(together, request, batch_size=batch_size)
         for (path, part), video in zip(parts.items(), tokens, strict=True):
             yield path, video, part.seconds | together.seconds, None
+
+
+def _read_ahead(
+    pipeline: "AdapTokPipeline", paths: list[str], options: dict[str, Any], seconds: dict[str, float]
+) -> "Iterator[AsyncResult[ClipBatch]]":
+    """Yield what will be the clips of each video, while a thread reads the next; `seconds` gets how long reading took."""
+
+    def read(path: str) -> "ClipBatch":
+        start = time.perf_counter()
+        clips = pipeline.read(path, **options)
+        seconds[path] = time.perf_counter() - start
+        return clips
+
+    with ThreadPool(1) as pool:  # its thread is a daemon: Ctrl-C does not wait for a long video
+        readings = [pool.apply_async(read, paths[:1])]
+        for path in paths[1:]:
+            readings.append(pool.apply_async(read, [path]))
+            yield readings.pop(0)
+        yield readings.pop()
 
 
 def skip_file(path: str, error: Exception, skipped: list[dict[str, str]] | None) -> None:
@@ -94,6 +119,7 @@ def spending(tokens: "TokenizedVideo") -> dict[str, Any]:
         "bits_per_second": tokens.bits_per_second,
         "seconds_of_video": tokens.seconds,
         "allocation": tokens.allocation,
+        "dtype": tokens.dtype,
     }
 
 

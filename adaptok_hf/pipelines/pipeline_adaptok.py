@@ -104,8 +104,15 @@ class AdapTokPipeline(AllocationMixin, GenerationMixin, StreamingMixin, LoadingM
     def read(
         self, video: Any, *, fps: float | None = None, resize_mode: str | None = None, overlap_blocks: int = 0
     ) -> ClipBatch | TiledClips:
-        """Read a video and cut it into clips, as `encode` does, whose arguments these are."""
+        """Read a video and cut it into clips, as `encode` does, whose arguments these are. Clips are returned as they are.
+
+        Raises:
+            ValueError: see `encode`.
+        """
         resize_mode = resize_mode or self.video_processor.resize_mode
+        if isinstance(video, ClipBatch | TiledClips):
+            _check_read(video, fps, resize_mode, overlap_blocks)
+            return video
         if resize_mode != "tile":
             return self.video_processor.clips(video, fps, resize_mode, overlap_blocks)
         if overlap_blocks:
@@ -128,8 +135,8 @@ class AdapTokPipeline(AllocationMixin, GenerationMixin, StreamingMixin, LoadingM
         A tokenizer that needs token counts to encode, an [`EVATokModel`], does so in `allocate`, the third.
 
         Args:
-            videos: a path, a list of PIL images, an array or tensor, a decoder, a [`Video`]; of any length and size. Or a
-                list of such videos, which will share the budget.
+            videos: a path, a list of PIL images, an array or tensor, a decoder, a [`Video`], or what `read` returned with
+                the same arguments; of any length and size. Or a list of such videos, which will share the budget.
             request: what will be allocated. If given, it is checked as soon as the number of blocks is known, and latents
                 are kept only if its strategy needs them: those of `joint` are scored at once, batch by batch, and dropped.
             fps: frames per second of an input that does not state it.
@@ -338,3 +345,13 @@ class AdapTokPipeline(AllocationMixin, GenerationMixin, StreamingMixin, LoadingM
                 tensor = tensor.dequantize() if tensor.is_quantized else tensor
                 digest.update(tensor.detach().to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
         return digest.hexdigest()
+
+
+def _check_read(clips: ClipBatch | TiledClips, fps: float | None, resize_mode: str, overlap_blocks: int) -> None:
+    """Raise `ValueError` if clips were read with other arguments, as far as they show it."""
+    is_tiled, overlap = isinstance(clips, TiledClips), getattr(clips, "overlap_blocks", 0)
+    if fps not in (None, clips.fps) or (resize_mode == "tile") != is_tiled or overlap_blocks != overlap:
+        raise ValueError(
+            f"clips were read with fps={clips.fps:g}, {'' if is_tiled else 'not '}as tiles, overlap_blocks={overlap}; got "
+            f"fps={fps}, resize_mode={resize_mode!r}, overlap_blocks={overlap_blocks}"
+        )

@@ -177,6 +177,7 @@ class AllocationMixin:
                     allocation=dict(chosen_by),
                     tiles=getattr(clips, "grid", None),
                     overlap_blocks=getattr(clips, "overlap_blocks", 0),
+                    dtype=str(self.tokenizer.dtype).removeprefix("torch."),
                 )
             )
         return tokens if encoded.is_list else tokens[0]

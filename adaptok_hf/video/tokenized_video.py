@@ -14,9 +14,11 @@ from ..atomic_files import atomic_file
 from .tiles import TileGrid
 
 FORMAT = "adaptok-tokens-1"
-# Files of version 1 have neither a version nor a checksum; readers of version 1 can read version 2. Files of tiles and of
-# clips that overlap are of version 3; others stay at version 2, so that earlier readers take them.
+# Files of version 1 have neither a version nor a checksum; readers of version 1 can read version 2. Files of tiles, of
+# clips that overlap and of other types than float32 are of version 3; others stay at version 2, so that earlier readers
+# take them.
 VERSIONS = ("2", "3")
+_OF_VERSION_3 = {"tiles": None, "overlap_blocks": 0, "dtype": "float32"}  # each with the value that is not written
 _METADATA = ({"format", "info"}, {"format", "version", "info", "checksum"})
 _TENSORS = {"codes": ("I32", 1), "token_counts": ("I32", 2), "timestamps": ("F64", 1)}  # type and dimensions
 
@@ -46,6 +48,8 @@ class TokenizedVideo:
             (the summed loss, predicted or measured) and `bound` (no allocation of this size has a lower one).
         tiles: their places, for `resize_mode="tile"`.
         overlap_blocks: blocks that each clip shares with the one before.
+        dtype: the type of the tokenizer's weights when it encoded, such as `"bfloat16"`. Another type chooses another code
+            where two are almost equally near; any can decode.
     """
 
     codes: torch.Tensor
@@ -60,6 +64,7 @@ class TokenizedVideo:
     allocation: dict[str, str | float] = field(default_factory=dict)
     tiles: TileGrid | None = None
     overlap_blocks: int = 0
+    dtype: str = "float32"
 
     @property
     def num_tokens(self) -> int:
@@ -119,9 +124,7 @@ class TokenizedVideo:
         kept = torch.arange(self.codes.shape[2]) < self.token_counts[..., None]
         info = {key: value for key, value in asdict(self).items() if key not in _TENSORS}
         info["latents_per_block"] = self.codes.shape[2]
-        for name in ("tiles", "overlap_blocks"):
-            if not info[name]:
-                del info[name]
+        info = {name: value for name, value in info.items() if name not in _OF_VERSION_3 or value != _OF_VERSION_3[name]}
         tensors = {
             "codes": self.codes[kept].to(torch.int32),
             "token_counts": self.token_counts.to(torch.int32).contiguous(),
@@ -129,7 +132,7 @@ class TokenizedVideo:
         }
         metadata = {
             "format": FORMAT,
-            "version": VERSIONS["tiles" in info or "overlap_blocks" in info],
+            "version": VERSIONS[not _OF_VERSION_3.keys().isdisjoint(info)],
             "info": json.dumps(info, allow_nan=False),
         }
         metadata["checksum"] = _checksum(tensors, metadata["info"])
@@ -192,8 +195,10 @@ class TokenizedVideo:
         per_block = info.pop("latents_per_block")
         _check_whole("latents_per_block", per_block, _MOST_LATENTS_PER_BLOCK)
         info["source_size"] = tuple(info["source_size"])
-        if (version == "3") != ("tiles" in info or "overlap_blocks" in info):
-            raise ValueError(f"version {version!r} with info of {sorted(info)}: tiles and overlaps belong to version '3'")
+        if (version == VERSIONS[0]) != _OF_VERSION_3.keys().isdisjoint(info):
+            raise ValueError(
+                f"version {version!r} with info of {sorted(info)}: {', '.join(_OF_VERSION_3)} belong to version '3'"
+            )
         if "tiles" in info:
             info["tiles"] = TileGrid(**{name: _as_tuple(value) for name, value in info["tiles"].items()})
         counts = tensors["token_counts"].long()
@@ -247,6 +252,8 @@ class TokenizedVideo:
             self.tiles.check(*self.source_size)
             if len(self.codes) % len(self.tiles):
                 raise ValueError(f"{len(self.codes)} clips of {len(self.tiles)} tiles each")
+        if not isinstance(getattr(torch, str(self.dtype), None), torch.dtype):
+            raise ValueError(f"dtype={self.dtype!r}, expected the name of a type such as 'float32'")
         if not isinstance(self.model_hash, str):
             raise ValueError(f"model_hash={self.model_hash!r}, expected text")
         if not isinstance(self.allocation, dict) or not all(

@@ -24,7 +24,8 @@ from builders.video_files import (
 )
 from PIL import Image
 
-from adaptok_hf import AdapTokPipeline, __version__, read_video
+from adaptok_hf import AdapTokPipeline, TokenizedVideo, __version__, read_video
+from adaptok_hf.cli.common import best_dtype
 from adaptok_hf.cli.main import main
 
 
@@ -195,6 +196,37 @@ def test_info(model, here, capsys):
     assert {"python", "transformers", "diffusers", "accelerate", "scipy", "numpy", "av", "device"} <= set(info)
     assert main(["info", "--model", model]) == 0
     assert f"codebook_size:          {50}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("device", "supports", "expected"),
+    [
+        ("cpu", "torch.cpu._is_amx_tile_supported", "bfloat16"),
+        ("cpu", "torch.cpu._is_avx512_bf16_supported", "bfloat16"),
+        ("cpu", "torch.cuda.is_bf16_supported", "float32"),
+        ("cuda:0", "torch.cuda.is_bf16_supported", "bfloat16"),
+        ("cuda:0", "torch.cpu._is_amx_tile_supported", "float32"),
+        ("mps", "torch.cuda.is_bf16_supported", "float32"),
+    ],
+)
+def test_the_best_type_of_a_device(monkeypatch, device, supports, expected):
+    for name in ("torch.cpu._is_amx_tile_supported", "torch.cpu._is_avx512_bf16_supported", "torch.cuda.is_bf16_supported"):
+        monkeypatch.setattr(name, lambda *_, answer=name == supports, **__: answer)
+    assert best_dtype(device) == expected
+
+
+@pytest.mark.parametrize("best", ["float32", "bfloat16"])
+def test_auto_is_recorded(model, here, monkeypatch, capsys, best):
+    """By its name in Python "auto" is the type in which weights are stored, here float32."""
+    monkeypatch.setattr("adaptok_hf.cli.common.best_dtype", lambda device: best)
+    video = str(write_mp4(here.parent / "in" / "a.mp4", frames=make_frames(5)))
+    options = ["--model", model, "--dtype", "auto", "--device", "cpu", "--json"]
+    assert main(["tokenize", video, "-o", "a.safetensors", *options]) == 0
+    assert json.loads(capsys.readouterr().out)["dtype"] == TokenizedVideo.load("a.safetensors").dtype == best
+    assert main(["reconstruct", video, "-o", "out", *options]) == 0
+    assert json.loads((here / "out" / "report.json").read_text())["dtype"] == best
+    assert main(["info", *options]) == 0 and f'"dtype": "{best}"' in capsys.readouterr().out
+    assert main(["detokenize", "a.safetensors", "-o", "a.mp4", "--model", model]) == 0  # in float32
 
 
 # --- what the user can fix ---------------------------------------------------------------------------------------

@@ -2,7 +2,10 @@
 
 import json
 import os
+import threading
+import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -73,6 +76,55 @@ def test_a_price_looks_at_each_file_alone(model, here):
     for name in ("clip", "noise"):
         alone = pipeline.tokenize(f"in/{name}.mp4", price=0.01).token_counts
         assert counts(here / "out" / f"{name}.safetensors") == alone.flatten().tolist()
+
+
+@pytest.fixture
+def reads(monkeypatch) -> SimpleNamespace:
+    """What is read: `begun` of each video, `others` in memory by then, `ended`; the second one waits at a gate."""
+    read, alive = AdapTokPipeline.read, weakref.WeakSet()
+    begun, gate = {path: threading.Event() for path in VIDEOS}, threading.Event()
+    reads = SimpleNamespace(begun=begun, gate=gate, others=[], ended=[])
+    gate.set()
+
+    def watch(self, video, **options):
+        if video in VIDEOS:
+            reads.others.append(len(alive))
+            begun[video].set()
+        if video == VIDEOS[1]:
+            gate.wait(60)
+        clips = read(self, video, **options)
+        reads.ended += [video] if video in VIDEOS else []
+        alive.add(clips)
+        return clips
+
+    monkeypatch.setattr(AdapTokPipeline, "read", watch)
+    return reads
+
+
+@pytest.mark.parametrize("argv", ["tokenize --price 0.01", "reconstruct --price 0.01", "tokenize --budget 4"])
+def test_the_next_video_is_read_while_one_is_encoded(model, here, monkeypatch, reads, argv):
+    encode, following = AdapTokPipeline.encode, iter([*VIDEOS[1:], VIDEOS[-1]])
+
+    def watch(self, *args, **options):
+        assert reads.begun[next(following)].wait(60)
+        return encode(self, *args, **options)
+
+    monkeypatch.setattr(AdapTokPipeline, "encode", watch)
+    command, *options = argv.split()
+    assert main([command, *VIDEOS, *options, "-o", "out", "--model", model]) == 0
+    assert reads.others == [0, 1, 1] and next(following, None) is None
+
+
+def test_an_interrupt_does_not_wait_for_the_next_video(model, here, monkeypatch, reads):
+    def stop(*_, **__):
+        assert reads.begun[VIDEOS[1]].wait(60)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(AdapTokPipeline, "encode", stop)
+    reads.gate.clear()
+    returned = main(["tokenize", *VIDEOS, "-o", "out", "--model", model])
+    assert (returned, reads.ended, tree(here / "out")) == (130, VIDEOS[:1], [])
+    reads.gate.set()
 
 
 def test_an_exact_budget_is_about_all_files_together(model, here, capsys):

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -168,6 +170,16 @@ def test_bfloat16_tells_near_codes_apart(tiny_tokenizer):
     latents = torch.cat([near + 0.003 * torch.randn(50, 8), torch.zeros(50, 24)], 1)[None].bfloat16()
     assert (quantizer(latents).codes[0] == torch.arange(50)).float().mean() > 0.95
     assert quantizer(latents).quantized.dtype == torch.bfloat16
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_compares_codes_in_float32(tiny_tokenizer, tiny_video, dtype):
+    quantizer = tiny_tokenizer.quantizer
+    quantizer.codebook.weight.copy_(1 + 0.01 * torch.randn(50, 8))
+    encoded = tiny_tokenizer.to(dtype).encode(tiny_video, return_dict=True)
+    expected = copy.deepcopy(quantizer).float()(encoded.latents.flatten(1, 2).float())
+    assert torch.equal(expected.codes, encoded.codes.flatten(1))
 
 
 def test_sampling_follows_the_softmax(tiny_tokenizer):

@@ -24,6 +24,20 @@ def test_the_steps_are_the_whole(tiny_pipeline):
     assert torch.equal(everything.token_counts, tiny_pipeline.tokenize(video).token_counts)
 
 
+def test_encode_takes_what_read_returned(tiny_pipeline):
+    video, options = noisy_video(30), {"resize_mode": "squash", "overlap_blocks": 1}
+    clips = tiny_pipeline.read(video, **options)
+    expected, encoded = tiny_pipeline.encode([video, video], **options), tiny_pipeline.encode([clips, clips], **options)
+    assert torch.equal(expected.codes, encoded.codes) and encoded.clips == [clips, clips]
+    for other, value in (
+        ({"overlap_blocks": 0}, "overlap_blocks=0"),
+        ({"fps": 7.0}, "7.0"),
+        ({"resize_mode": "tile"}, "tile"),
+    ):
+        with pytest.raises(ValueError, match=value):
+            tiny_pipeline.encode(clips, **options | other)
+
+
 def test_models_that_return_tuples_by_their_configuration(tiny_pipeline):
     video, options = (
         noisy_video(12),

@@ -229,7 +229,18 @@ def test_versions_and_checksums(tmp_path, change):
         TokenizedVideo.load(path)
 
 
-@pytest.mark.parametrize("change", [{"fps": math.nan}, {"num_frames": 3}, {"allocation": {"bound": math.inf}}])
+def test_other_types_than_float32_are_recorded_in_version_3(tmp_path):
+    path = tmp_path / "tokens.safetensors"
+    for dtype, version in {"float32": "2", "bfloat16": "3"}.items():
+        dataclasses.replace(make_tokens(), dtype=dtype).save(path)
+        with safe_open(path, "pt") as file:
+            assert file.metadata()["version"] == version
+        assert TokenizedVideo.load(path).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    "change", [{"fps": math.nan}, {"num_frames": 3}, {"dtype": "float99"}, {"allocation": {"bound": math.inf}}]
+)
 def test_what_could_not_be_read_is_not_written(tmp_path, change):
     with pytest.raises(ValueError):
         dataclasses.replace(make_tokens(), **change).save(tmp_path / "tokens.safetensors")
