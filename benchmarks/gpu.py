@@ -32,7 +32,6 @@ from training import RECIPES, build_trainer, count_training_operations, read_arg
 from adaptok_hf import AdapTokARConfig, AdapTokARForCausalLM, AdapTokConfig, AdapTokModel
 from adaptok_hf.atomic_files import write_json
 
-REPEATS = 10
 LOOKAHEAD = 8
 TINY_LAYERS = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1}
 
@@ -76,16 +75,17 @@ SIZES = {"base": Size(), "tiny": TINY}
 
 @dataclass(frozen=True)
 class Section:
-    """What a section has: the device, the sizes, the machine's speed, and until when it may start something."""
+    """What a section has: the device, the sizes, the machine's speed, how many repeats, and until when it may start one."""
 
     device: str
     size: Size
     backend: str
+    repeats: int
     rates: dict[str, float]
     end: float
 
-    def times(self, run: Callable[[], object], repeats: int = REPEATS) -> list[float]:
-        return repeat(run, self.device, repeats, self.end - time.perf_counter())
+    def times(self, run: Callable[[], object]) -> list[float]:
+        return repeat(run, self.device, self.repeats, self.end - time.perf_counter())
 
     def is_over(self) -> bool:
         return time.perf_counter() >= self.end
@@ -136,7 +136,7 @@ def captured(run: Callable[[], object], device: str) -> Callable[[], object]:
 
 @torch.inference_mode()
 def measure_codec(section: Section, way: str) -> dict:
-    """Time encoding and decoding in bfloat16: eager, with compiled layers, or eager as CUDA graphs."""
+    """Time encoding and decoding in bfloat16: eager, with compiled layers, or as CUDA graphs of what eager does."""
     tokenizer, shapes = build_tokenizer(section, section.device).to(torch.bfloat16), build_tokenizer(section, "meta")
     if way == "compiled":
         torch._dynamo.config.recompile_limit = 64  # each number of tokens and of clips
@@ -205,7 +205,7 @@ def measure_generation(section: Section, batch: int, **options: str) -> dict:
         run = partial(model.generate, prompt, seeds=range(batch), **way)
         ids = run()
         expected = ids if expected is None else expected
-        taken = statistics.median(section.times(run, 5))
+        taken = statistics.median(section.times(run))
         steps = ids.shape[1] - prompt.shape[1]
         result[name] = {
             "tokens_per_second": batch * steps / taken,
@@ -221,8 +221,8 @@ def measure_training(section: Section, recipe: str) -> dict:
         args = read_arguments(RECIPES / recipe, Path(folder), batch=4, **section.size.training)
         trainer = build_trainer(args, section.device)
         step = partial(take_step, trainer)
-        step()  # step 0 is the discriminator's turn, and so are 5 and 10: every one below costs its share
-        times = section.times(step, args.discriminator_update_every * 2)
+        step()  # is the discriminator's turn, as are two of each ten that follow
+        times = section.times(step)
         taken = statistics.mean(times)
         return {
             "clips_per_second": 4 / taken,
@@ -253,6 +253,7 @@ def main() -> None:
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--size", choices=SIZES, default="base")
     parser.add_argument("--backend", default="inductor", help="of torch.compile (default: inductor)")
+    parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--limit", type=float, default=40, help="seconds of a section (default: 40)")
     arguments = parser.parse_args()
     settings = {"device": arguments.device, "size": arguments.size, "backend": arguments.backend}
@@ -269,7 +270,8 @@ def main() -> None:
             continue
         begin = time.perf_counter()
         rates = report["sections"].get("rates", {})
-        section = Section(arguments.device, SIZES[arguments.size], arguments.backend, rates, begin + arguments.limit)
+        size, end = SIZES[arguments.size], begin + arguments.limit
+        section = Section(arguments.device, size, arguments.backend, arguments.repeats, rates, end)
         try:
             result = measure(section)
         except Exception as error:  # the next sections have nothing to do with it

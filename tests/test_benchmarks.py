@@ -21,9 +21,9 @@ def gpu(monkeypatch):
 def run_gpu(gpu, tmp_path, monkeypatch, capsys):
     """Runs the benchmark into one file; returns its report, what it printed, and its exit status."""
 
-    def run(*options: str) -> tuple[dict, str, object]:
+    def run() -> tuple[dict, str, object]:
         output, status = tmp_path / "gpu.json", 0
-        command = ["gpu.py", "-o", str(output), "--device", "cpu", "--size", "tiny", "--backend", "eager", *options]
+        command = f"gpu.py -o {output} --device cpu --size tiny --backend eager --repeats 1 --limit 1000".split()
         monkeypatch.setattr(sys, "argv", command)
         try:
             gpu.main()
@@ -40,15 +40,16 @@ def test_every_section_runs_and_a_second_run_takes_up_what_failed(gpu, run_gpu, 
 
     with monkeypatch.context() as patch:
         patch.setitem(gpu.SECTIONS, "generation_8", fail)
-        report, _, status = run_gpu("--limit", "0.3")
+        report, _, status = run_gpu()
     sections = report["sections"]
     assert "generation_8" in status and sections["generation_8"]["error"] == "RuntimeError: out of memory"
     assert sections.keys() == gpu.SECTIONS.keys()
     assert [name for name, section in sections.items() if "error" in section] == ["generation_8"]
-    assert sections["generation_1"]["one token"]["tokens_per_second"] > 0
-    assert sections["generation_1"]["one token"]["same_tokens"]
+    for way in ("eager", "compiled", "graphs"):
+        assert len(sections[f"codec_{way}"]) == 7  # encoding and decoding of three sizes, and the seconds
+    assert sections["generation_1"]["lookahead"]["same_tokens"] and "lookahead" not in sections["generation_64"]
     assert sections["parity"]["float32"] == {"equal_codes": 1.0, "largest_pixel_difference": 0.0}
-    assert sections["training_base"]["clips_per_second"] > 0
+    assert sections["training_base"]["steps"] == 1
 
     second, printed, status = run_gpu()
     assert status == 0 and "generation_8: done before" not in printed
@@ -56,6 +57,12 @@ def test_every_section_runs_and_a_second_run_takes_up_what_failed(gpu, run_gpu, 
     assert second["sections"].pop("generation_8")["one token"]["tokens_per_second"] > 0
     sections.pop("generation_8")
     assert second["sections"] == sections
+
+
+def test_a_section_stops_when_its_time_is_up(gpu):
+    section = gpu.Section("cpu", gpu.SIZES["tiny"], "eager", 10, {}, end=0.0)
+    assert len(section.times(list)) == 1
+    assert gpu.measure_codec(section, "eager") == {}
 
 
 def test_results_of_other_settings_stay(run_gpu, tmp_path):
