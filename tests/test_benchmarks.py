@@ -34,29 +34,35 @@ def run_gpu(gpu, tmp_path, monkeypatch, capsys):
     return run
 
 
-def test_every_section_runs_and_a_second_run_takes_up_what_failed(gpu, run_gpu, monkeypatch):
-    def fail(section):
-        raise RuntimeError("out of memory")
-
-    with monkeypatch.context() as patch:
-        patch.setitem(gpu.SECTIONS, "generation_8", fail)
-        report, _, status = run_gpu()
+@pytest.mark.slow
+def test_every_section_runs(gpu, run_gpu):
+    report, _, status = run_gpu()
     sections = report["sections"]
-    assert "generation_8" in status and sections["generation_8"]["error"] == "RuntimeError: out of memory"
-    assert sections.keys() == gpu.SECTIONS.keys()
-    assert [name for name, section in sections.items() if "error" in section] == ["generation_8"]
+    assert status == 0 and sections.keys() == gpu.SECTIONS.keys()
     for way in ("eager", "compiled", "graphs"):
-        assert len(sections[f"codec_{way}"]) == 7  # encoding and decoding of three sizes, and the seconds
+        assert len(sections[f"codec_{way}"]) == 3  # encoding, decoding, and the seconds
     assert sections["generation_1"]["lookahead"]["same_tokens"] and "lookahead" not in sections["generation_64"]
     assert sections["parity"]["float32"] == {"equal_codes": 1.0, "largest_pixel_difference": 0.0}
     assert sections["training_base"]["steps"] == 1
 
-    second, printed, status = run_gpu()
-    assert status == 0 and "generation_8: done before" not in printed
-    assert printed.count("done before") == len(sections) - 1
-    assert second["sections"].pop("generation_8")["one token"]["tokens_per_second"] > 0
-    sections.pop("generation_8")
-    assert second["sections"] == sections
+
+def test_a_second_run_takes_up_what_failed(gpu, run_gpu, monkeypatch):
+    def fail(section):
+        raise RuntimeError("out of memory")
+
+    done = {"rates": lambda section: {"copy_bytes": 7.0}, "after": lambda section: dict(section.rates)}
+    monkeypatch.setattr(gpu, "SECTIONS", {"rates": done["rates"], "broken": fail, "after": done["after"]})
+    report, _, status = run_gpu()
+    first = report["sections"]
+    assert "broken" in status and first["broken"]["error"] == "RuntimeError: out of memory"
+    assert first["after"]["copy_bytes"] == 7.0
+
+    monkeypatch.setitem(gpu.SECTIONS, "broken", lambda section: {"tokens": 5})
+    monkeypatch.setitem(gpu.SECTIONS, "after", fail)
+    report, printed, status = run_gpu()
+    assert status == 0 and printed.count("done before") == 2
+    assert report["sections"]["broken"]["tokens"] == 5
+    assert report["sections"]["after"] == first["after"]
 
 
 def test_a_section_stops_when_its_time_is_up(gpu):
