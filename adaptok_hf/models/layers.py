@@ -124,7 +124,7 @@ def eager_attention_forward(module, query, key, value, attention_mask, scaling, 
     logits = torch.matmul(query, key.transpose(-1, -2)) * scaling
     if attention_mask is not None:
         logits = logits.masked_fill(~attention_mask, float("-inf"))
-    weights = nn.functional.softmax(logits, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.softmax(logits, dim=-1)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
 

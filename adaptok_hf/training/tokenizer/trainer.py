@@ -118,6 +118,8 @@ class TokenizerTrainer(Trainer):
         args, accelerator = self.args, self.accelerator
         # cuDNN's attention takes a second to plan each new shape, and every step keeps other numbers of tokens
         torch.backends.cuda.enable_cudnn_sdp(False)
+        if accelerator.device.type == "cpu":  # where the backward pass of fused attention is slow
+            self.model.set_attn_implementation("eager")
         set_seed(args.seed, device_specific=True)  # processes sample the same clips, but noise of their own
         if args.shard_over:
             shard(self.step_module, accelerator, args.shard_over)
