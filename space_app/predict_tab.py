@@ -26,7 +26,7 @@ def predict(
     temperature: float = 0.6,
     seed: float = 0,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the progress, then the continuations next to what really came.
+    """Yield the progress, then the continuations next to what really followed.
 
     Args:
         path: a video file; the frames after the given ones are only shown for comparison.
@@ -96,7 +96,7 @@ def _show(pipeline: AdapTokPipeline, output, truth: np.ndarray, report: dict) ->
     ]
     left_out = ""
     if len(truth) >= total:
-        panels.insert(0, Panel("What really came", truth[:total], "the upload itself"))
+        panels.insert(0, Panel("What really followed", truth[:total], "the upload itself"))
     else:
         left_out = f"The upload has {len(truth)} frames, the prediction {total}: there is nothing to compare it with."
     counts, widths = [], []
@@ -112,7 +112,11 @@ def _show(pipeline: AdapTokPipeline, output, truth: np.ndarray, report: dict) ->
         [
             ("Given", f"{num_given} frames", f"{num_given / output.fps:.2f} s, marked in the video"),
             ("Predicted", f"{total - num_given} frames", f"{(total - num_given) / output.fps:.2f} s"),
-            ("Tokens", str(int(output.token_counts.sum())), f"in {len(output.frames)} continuation(s)"),
+            (
+                "Tokens",
+                str(int(output.token_counts.sum())),
+                f"in {len(output.frames)} continuation{'s' * (len(output.frames) > 1)}",
+            ),
         ]
     )
     return head + player(panels, output.fps, bars, num_given) + note(left_out)
@@ -139,7 +143,7 @@ def build_tab(pipeline: AdapTokPipeline, video_input: Callable[[], gr.Video], mo
             button = gr.Button("Predict", variant="primary", elem_id="predict-run")
             gr.Markdown(f"{LIMITS} of the first frames.", elem_classes="at-small")
         with gr.Column(scale=8, min_width=320):
-            result = gr.HTML(waiting("The continuations appear here, next to what really came."))
+            result = gr.HTML(waiting("The continuations appear here, next to what really followed."))
             with gr.Accordion("Numbers", open=False):
                 report = gr.JSON(show_label=False)
     inputs = [video, condition, rollouts, videos, temperature, seed]

@@ -43,7 +43,7 @@ def build_theme() -> gr.themes.Base:
         "border_color_primary": ("*neutral_200", "#2a303b"),
         "block_background_fill": ("white", "*neutral_900"),
         "block_border_color": ("*neutral_200", "#2a303b"),
-        "block_label_background_fill": ("transparent", "transparent"),
+        "block_label_background_fill": ("*block_background_fill", "*block_background_fill"),
         "block_label_text_color": ("*neutral_600", "*neutral_300"),
         "input_background_fill": ("*neutral_50", "*neutral_950"),
         "input_border_color": ("*neutral_300", "#39404d"),

@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 FOLDERS = "adaptok_hf", "benchmarks", "docs", "model_cards", "space_app", "tests", "training_scripts"
 BANNED = (
-    r"go(es|ing)? on (where|with|from|after)|behind|besides?|anew|mend(s|ed)?|can be had|(is|are) told|tells|"
+    r"go(es|ing)? on (where|with|from|after)|behind|besides?|anew|mend(s|ed)?|(can|could) be had|(is|are) told|tells|"
     r"(is|are) refused|refuses|foresees?|colours?|licences?"
 )
 

@@ -103,8 +103,6 @@ def render_card(
     texts = _fill(tomllib.loads((TEXTS / "kinds" / f"{kind}.toml").read_text(encoding="utf-8")), facts)
     release = _fill(release or {}, facts)
     release["base_model"] = release.get("base_model", {}).get(trained_as)
-    for name in ("datasets", "training"):
-        release[name] = release.get(f"{name}_of", {}).get(trained_as) or release.get(name)
     tasks = [task for task in texts["tasks"] if task]
     reports = [check_report(report) for report in [*reports, *release.get("reports", ())]]
     reports = [report for report in reports if report["task"] in tasks]
@@ -116,7 +114,7 @@ def render_card(
         library_name=texts["library_name"],
         pipeline_tag=texts["pipeline_tag"],
         tags=[*texts["tags"], "arxiv:2505.17011"],
-        datasets=release["datasets"],
+        datasets=release.get("datasets"),
         base_model=release["base_model"],
         model_name=repository.rpartition("/")[2],
         eval_results=[result for report in reports for result in _eval_results(report, texts["pipeline_tag"])] or None,
@@ -126,7 +124,7 @@ def render_card(
         template_path=str(TEXTS / "template.md"),
         name=f"{texts['title']}: {repository.rpartition('/')[2]}",
         provenance=release.get("provenance", "Who trained it: not stated."),
-        training=release["training"] or "Not stated.",
+        training=release.get("training_of", {}).get(trained_as) or release.get("training", "Not stated."),
         limits=[line for line in limits if line],
         sizes=[[part, _size(config)] for part, config in configs.items()],
         licenses={

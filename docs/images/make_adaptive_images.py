@@ -8,14 +8,15 @@ from matplotlib.colors import ListedColormap
 from matplotlib.patches import Patch
 from PIL import Image
 
-from adaptok_hf import AdapTokPipeline
+from adaptok_hf import AdapTokPipeline, AllocationRequest, read_video
 from adaptok_hf.allocation import joint
 from adaptok_hf.figures.plot_style import COLORS, figure_file
 from adaptok_hf.models.attention_masks import dense_mask
 
 HERE = Path(__file__).parent
-EXAMPLE = HERE.parents[1] / "examples" / "surfing.mp4"
+EXAMPLES = [HERE.parents[1] / "examples" / f"{name}.mp4" for name in ("surfing", "turning_a_cup", "yoga")]
 SHARES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
+SHARED_BUDGETS = (32, 128)
 BLUE, ORANGE = COLORS[:2]
 
 
@@ -25,30 +26,31 @@ def main() -> None:
     draw_prefixes(pipeline)
     draw_attention()
     draw_scores(pipeline)
-    draw_budget_over_time(pipeline)
+    draw_shared_budget(pipeline)
     for path in HERE.glob("adaptive_*.png"):
         shrink(path)
 
 
 @torch.no_grad()
 def draw_prefixes(pipeline: AdapTokPipeline) -> None:
-    """One clip, decoded from longer and longer prefixes of the same codes; one frame of each block."""
+    """Decode two clips from longer and longer prefixes of the same codes; a frame of the first and of the last block."""
     config = pipeline.tokenizer.config
-    clip = pipeline.video_processor.clips(EXAMPLE).pixel_values_videos[:1]
-    codes = pipeline.tokenizer.encode(clip).codes
-    shown = list(range(config.tubelet_size // 2, config.num_frames, config.tubelet_size))
-    columns = [("original", clip)]
-    for count in (max(1, round(config.latents_per_block * share)) for share in SHARES):
-        counts = torch.full((1, config.num_blocks), count)
-        columns.append((f"first {count}", pipeline.tokenizer.decode(codes, counts).pixel_values_videos))
-    size = 1.2 * len(columns), 0.25 + 1.2 * len(shown), len(shown), len(columns)
-    with figure_file(HERE / "adaptive_prefixes.png", *size) as (_, axes):
-        for column, (name, video) in enumerate(columns):
-            for row, frame in enumerate(shown):
-                axes[row, column].imshow(video[0, frame].clamp(0, 1).permute(1, 2, 0))
-                plain(axes[row, column])
-                axes[row, 0].set_ylabel(f"block {row}")
-            axes[0, column].set_title(name)
+    shown = [config.tubelet_size // 2, config.num_frames - config.tubelet_size // 2]
+    counts = [max(1, round(config.latents_per_block * share)) for share in SHARES]
+    with figure_file(HERE / "adaptive_prefixes.png", 8.4, 5.1, 4, 7) as (_, axes):
+        for clip, path in enumerate(EXAMPLES[:2]):
+            video = pipeline.video_processor.clips(path).pixel_values_videos[:1]
+            codes = pipeline.tokenizer.encode(video).codes
+            prefixes = [torch.full((1, config.num_blocks), count) for count in counts]
+            decoded = [pipeline.tokenizer.decode(codes, kept).pixel_values_videos for kept in prefixes]
+            for block, frame in enumerate(shown):
+                row = axes[2 * clip + block]
+                for axis, picture in zip(row, [video, *decoded], strict=True):
+                    axis.imshow(picture[0, frame].clamp(0, 1).permute(1, 2, 0))
+                    plain(axis)
+                row[0].set_ylabel(f"block {frame // config.tubelet_size}")
+        for axis, name in zip(axes[0], ["original", *(f"first {count}" for count in counts)], strict=True):
+            axis.set_title(name)
 
 
 def draw_attention() -> None:
@@ -91,7 +93,7 @@ def draw_attention() -> None:
 def draw_scores(pipeline: AdapTokPipeline) -> None:
     """Predicted loss of the blocks of the first clip over tokens, and where `joint` stops at a quarter of them."""
     step = pipeline.scorer.config.score_step
-    encoded = pipeline.tokenizer.encode(pipeline.video_processor.clips(EXAMPLE).pixel_values_videos[:1])
+    encoded = pipeline.tokenizer.encode(pipeline.video_processor.clips(EXAMPLES[0]).pixel_values_videos[:1])
     scores = pipeline.scorer(encoded.latents, encoded.quantized).scores.double().numpy()
     tokens = step * np.arange(1, scores.shape[-1] + 1)
     budget = float(tokens[-1]) / 4
@@ -108,30 +110,39 @@ def draw_scores(pipeline: AdapTokPipeline) -> None:
         axis.legend(title=f"joint, {budget:.0f} per block")
 
 
-def draw_budget_over_time(pipeline: AdapTokPipeline) -> None:
-    """Tokens of each block of the example at the same budget, spent evenly and where they help; frames above."""
-    output = pipeline.reconstruct(EXAMPLE, budget="25%")
-    frames_per_block = pipeline.tokenizer.config.tubelet_size
-    blocks_per_clip = pipeline.tokenizer.config.num_blocks
-    counts = output.token_counts.flatten()[: -(-len(output.original[0]) // frames_per_block)].numpy()
-    seconds = output.timestamps[::frames_per_block]
-    width = np.diff(seconds).mean()
-    with figure_file(HERE / "adaptive_over_time.png", 8, 3.4, 3, 1, height_ratios=[0.62, 0.62, 2]) as (_, axes):
-        for axis, frames, name in ((axes[0, 0], output.original[0], "original"), (axes[1, 0], output.frames[0], "decoded")):
-            strip = np.concatenate(frames[frames_per_block // 2 :: frames_per_block], axis=1)
-            axis.imshow(strip, aspect="auto", extent=(seconds[0], seconds[-1] + width, 0, 1))
-            axis.set_ylabel(name, rotation=0, ha="right", va="center")
-            plain(axis)
-        axis = axes[2, 0]
-        axis.bar(seconds + width / 2, counts, width * 0.86, color=ORANGE, label="joint")
-        axis.axhline(counts.mean(), color=BLUE, linestyle="--", label=f"fixed, the same {counts.sum()} tokens")
-        for clip in range(0, len(counts), blocks_per_clip):
-            axis.axvline(seconds[clip], color="#888888", linewidth=0.8, label="a clip begins" if clip == 0 else None)
-        axis.set_xlim(seconds[0], seconds[-1] + width)
-        axis.set_ylabel("tokens of the block")
-        axis.set_xlabel("seconds")
-        axis.set_ylim(0, counts.max() * 1.35)
-        axis.legend(ncols=3, loc="upper right", frameon=True, framealpha=1, edgecolor="white")
+def draw_shared_budget(pipeline: AdapTokPipeline) -> None:
+    """Draw the tokens of each block of three videos that share a budget, at two budgets (as the paper's Figure 1)."""
+    size, per_clip = pipeline.tokenizer.config.tubelet_size, pipeline.tokenizer.config.num_blocks
+    videos = [read_video(path, max_frames=3 * size * per_clip) for path in EXAMPLES]
+    encoded = pipeline.encode(videos)
+    shape = 2 * len(videos), len(SHARED_BUDGETS)
+    with figure_file(HERE / "adaptive_shared.png", 10, 7, *shape, height_ratios=[0.9, 1] * len(videos)) as (figure, axes):
+        for column, budget in zip(axes.T, SHARED_BUDGETS, strict=True):
+            column[0].set_title(f"{budget} tokens per block for all three", fontweight="bold")
+            allocated = pipeline.allocate(encoded, AllocationRequest(budget=budget))
+            counts = [tokens.token_counts.flatten().numpy() for tokens in allocated]
+            blocks, most = np.arange(len(counts[0])), np.max(counts)
+            constant = np.resize(pipeline.find_schedule(budget, encoded.valid_blocks), len(blocks))
+            for strip, bars, path, video, tokens in zip(
+                column[::2], column[1::2], EXAMPLES, videos, allocated, strict=True
+            ):
+                pair = video.frames, pipeline.decode(tokens)
+                strip.imshow(
+                    np.concatenate([np.concatenate(rows[size // 2 :: size], axis=1) for rows in pair]), aspect="auto"
+                )
+                plain(strip)
+                of_video = tokens.token_counts.flatten().numpy()
+                bars.set_title(f"{path.stem.replace('_', ' ')}: {of_video.mean():.1f} per block", loc="left")
+                bars.bar(blocks, of_video, 0.86, color=ORANGE, label="tokens of a block")
+                bars.hlines(constant, blocks - 0.43, blocks + 0.43, BLUE, linestyles="--", label="best constant schedule")
+                bars.set(xlim=(-0.5, len(blocks) - 0.5), ylim=(0, 1.05 * most))
+                starts = blocks[::per_clip]
+                bars.set_xticks(starts - 0.5, [f"clip {number + 1}" for number in range(len(starts))], ha="left")
+                bars.grid(False, axis="x")
+        for strip, bars in axes[:, 0].reshape(-1, 2):
+            strip.set_ylabel("original\n\n\ndecoded", rotation=0, ha="right", va="center")
+            bars.set_ylabel("tokens")
+        figure.legend(*axes[1, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
 
 
 def shrink(path: Path) -> None:

@@ -1,21 +1,21 @@
-"""Makes the pictures of the README with the shipped checkpoints: `python docs/images/make_images.py [--extra CLIP]`.
+"""Makes the pictures of README and quick start with the shipped checkpoints: `python docs/images/make_images.py`.
 
 Those of generation and prediction are the contact sheets of the commands next to them in the README.
 """
 
-import argparse
 import tempfile
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from adaptok_hf import AdapTokPipeline
+from adaptok_hf import AdapTokPipeline, read_video
 from adaptok_hf.cli.main import main as adaptok
 from adaptok_hf.cli.reports import write_report
 
 HERE = Path(__file__).parent
 EXAMPLE = HERE.parents[1] / "examples" / "surfing.mp4"
+BUDGETS = 16, 64, 256
 COMMANDS = {
     "generated": "generate --class surfing --class juggling --class cartwheeling --videos 1",
     "predicted": f"predict {EXAMPLE} --condition-frames 5 --videos 2",
@@ -32,20 +32,25 @@ def label_columns(strip: Image.Image, labels: list[str]) -> Image.Image:
     return labeled
 
 
+def animate_budgets(pipeline: AdapTokPipeline, path: Path, num_frames: int = 48, step: int = 4) -> None:
+    """Write a GIF of two clips, filmed and animated, next to their reconstructions from more and more tokens."""
+    rows = []
+    for clip in (EXAMPLE, EXAMPLE.with_name("turning_a_cup.mp4")):
+        video = read_video(clip, max_frames=num_frames)
+        outputs = [pipeline.reconstruct(video, budget=budget, output_type="uint8") for budget in BUDGETS]
+        rows.append(np.concatenate([video.frames, *(output.frames[0] for output in outputs)], axis=2))
+    pictures = [Image.fromarray(frame) for frame in np.concatenate(rows, axis=1)[::step]]
+    labels = ["original", *(f"{budget} tokens" for budget in BUDGETS)]
+    pictures = [label_columns(ImageOps.scale(picture, 1.5), labels) for picture in pictures]
+    palette = Image.fromarray(np.concatenate(pictures)).quantize(256)  # one for all: still parts do not flicker
+    first, *others = (picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures)
+    first.save(path, save_all=True, append_images=others, duration=round(1000 * step / video.fps), loop=0, optimize=True)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--extra", help="a second video for the strip of budgets")
-    parser.add_argument("--frame", type=int, default=30, help="frame that is shown")
-    arguments = parser.parse_args()
     pipeline = AdapTokPipeline.from_pretrained()
     pipeline.set_progress_bar_config(disable=True)
-    budgets, rows = (256, 128, 64, 32, 16), []
-    for video in filter(None, (EXAMPLE, arguments.extra)):
-        outputs = [pipeline.reconstruct(video, budget=budget, output_type="uint8") for budget in budgets]
-        row = [outputs[0].original[0, arguments.frame], *(output.frames[0, arguments.frame] for output in outputs)]
-        rows.append(np.concatenate(row, axis=1))
-    strip = label_columns(Image.fromarray(np.concatenate(rows)), ["original", *(f"{budget} tokens" for budget in budgets)])
-    strip.save(HERE / "budgets.png", optimize=True)
+    animate_budgets(pipeline, HERE / "budgets.gif")
     with tempfile.TemporaryDirectory() as folder:
         output = pipeline.reconstruct(EXAMPLE, budget=32, output_type="uint8")
         write_report(Path(folder) / "report", output, pipeline, {"budget": 32})

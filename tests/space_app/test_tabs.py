@@ -222,7 +222,7 @@ def test_predict(complete_pipeline, clip_file):
         video, num_condition_frames=5, num_rollouts=2, num_videos=2, temperature=0.6, generator=generator
     )
     assert report["token_counts"] == expected.token_counts.tolist() and report["frames"] == 19
-    assert html.count("<video") == 3 and "What really came" in html and 'data-given="0.2083"' in html
+    assert html.count("<video") == 3 and "What really followed" in html and 'data-given="0.2083"' in html
     html, _ = last(predict_tab.predict(complete_pipeline, clip_file, num_condition_frames=5, num_rollouts=3, num_videos=1))
     assert html.count("<video") == 1 and "nothing to compare" in html
 
