@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from codec import machine, print_row, spread
-from streaming import FPS, moving_picture
+from made_video import FPS, moving_picture
 
 from adaptok_hf import AdapTokPipeline, write_video
 from adaptok_hf.cli.tokenizing import tokenize_files

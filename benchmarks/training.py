@@ -26,7 +26,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from codec import dense_encode, machine, masked_decode
-from streaming import FPS, moving_picture
+from made_video import FPS, moving_picture
 from timing import matrix_rate, ratios, seconds
 from torch.profiler import profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
