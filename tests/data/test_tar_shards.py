@@ -124,10 +124,10 @@ def test_workers_read_every_video_once(shards, workers):
 
 
 def test_videos_are_shuffled_within_shards(shards):
-    keys = [item["key"] for item in islice(make_stream(shards), 70)]
+    keys = [item["key"] for item in islice(make_stream(shards), 28)]
     source = TarShards.from_folder(shards)
     orders = set()
-    for epoch in range(10):
+    for epoch in range(4):
         order = keys[7 * epoch : 7 * epoch + 7]
         assert len(set(order)) == 7
         inside = [item.key for item in source.read_shard(0)]
@@ -137,7 +137,7 @@ def test_videos_are_shuffled_within_shards(shards):
 
 def test_resuming_within_shards(shards):
     expected = list(make_stream(shards, num_epochs=2))
-    for cut in (0, 1, 3, 7, 8, 11, 14):
+    for cut in (0, 3, 8, 14):
         stream = make_stream(shards, num_epochs=2)
         list(islice(stream, cut))
         resumed = make_stream(shards, num_epochs=2)
