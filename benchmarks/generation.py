@@ -12,10 +12,10 @@ printed, next to that of a large copy in memory (bytes read and bytes written).
 import argparse
 import os
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
+from timing import ratios, seconds
 from transformers import CompileConfig
 
 from adaptok_hf import AdapTokARConfig, AdapTokARForCausalLM
@@ -31,22 +31,10 @@ SMALL = {
 }
 
 
-def seconds(run: Callable) -> float:
-    """The CPU time of one run."""
-    start = time.process_time()
-    run()
-    return time.process_time() - start
-
-
 def take_turns(ways: dict[str, Callable], repeats: int) -> dict[str, list[float]]:
     """The seconds of each way, in turns."""
     turns = [{name: seconds(run) for name, run in ways.items()} for _ in range(repeats)]
     return {name: [turn[name] for turn in turns] for name in ways}
-
-
-def ratios(base: list[float], times: list[float]) -> str:
-    each = [before / now for before, now in zip(base, times, strict=True)]
-    return f"{statistics.median(each):.2f}x ({min(each):.2f} to {max(each):.2f})"
 
 
 def main() -> None:

@@ -285,7 +285,7 @@ def class_id(model: AdapTokARForCausalLM, label: int | str) -> int:
     close = difflib.get_close_matches(_plain(label), names, n=3, cutoff=0.4)
     hint = ", ".join(repr(config.id2label[names[name]]) for name in close)
     raise ValueError(
-        f"unknown class {label!r}{f'; did you mean {hint}?' if hint else ''} `adaptok info --classes` and the pipeline's "
+        f"unknown class {label!r}{f', did you mean {hint}?' if hint else ';'} `adaptok info --classes` and the pipeline's "
         f"class_names list all {config.num_classes}"
     )
 
