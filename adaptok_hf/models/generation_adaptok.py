@@ -170,10 +170,8 @@ class SeededNoise(LogitsProcessor):
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         if self.scores is not None:
             self.scores[input_ids.shape[1]] = scores
-        open_rows = ((scores > -torch.inf).sum(1) > 1).nonzero()[:, 0]  # others have no choice
-        seeds = self.seeds.to(scores.device)[open_rows]
-        noise = gumbel_noise(seeds, input_ids.shape[1] - self.prompt_length, scores.shape[1])
-        return scores.index_add(0, open_rows, noise.to(scores.dtype))
+        noise = gumbel_noise(self.seeds.to(scores.device), input_ids.shape[1] - self.prompt_length, scores.shape[1])
+        return scores + noise.to(scores.dtype)
 
 
 class ClipFinished(StoppingCriteria):
@@ -329,8 +327,9 @@ def noise_bits(seeds: torch.Tensor, position: int, size: int) -> torch.Tensor:
     Returns:
         (batch, size) long, from 0 to 2**52 - 1, the same on every device.
     """
-    streams = _mix(_mix(seeds) + torch.tensor(position + 1, device=seeds.device) * _GOLDEN)
-    index = torch.arange(1, size + 1, device=seeds.device)
+    streams = _mix(_mix(seeds) + torch.full_like(seeds, position + 1) * _GOLDEN)
+    # torch's compiler would fold the factor into a plain range, whose machine code writes past its memory (2.13, AVX-512)
+    index = torch.arange(2, 2 * size + 2, 2, device=seeds.device) >> 1
     return _shift(_mix(streams[:, None] + index * _GOLDEN), 12)
 
 

@@ -1,11 +1,12 @@
 """The loop of `generate` for one token at a time on a CPU: transformers' `_sample` without what it does for other models.
 
 It does the same operations in the same order, on a static cache; see [`takes_loop`] for when. With a `compile_config` the
-model's step is compiled.
+step is compiled: the model, the rules, guidance and the samples.
 """
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
@@ -180,7 +181,7 @@ def write_sequences(
     """
     length, last, filler = ids.shape[1], criteria.max_length, int(settings._pad_token_tensor)
     stops = [criterion for criterion in criteria if type(criterion) is not MaxLengthCriteria]
-    sequences = ids.new_full((len(ids), last), filler)
+    sequences = ids.new_full((len(ids), last + 1), filler)  # a slice is never the whole: that would be compiled by itself
     sequences[:, :length] = ids
     unfinished = torch.ones(len(ids), dtype=torch.bool)
     if has_known_rules(processors):  # the rules of blocks forbid the ids of conditions anyway
@@ -188,52 +189,72 @@ def write_sequences(
         processors = [
             p for p in processors if type(p) is not SuppressTokensLogitsProcessor or p.suppress_tokens.min() < size
         ]
-    unfinished = choose_tokens(logits, sequences, length, processors, stops, unfinished, filler)
-    read = None if is_compiled(settings) else read_tokens
+    choose = partial(choose_tokens, processors=processors, stops=stops, filler=filler)
+    unfinished = choose(logits, sequences, length, unfinished)
+    write, compiles = write_token, is_compiled(settings)
     while length + 1 < last and unfinished.any():
-        tokens = sequences[:, length]
         length += 1
         if rows is not None:
             rows.update(sequences[:, :length], decoder)
-            tokens = rows.copies(tokens)
-        if read is None:
-            read, logits = first_compiled(settings, decoder, (tokens, length - 1))
+        given = decoder, rows, choose, sequences, length, unfinished
+        if compiles and length > ids.shape[1] + 1:  # the first step would be compiled for sequences of one token only
+            (write, unfinished), compiles = first_compiled(settings, given), False
         else:
-            logits = read(decoder, tokens, length - 1)
-        logits = logits if rows is None else rows.spread(logits)
-        unfinished = choose_tokens(logits, sequences, length, processors, stops, unfinished, filler)
+            unfinished = write(*given)
     return sequences[:, : length + 1]
 
 
-def first_compiled(settings: GenerationConfig, decoder: StaticDecoder, given: tuple) -> tuple[Callable, torch.Tensor]:
-    """Return the decoder, compiled, and its first result; `decoder` itself, with a warning, where that fails.
+def first_compiled(settings: GenerationConfig, given: tuple) -> tuple[Callable, torch.BoolTensor]:
+    """Return [`write_token`], compiled, and its first result; as it is, with a warning, where that fails.
 
     Torch keeps the machine code in its cache on disk (`TORCHINDUCTOR_CACHE_DIR`).
     """
     from torch._dynamo.exc import BackendCompilerFailed  # importing torch's compiler takes a second
 
-    step = torch.compile(read_tokens, **settings.compile_config.to_dict())
+    step = torch.compile(write_token, **settings.compile_config.to_dict())
     start = time.perf_counter()
     try:
-        with torch.compiler.config.patch(dynamic_sources="L['position']"):
-            logits = step(decoder, *given)
+        with torch.compiler.config.patch(dynamic_sources="L['length']"):
+            unfinished = step(*given)
     except BackendCompilerFailed as error:  # before anything has been computed
         logger.warning(f"tokens are written without compilation, which failed: {error}")
-        return read_tokens, read_tokens(decoder, *given)
+        return write_token, write_token(*given)
     logger.info(f"the first compiled step took {time.perf_counter() - start:.1f} seconds, compilation included")
-    return step, logits
+    return step, unfinished
 
 
-def read_tokens(decoder: StaticDecoder, tokens: torch.LongTensor, position: int) -> torch.Tensor:
-    """Return the logits after `tokens`: a function, so that torch compiles it once for all decoders of a kind."""
-    return decoder(tokens, position)
+def write_token(
+    decoder: StaticDecoder,
+    rows: ActiveRows | None,
+    choose: Callable,
+    sequences: torch.LongTensor,
+    length: int,
+    unfinished: torch.BoolTensor,
+) -> torch.BoolTensor:
+    """Write the token at `length` of each sequence.
+
+    A function, so that torch compiles it once for all decoders of a kind.
+    """
+    tokens = sequences.select(1, length - 1)  # not by brackets: compiled, these would be for one length only
+    logits = decoder(tokens if rows is None else rows.copies(tokens), length - 1)
+    return choose(logits if rows is None else rows.spread(logits), sequences, length, unfinished)
 
 
-def choose_tokens(logits, sequences, length, processors, stops, unfinished, filler) -> torch.BoolTensor:
+def choose_tokens(
+    logits: torch.Tensor,
+    sequences: torch.LongTensor,
+    length: int,
+    unfinished: torch.BoolTensor,
+    *,
+    processors: list[LogitsProcessor],
+    stops: list[StoppingCriteria],
+    filler: int,
+) -> torch.BoolTensor:
+    """Write the best token by the rules at `length` of the unfinished sequences; return which are unfinished now."""
     given, scores = sequences[:, :length], logits.float()
     for processor in processors:
         scores = processor(given, scores)
-    sequences[:, length] = scores.argmax(-1).where(unfinished, filler)
+    sequences.select(1, length).copy_(scores.argmax(-1).where(unfinished, filler))
     for criterion in stops:
         unfinished = unfinished & ~criterion(sequences[:, : length + 1], None)
     return unfinished

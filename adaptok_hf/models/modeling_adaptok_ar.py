@@ -287,7 +287,8 @@ class AdapTokARForCausalLM(SequenceInputs, CheckedLoading, ReplaceableClasses, L
                 `condition_codes`, see `build_prompt`.
             generation_config, logits_processor, stopping_criteria, kwargs: as usual. `do_sample`, `temperature`, `top_k`,
                 `top_p`, `min_p` and the like choose how tokens are sampled (default: those of the model's
-                `generation_config`); `compile_config` compiles the model's step.
+                `generation_config`); `compile_config` compiles the step of a token, rules and samples included: half a
+                minute, once for each batch size and set of these options.
             seeds: one seed per sequence: the samples of a row depend on its seed, not on the rest of the batch.
                 Default: sampled from torch's global generator.
             guidance_scale: classifier-free guidance, `u + scale * (c - u)`; 1 is none. Class-conditional models only.
