@@ -1,15 +1,16 @@
 """Arithmetic, time and memory of encode, score and decode, against the original's way with the same weights.
 
     python benchmarks/codec.py                             # the shipped checkpoint
-    python benchmarks/codec.py --size base --repeats 1     # the released size, random weights
+    python benchmarks/codec.py --size base                 # the released size, random weights
     python benchmarks/codec.py --count                     # the released size, operations only, on the meta device
     python benchmarks/codec.py --precision DATA/wild/val   # bfloat16 against float32, first clips of videos
 
 The original's way, which is kept here and not in the package: a dense (sequence, sequence) mask in every layer, all outputs
 of the last layer, one scorer pass over all latents for every block, and a decoder that works on all latents and masks the
-dropped ones. Both ways run in the same process, in turns; the fastest of `--repeats` runs counts. Operations are counted by
-`torch.utils.flop_counter` (a multiplication and an addition are two). Memory is the highest resident size during a stage
-above what was resident before it; on a GPU what torch has allocated.
+dropped ones. Both ways run in the same process, in turns: milliseconds are of the fastest of `--repeats` runs, ratios of CPU
+time are the median of all turns and their range. Operations are counted by `torch.utils.flop_counter` (a multiplication and
+an addition are two). Memory is the highest resident size during a stage above what was resident before it; on a GPU what
+torch has allocated.
 """
 
 import argparse
@@ -219,15 +220,15 @@ def compare(arguments: argparse.Namespace, device: str) -> None:
                 runs = [[measure(run, device) for run in pair] for _ in range(arguments.repeats)]
                 for way, row in enumerate(rows[stage]):
                     wall, cpu, memory = zip(*(run[way] for run in runs), strict=True)
-                    row += [min(wall), min(cpu), max(memory)]
+                    row += [min(wall), max(memory), np.array(cpu)]
         totals = [zip(*(pair[way] for pair in rows.values()), strict=True) for way in range(2)]
-        rows["all"] = [[(max if column == 3 else sum)(values) for column, values in enumerate(way)] for way in totals]
+        rows["all"] = [[(max if column == 2 else sum)(values) for column, values in enumerate(way)] for way in totals]
         for stage, (dense, ours) in rows.items():
             cells = [str(count * config.num_blocks), stage]
             cells += [f"{dense[0] / 1e12:.4f}", f"{ours[0] / 1e12:.4f}", f"{ours[0] / dense[0]:.2f}"]
             if device != "meta":
                 cells += [f"{1000 * dense[1]:.1f}", f"{1000 * ours[1]:.1f}", f"{ours[1] / dense[1]:.2f}"]
-                cells += [f"{ours[2] / dense[2]:.2f}", f"{dense[3] / 2**20:.0f}", f"{ours[3] / 2**20:.0f}"]
+                cells += [spread(ours[3] / dense[3]), f"{dense[2] / 2**20:.0f}", f"{ours[2] / 2**20:.0f}"]
             print_row(cells)
 
 

@@ -18,7 +18,7 @@ from adaptok_hf import AdapTokPipeline
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="pipeline folder (default: the checkpoint in the package)")
+    parser.add_argument("--model", default="figures", help="a pipeline with a generator from classes (default: figures)")
     parser.add_argument("--videos", type=int, default=8)
     parser.add_argument("--lookahead", type=int, nargs="+", default=[4, 8, 16, 32])
     parser.add_argument("--compile", action="store_true", help="also time the compiled step")

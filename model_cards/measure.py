@@ -31,6 +31,7 @@ COMMANDS = {  # the first part of a name is the model
     "small_measured_wild": f"reconstruction DATA/wild/val {MEASURED}",
     "small_fvd_wild": f"reconstruction DATA/wild/val {FVD}",
     "figures_reconstruction_action32": f"reconstruction DATA/action32/val {RATES} --schedule-videos DATA/action32/train",
+    "figures_reconstruction_wild": f"reconstruction DATA/wild/val {RATES} --schedule-videos DATA/action32/train",
     "figures_reconstruction_emoji": f"reconstruction DATA/emoji/val {RATES} --schedule-videos DATA/action32/train",
     "figures_measured_action32": f"reconstruction DATA/action32/val {MEASURED}",
     "figures_fvd_action32": f"reconstruction DATA/action32/val --window first {FVD}",
