@@ -137,7 +137,7 @@ def build_tab(pipeline: AdapTokPipeline, video_input: Callable[[], gr.Video], mo
             gr.Markdown("### Where a token looks", elem_classes="at-section")
             with gr.Row(elem_classes="at-sliders"):
                 block = gr.Slider(1, config.num_blocks, value=config.num_blocks, step=1, label="Block", min_width=140)
-                token = gr.Slider(1, config.latents_per_block, value=1, step=1, label="Token of the block", min_width=140)
+                token = gr.Slider(1, config.latents_per_block, value=1, step=1, label="Token", min_width=140)
                 most = config.num_encoder_layers
                 layer = gr.Slider(1, most, value=most, step=1, label="Encoder layer", min_width=140)
             looks = gr.HTML(waiting(_LOOKS_WAITING))

@@ -281,7 +281,7 @@ def test_sliders_follow_the_model(complete_pipeline):
     sliders = {block.label: block for block in demo.blocks.values() if isinstance(block, gr.Slider)}
     budget = sliders["Budget: tokens per block, on average"]
     assert (budget.minimum, budget.maximum, budget.step) == (2, 6, 1)
-    assert sliders["Token of the block"].maximum == 6 and sliders["Encoder layer"].maximum == 2
+    assert sliders["Token"].maximum == 6 and sliders["Encoder layer"].maximum == 2
     assert sliders["Frames that are given"].maximum == 11
     assert all(block.label for block in demo.blocks.values() if isinstance(block, gr.Slider | gr.Dropdown | gr.Number))
 
@@ -294,7 +294,7 @@ def test_tabs_follow_the_models(complete_pipeline):
     tabs = [block.label for block in blocks if isinstance(block, gr.Tab)]
     assert tabs == ["Reconstruct", "Share", "Generate", "Predict", "Inspect", "About"]
     most = {block.label: block.maximum for block in blocks if isinstance(block, gr.Slider)}
-    assert (most["Token of the block"], most["Frames that are given"], most["Most tokens of the video"]) == (64, 11, 18)
+    assert (most["Token"], most["Frames that are given"], most["Most tokens of the video"]) == (64, 11, 18)
 
 
 def test_examples_need_no_network(complete_pipeline):
