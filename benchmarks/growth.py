@@ -79,7 +79,9 @@ def main() -> None:
             times = [1000 * taken for taken in (original, ours, operations / rate)]
             for curve, taken in zip(curves.values(), times, strict=True):
                 curve.append(taken)
-            print(f"| {name} | {place:.4g} | {times[0]:.1f} | {times[1]:.1f} | {times[2]:.1f} | {times[2] / times[1]:.0%} |")
+            print(
+                f"| {name} | {place:.4g} | {times[0]:.1f} | {times[1]:.1f} | {times[2]:.1f} | {times[2] / times[1]:.0%} |"
+            )
         for (label, curve), style in zip(curves.items(), ("o--", "o-", "k:"), strict=True):
             axis.loglog([step[0] for step in steps], curve, style, label=label, base=2)
         axis.set_xlabel(name)

@@ -67,9 +67,10 @@ def change_classes(model: AdapTokARForCausalLM, names: list[str]) -> str:
     old = model.class_names
     model.replace_classes(names)
     known, new = ([name for name in names if (name in old) == kept] for kept in (True, False))
+    shown, others = (f" ({', '.join(some[:5])}{', ...' * (len(some) > 5)})" if some else "" for some in (known, new))
     return (
-        f"the tokens have other classes than the generator: {len(known)} of its {len(old)} are kept, such as {known[:5]}; "
-        f"{len(new)} are new and start as 'no class', such as {new[:5]}"
+        f"the tokens have other classes than the generator: {len(known)} of its {len(old)} are kept{shown}, "
+        f"{len(new)} new ones start as 'no class'{others}"
     )
 
 
