@@ -5,12 +5,12 @@
     python benchmarks/codec.py --count                     # the released size, operations only, on the meta device
     python benchmarks/codec.py --precision DATA/wild/val   # bfloat16 against float32, first clips of videos
 
-The original's way, which is kept here and not in the package: a dense (sequence, sequence) mask in every layer, all outputs
-of the last layer, one scorer pass over all latents for every block, and a decoder that works on all latents and masks the
-dropped ones. Both ways run in the same process, in turns: milliseconds are of the fastest of `--repeats` runs, ratios of CPU
-time are the median of all turns and their range. Operations are counted by `torch.utils.flop_counter` (a multiplication and
-an addition are two). Memory is the highest resident size during a stage above what was resident before it; on a GPU what
-torch has allocated.
+The original's way, which is kept here and not in the package: a dense (sequence, sequence) mask in every layer, all
+outputs of the last layer, one scorer pass over all latents for every block, and a decoder that works on all latents and
+masks the dropped ones. Both ways run in the same process, in turns: milliseconds are of the fastest of `--repeats` runs,
+ratios of CPU time are the median of all turns and their range. Operations are counted by `torch.utils.flop_counter` (a
+multiplication and an addition are two). Memory is the highest resident size during a stage above what was resident before
+it; on a GPU what torch has allocated.
 """
 
 import argparse

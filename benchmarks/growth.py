@@ -2,9 +2,9 @@
 
     python benchmarks/growth.py docs/images/cost_growth.png
 
-Four panels: tokens that are kept, frames of a clip, clips of a batch, parameters. Each starts from the shape of `small`, with
-random weights in float32. Per point the original's way (see `codec.py`) and ours take turns; the median of CPU time counts.
-The floor is what ours would take if all of its operations ran at the rate of a large product of matrices.
+Four panels: tokens that are kept, frames of a clip, clips of a batch, parameters. Each starts from the shape of `small`,
+with random weights in float32. Per point the original's way (see `codec.py`) and ours take turns; the median of CPU time
+counts. The floor is what ours would take if all of its operations ran at the rate of a large product of matrices.
 """
 
 import argparse
