@@ -68,10 +68,8 @@ def change_classes(model: AdapTokARForCausalLM, names: list[str]) -> str:
     model.replace_classes(names)
     known, new = ([name for name in names if (name in old) == kept] for kept in (True, False))
     shown, others = (f" ({', '.join(some[:5])}{', ...' * (len(some) > 5)})" if some else "" for some in (known, new))
-    return (
-        f"the tokens have other classes than the generator: {len(known)} of its {len(old)} are kept{shown}, "
-        f"{len(new)} new ones start as 'no class'{others}"
-    )
+    starting = f", new ones start as 'no class'{others}" if new else ""
+    return f"the tokens have other classes than the generator: {len(known)} of its {len(old)} are kept{shown}{starting}"
 
 
 def add_adapters(model: AdapTokARForCausalLM, args: Arguments) -> "PeftModel":
