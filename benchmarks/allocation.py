@@ -97,7 +97,16 @@ def time_ipal(recipe: dict, latents_per_block: int, step: int, repeats: int) -> 
 
 
 def time_search(video: str, repeats: int) -> None:
-    """Print the table of `search` on the clips of a video, and what a router takes for one clip."""
+    """Print what a router takes for one clip, and the table of `search` on the clips of a video."""
+    router, times = AdapTokRouterModel(AdapTokRouterConfig()).eval(), []
+    pixels = torch.rand(1, router.config.num_frames, 3, router.config.image_size, router.config.image_size)
+    for _ in range(repeats):
+        start = time.process_time()
+        with torch.inference_mode():
+            router(pixels)
+        times.append(time.process_time() - start)
+    print(f"router, {sum(p.numel() for p in router.parameters()) / 1e6:.1f}M parameters: ", end="")
+    print(f"{statistics.median(times):.3f} s per clip\n")
     pipeline = AdapTokPipeline.from_pretrained()
     pipeline.set_progress_bar_config(disable=True)
     encoded = pipeline.encode(video)
@@ -112,15 +121,6 @@ def time_search(video: str, repeats: int) -> None:
         seconds = encoded.seconds["search"] - before
         blocks = tokens.allocation["decoded_blocks"] / clips
         print(f"| {budget} | {blocks:.0f} | {seconds / clips:.2f} |", flush=True)
-    router, times = AdapTokRouterModel(AdapTokRouterConfig()).eval(), []
-    pixels = torch.rand(1, router.config.num_frames, 3, router.config.image_size, router.config.image_size)
-    for _ in range(repeats):
-        start = time.process_time()
-        with torch.inference_mode():
-            router(pixels)
-        times.append(time.process_time() - start)
-    print(f"\nrouter, {sum(p.numel() for p in router.parameters()) / 1e6:.1f}M parameters: ", end="")
-    print(f"{statistics.median(times):.3f} s per clip")
 
 
 def main() -> None:
