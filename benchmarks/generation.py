@@ -12,6 +12,7 @@ printed, next to that of a large copy in memory (bytes read and bytes written).
 import argparse
 import os
 import statistics
+import time
 from collections.abc import Callable
 
 import torch
@@ -68,8 +69,12 @@ def main() -> None:
     for batch in arguments.batches:
         given = {"inputs": model.build_prompt(torch.arange(batch)), "seeds": range(batch)}
         ways = {name: lambda o=o, g=given: model.generate(**g, **o) for name, o in options.items()}
-        first = {name: seconds(run) for name, run in ways.items()}
-        expected, *others = (getattr(ids := run(), "sequences", ids) for run in ways.values())
+        first, written = {}, []
+        for name, run in ways.items():
+            start = time.process_time()
+            written.append(getattr(ids := run(), "sequences", ids))
+            first[name] = time.process_time() - start
+        expected, *others = written
         for name, ids in zip(list(ways)[1:], others, strict=True):
             if not torch.equal(ids, expected):
                 print(f"{name} writes other tokens")
