@@ -18,14 +18,14 @@ import copy
 import ctypes
 import os
 import re
-import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import torch
+from timing import spread
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -112,9 +112,12 @@ def scores_block_by_block(scorer: AdapTokScorerModel, latents: torch.Tensor, qua
 
 
 def both_ways(
-    tokenizer: AdapTokModel, scorer: AdapTokScorerModel, count: int, device: str = "cpu", batch: int = 1
+    tokenizer: AdapTokModel, scorer: AdapTokScorerModel | None, count: int, device: str = "cpu", batch: int = 1
 ) -> dict[str, tuple[Callable[[], object], Callable[[], object]]]:
-    """Return by stage the original's way and ours, for `count` tokens of every block; "meta" is for counting operations."""
+    """Return by stage the original's way and ours, for `count` tokens of every block.
+
+    On the device "meta" operations can be counted. Without a scorer the stage "score" cannot be run.
+    """
     config, kind = tokenizer.config, {"device": device, "dtype": tokenizer.dtype}
     generator = None if device == "meta" else torch.Generator(device).manual_seed(0)
     size = (batch, config.num_frames, config.num_channels, config.image_size, config.image_size)
@@ -296,11 +299,6 @@ def compare_precisions(arguments: argparse.Namespace) -> None:
             for value, other in zip(values, expected_values, strict=True):
                 cells += [f"{value.mean():.4f}", spread(value - other, "{:+.4f}", torch.mean)]
             print_row(cells + [spread(ratio) for ratio in (seconds[way] / seconds[0]).T])
-
-
-def spread(values: Iterable[float], form: str = "{:.2f}", middle: Callable = statistics.median) -> str:
-    """Return the middle of the values, with the lowest and the highest."""
-    return f"{form} ({form} to {form})".format(middle(values), min(values), max(values))
 
 
 def main() -> None:

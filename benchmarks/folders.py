@@ -15,8 +15,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from codec import machine, print_row, spread
+from codec import machine, print_row
 from made_video import FPS, moving_picture
+from timing import spread
 
 from adaptok_hf import AdapTokPipeline, write_video
 from adaptok_hf.cli.tokenizing import tokenize_files

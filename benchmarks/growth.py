@@ -15,7 +15,7 @@ import torch
 from codec import both_ways, count_operations, machine
 from timing import matrix_rate, seconds
 
-from adaptok_hf import AdapTokConfig, AdapTokModel, AdapTokPipeline, AdapTokScorerConfig, AdapTokScorerModel
+from adaptok_hf import AdapTokConfig, AdapTokModel, AdapTokPipeline
 
 SIZES = ((128, 2, 2), (256, 3, 5), (512, 6, 6), (768, 12, 12))  # width, layers of the encoder and of the decoder
 
@@ -51,8 +51,7 @@ def measure(config: AdapTokConfig, count: int, batch: int, repeats: int) -> tupl
     for device in ("cpu", "meta"):
         with torch.device(device):
             tokenizer = AdapTokModel(config).eval().requires_grad_(False)
-            scorer = AdapTokScorerModel(AdapTokScorerConfig(hidden_size=64, num_attention_heads=1, num_hidden_layers=1))
-        models.append(both_ways(tokenizer, scorer, count, device, batch))
+        models.append(both_ways(tokenizer, None, count, device, batch))
     timed, counted = ([stages[name] for name in ("encode", "decode")] for stages in models)
     for _, ours in timed:
         ours()

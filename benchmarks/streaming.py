@@ -24,8 +24,9 @@ import time
 from pathlib import Path
 
 import numpy as np
-from codec import machine, print_row, resident, spread
+from codec import machine, print_row, resident
 from made_video import FPS, moving_picture
+from timing import spread
 
 from adaptok_hf import AdapTokPipeline, read_video, write_video
 

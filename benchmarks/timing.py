@@ -6,7 +6,7 @@ the end of its queue.
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -32,10 +32,14 @@ def repeat(run: Callable[[], object], device: str, repeats: int, limit: float = 
     return times
 
 
+def spread(values: Iterable[float], form: str = "{:.2f}", middle: Callable = statistics.median) -> str:
+    """Return the middle of the values, with the lowest and the highest."""
+    return f"{form} ({form} to {form})".format(middle(values), min(values), max(values))
+
+
 def ratios(base: list[float], times: list[float]) -> str:
     """Return how many times faster than `base`: the median of all turns, and the lowest and the highest."""
-    each = [before / now for before, now in zip(base, times, strict=True)]
-    return f"{statistics.median(each):.2f}x ({min(each):.2f} to {max(each):.2f})"
+    return spread([before / now for before, now in zip(base, times, strict=True)], "{:.2f}x")
 
 
 def matrix_rate(device: str, size: int = 2048, dtype: torch.dtype = torch.bfloat16, repeats: int = 5) -> float:
