@@ -25,6 +25,7 @@ def predict(
     num_videos: int = 2,
     temperature: float = 0.6,
     seed: float = 0,
+    keep_details: bool = True,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the progress, then the continuations next to what really followed.
 
@@ -35,6 +36,7 @@ def predict(
         num_videos: different continuations.
         temperature: 0 takes the likeliest token.
         seed: 0 or more; the same seed gives the same videos.
+        keep_details: show the given frames as they are, and what does not change as sharp as them.
 
     Yields:
         HTML, and the numbers.
@@ -56,6 +58,7 @@ def predict(
             num_condition_frames=num_condition_frames,
             num_rollouts=num_rollouts,
             num_videos=num_videos,
+            keep_details=keep_details,
             temperature=temperature,
             generator=torch.Generator().manual_seed(seed),
             stopping_criteria=[watcher],
@@ -138,6 +141,7 @@ def build_tab(pipeline: AdapTokPipeline, video_input: Callable[[], gr.Video], mo
             )
             rollouts = gr.Slider(1, MAX_ROLLOUTS, value=1, step=1, label="Clips to predict, one after the other")
             videos = gr.Slider(1, MAX_VIDEOS, value=2, step=1, label="Different continuations")
+            details = gr.Checkbox(True, label="Keep the details of the given frames")
             temperature = gr.Slider(0, 1.5, value=0.6, step=0.05, label="Temperature: 0 takes the likeliest token")
             seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED)
             button = gr.Button("Predict", variant="primary", elem_id="predict-run")
@@ -146,5 +150,5 @@ def build_tab(pipeline: AdapTokPipeline, video_input: Callable[[], gr.Video], mo
             result = gr.HTML(waiting("The continuations appear here, next to what really followed."))
             with gr.Accordion("Numbers", open=False):
                 report = gr.JSON(show_label=False)
-    inputs = [video, condition, rollouts, videos, temperature, seed]
+    inputs = [video, condition, rollouts, videos, temperature, seed, details]
     model_event(button.click, predict, inputs, [result, report], report, api_name="predict", show_progress="hidden")

@@ -66,6 +66,12 @@ def add_commands(verbs: Any) -> None:
     verb.add_argument("--condition-frames", type=int, default=5, metavar="N", help="frames to start from (default: 5)")
     verb.add_argument("--rollouts", type=int, default=1, metavar="N", help="clips to predict in a row (default: 1)")
     verb.add_argument("--videos", type=int, default=1, metavar="N", help="different continuations (default: 1)")
+    verb.add_argument(
+        "--keep-details",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="show the given frames as they are, and what does not change as sharp as them (default), or all as decoded",
+    )
     verb.add_argument("-o", "--output", help="output folder (default: VIDEO's name with '-predicted', in this folder)")
     add_overwrite_option(verb)
     add_json_option(verb)
@@ -93,6 +99,7 @@ def _predict(arguments: argparse.Namespace) -> dict[str, Any]:
         "num_condition_frames": arguments.condition_frames,
         "num_rollouts": arguments.rollouts,
         "num_videos": arguments.videos,
+        "keep_details": arguments.keep_details,
     }
     request = {"model": arguments.model, "video": Path(arguments.video).name, "seed": arguments.seed} | settings
 

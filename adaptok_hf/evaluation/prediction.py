@@ -1,5 +1,5 @@
 """Predicted frames against the true ones: FVD, and PSNR frame by frame, between a copy of the last given frame as baseline
-and the true frames' own reconstruction as ceiling."""
+and the true frames' own reconstruction as what decoding can reach."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +21,12 @@ from .tables import write_report
 if TYPE_CHECKING:
     from ..pipelines.pipeline_adaptok import AdapTokPipeline
 
-PREDICTED, COPIED, RECONSTRUCTED = SYSTEMS = "predicted", "last given frame", "reconstructed"
+SYSTEMS = PREDICTED, DETAILED, COPIED, RECONSTRUCTED = (
+    "predicted",
+    "predicted, details kept",
+    "last given frame",
+    "reconstructed",
+)
 NUM_PICTURES = 6
 MAX_PSNR = 100.0  # of equal frames
 
@@ -41,9 +46,10 @@ def evaluate_prediction(
 ) -> dict[str, Any] | None:
     """Continue every clip from its first frames and write `results.json`, `.csv`, `.md`, `per_video.csv` and pictures.
 
-    The same is measured for a copy of the last given frame, and for the true frames decoded from all their tokens: what a
-    perfect generator could reach with this tokenizer. PSNR, SSIM and LPIPS are over the frames that were NOT given;
-    FVD over whole clips, the given frames as the model decodes them. Processes, interruptions and errors as in
+    The same is measured for predictions with `keep_details` (see `AdapTokPipeline.predict`), for a copy of the last given
+    frame, and for the true frames decoded from all their tokens: what a perfect generator could reach with this tokenizer.
+    PSNR, SSIM and LPIPS are over the frames that were NOT given; FVD over whole clips, the given frames as the model
+    decodes them, or as they are where details are kept. Processes, interruptions and errors as in
     `evaluate_reconstruction`; `batch_size` is the unit of work.
 
     Args:
@@ -113,6 +119,7 @@ def _measure_chunk(
     sampling: Mapping[str, Any],
     seed: int,
 ) -> None:
+    from ..pipelines.kept_details import with_details
     from ..pipelines.pipeline_generation import sample_seeds, sampling_arguments
 
     protocol, clips = chunks.protocol, chunks.read(index)
@@ -130,12 +137,15 @@ def _measure_chunk(
             reconstructed = reconstruct_from_all_tokens(pipeline, clips.videos / 255).cpu() * 255
         token_counts = {
             PREDICTED: counts.tolist(),
+            DETAILED: counts.tolist(),
             COPIED: torch.zeros_like(counts).tolist(),
             RECONSTRUCTED: torch.full_like(counts, pipeline.tokenizer.config.latents_per_block).tolist(),
         }
         frames = torch.arange(protocol.num_frames).clamp(max=num_given - 1)
         real = clips.videos / 255
-        for system, videos in zip(SYSTEMS, (predicted, clips.videos[:, frames], reconstructed), strict=True):
+        detailed = with_details(predicted, clips.videos[:, :num_given].cpu())
+        shown = predicted, detailed, clips.videos[:, frames], reconstructed
+        for system, videos in zip(SYSTEMS, shown, strict=True):
             fake = videos / 255
             numbers = measure_clips(networks, fake[:, num_given:], real[:, num_given:])
             each_frame = [video.flatten(0, 1).unsqueeze(1) for video in (fake, real)]  # a video of one frame each

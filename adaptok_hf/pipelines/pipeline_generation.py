@@ -14,6 +14,7 @@ from ..models.modeling_adaptok_ar import AdapTokARForCausalLM
 from ..video.video_io import DEFAULT_FPS, check_fps
 from ..video.video_processing_adaptok import is_video_list
 from .encoded_videos import decode_clips
+from .kept_details import with_details
 from .pipeline_arguments import BlockCallback, check_arguments, number_of_videos
 from .pipeline_output import AdapTokGenerationOutput, as_tuple, check_output_type, convert_frames
 
@@ -113,6 +114,7 @@ class GenerationMixin:
         *,
         num_condition_frames: int = 5,
         num_rollouts: int = 1,
+        keep_details: bool = False,
         num_videos: int | None = None,
         num_videos_per_prompt: int | None = None,
         temperature: float | None = None,
@@ -135,14 +137,15 @@ class GenerationMixin:
             num_condition_frames: frames that the model is given.
             num_rollouts: clips to predict one after the other, each from the last `num_condition_frames` frames of the
                 previous one.
+            keep_details: return the given frames as they are, and let later ones look like the last of them where the
+                decoded picture does not change. `False`: all frames are decoded from tokens, the given ones too.
             num_videos, num_videos_per_prompt: different continuations of each (default: 1).
             temperature, top_k, top_p, generator, return_dict, callback_on_step_end, generate_kwargs: as in `generate`.
             max_tokens: as in `generate`, for each predicted clip; the blocks that are given do not count.
             resize_mode, fps: as in `tokenize`.
 
         Returns:
-            Videos of `num_frames + (num_rollouts - 1) * (num_frames - num_condition_frames)` frames. All are decoded
-            from tokens, the given ones too.
+            Videos of `num_frames + (num_rollouts - 1) * (num_frames - num_condition_frames)` frames.
 
         Raises:
             ValueError: if the pipeline has no frame-prediction generator, a video has too few frames, or videos differ in
@@ -166,7 +169,8 @@ class GenerationMixin:
             condition = self.tokenize_condition(windows, num_condition_frames)
             seeds.append(sample_seeds(len(windows), generator))
             clips = self._write(self.fp_model, settings, condition_codes=condition, seeds=seeds[-1])
-            windows = self.decode_clips(*clips)
+            decoded = self.decode_clips(*clips)
+            windows = with_details(decoded, windows[:, :num_condition_frames]) if keep_details else decoded
             frames.append(windows if rollout == 0 else windows[:, num_condition_frames:])
             codes.append(clips[0].cpu())
             counts.append(clips[1].cpu())

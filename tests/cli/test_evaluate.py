@@ -90,12 +90,14 @@ def test_prediction(videos, model, tmp_path, capsys):
     printed = capsys.readouterr()
     report = json.loads((out / "results.json").read_text())
     assert json.loads(printed.out) == report and "| tiny |" in printed.err
-    assert [result["strategy"] for result in report["results"]] == ["predicted", "last given frame", "reconstructed"]
-    assert [result["tokens_per_block"] for result in report["results"][1:]] == [0, 6]
+    results = {result["strategy"]: result for result in report["results"]}
+    assert list(results) == ["predicted", "predicted, details kept", "last given frame", "reconstructed"]
+    assert [result["tokens_per_block"] for result in report["results"][2:]] == [0, 6]
+    assert results["predicted"]["tokens_per_block"] == results["predicted, details kept"]["tokens_per_block"]
     curve = np.array(report["psnr_of_frames"]["last given frame"])
     assert curve.shape == (12,) and (curve[:4] == 100).all() and (np.diff(curve[4:]) < 1).all()
     # the mean over frames of the dB is never lower than the dB of all frames
-    assert 0 <= curve[4:].mean() - report["results"][1]["metrics"]["psnr"]["value"] < 3
+    assert 0 <= curve[4:].mean() - results["last given frame"]["metrics"]["psnr"]["value"] < 3
     assert (out / "predicted.png").exists()
 
 

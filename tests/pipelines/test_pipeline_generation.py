@@ -11,6 +11,7 @@ from PIL import Image
 from adaptok_hf import AdapTokARConfig, AdapTokARForCausalLM, AdapTokPipeline, read_video
 from adaptok_hf.cli.main import main
 from adaptok_hf.cli.reports import contact_sheet
+from adaptok_hf.pipelines.kept_details import with_details
 
 GEOMETRY = {"codebook_size": 50, "num_blocks": 3, "latents_per_block": 6}
 SIZE = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 64}
@@ -126,6 +127,28 @@ def test_rollouts_continue_the_prediction(generating):
     assert np.array_equal(output.frames[:, 12:19], second.frames[:, 5:])
 
 
+def test_details_of_given_frames_are_kept(generating):
+    frames = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
+    settings = {"num_rollouts": 2, "output_type": "uint8", "max_tokens": 3}
+    plain, kept = (generating.predict(frames, generator=seeded(), keep_details=on, **settings) for on in (False, True))
+    assert np.array_equal(kept.frames[0, :5], frames) and not np.array_equal(plain.frames[0, :5], frames)
+    assert torch.equal(plain.codes[:, 0], kept.codes[:, 0])  # the first clip's tokens are the same, its frames are not
+    assert not torch.equal(plain.codes[:, 1], kept.codes[:, 1])  # the second continues what was shown
+
+
+def test_details_are_kept_where_nothing_changes():
+    given = torch.randint(60, 200, (2, 3, 3, 32, 32), dtype=torch.uint8)
+    decoded = torch.full((2, 6, 3, 32, 32), 128, dtype=torch.uint8)
+    decoded[:, 4, :, 16:] = 255  # half of a later frame is new
+    shown = with_details(decoded, given)
+    assert shown.dtype == torch.uint8 and torch.equal(shown[:, :3], given)
+    assert torch.equal(shown[:, 3], given[:, 2]) and torch.equal(shown[:, 5], given[:, 2])
+    assert torch.equal(shown[:, 4, :, :12], given[:, 2, :, :12]) and torch.equal(shown[:, 4, :, 20:], decoded[:, 4, :, 20:])
+    assert torch.equal(with_details(given, given), given)
+    bright = torch.full_like(given, 250)
+    assert (with_details(torch.cat([bright, bright + 4], 1), bright + 5) == 255).all()  # clamped, not wrapped
+
+
 def test_call_dispatches(generating):
     frames = np.random.default_rng(0).integers(0, 256, (12, 16, 16, 3), dtype=np.uint8)
     assert generating(class_labels="surfing").class_labels == [1]
@@ -213,6 +236,7 @@ def test_commands(folder, tmp_path, capsys, monkeypatch):
     report = json.loads((tmp_path / "clip-predicted" / "report.json").read_text())
     assert report["condition_frames"] == 4 and report["frames"] == 20
     assert len(read_video(tmp_path / "clip-predicted" / report["videos"][0]["file"]).frames) == 20
+    assert report["request"]["keep_details"] is True
 
     assert main(["predict", "clip.mp4", "--condition-frames", "10", "--overwrite", "--model", str(folder)]) == 2
     assert main(["generate", "--class", "surfin", "--overwrite", "--model", str(folder)]) == 2
