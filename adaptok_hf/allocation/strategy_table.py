@@ -141,7 +141,8 @@ class AllocationRequest:
             if the scorer carries schedules, `joint` if it does not, or `fixed` without a scorer.
         rounding: of a budget that is off the grid of levels: `"floor"` (the default) spends the most that does not exceed
             it, `"exact"` raises `ValueError`.
-        loss: of `search`: `"mse"`, `"rmse"`, `"psnr"`, or a callable such as LPIPS, see [`assignment_trees`].
+        loss: of `compared` and `search`: `"mse"`, `"rmse"`, `"psnr"`, or a callable such as LPIPS, see
+            [`assignment_trees`].
 
     Without budget, price and threshold all tokens are kept. Raises `ValueError` for NaN, infinity and what is not a number.
     """

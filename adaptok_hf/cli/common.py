@@ -131,8 +131,8 @@ def add_allocation_options(verb: argparse.ArgumentParser) -> None:
                        "and router)")  # fmt: skip
     group.add_argument("--threshold", type=float, help="loss that every block must stay below (strategy threshold)")
     group.add_argument("--allocation", metavar="STRATEGY", help="see below (default for a budget: compared, or joint)")
-    group.add_argument("--loss", choices=["rmse", "mse", "psnr", "lpips"], help="what strategy search measures of a block "
-                       "(default: rmse)")  # fmt: skip
+    group.add_argument("--loss", choices=["rmse", "mse", "psnr", "lpips"], help="what compared and search measure of a "
+                       "block (default: rmse)")  # fmt: skip
     format_help = verb.format_help
     verb.format_help = lambda: f"{format_help()}\nstrategies:\n{_list_of_strategies()}"
 

@@ -10,8 +10,7 @@ from .block_grid import BlockGridMixin
 
 @strict
 class AdapTokRouterConfig(BlockGridMixin, PreTrainedConfig):
-    r"""Architecture of an [`AdapTokRouterModel`]. The defaults have the size of EVATok's router (19.9M parameters, arXiv
-    2603.12267).
+    r"""Architecture of an [`AdapTokRouterModel`]. The defaults have about the size of EVATok's router (arXiv 2603.12267).
 
     Args:
         image_size, num_frames, num_channels, tubelet_size, patch_size (`int`): the clips, as in the tokenizer.

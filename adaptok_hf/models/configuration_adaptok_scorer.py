@@ -15,7 +15,7 @@ class AdapTokScorerConfig(PreTrainedConfig):
         hidden_size, num_attention_heads, num_hidden_layers, mlp_ratio, layer_norm_eps: the transformer.
         attention_type (`str`): `"block_causal"` or `"full"`.
         score_mean, score_std (`float`): the mean and standard deviation by which the training targets were
-            standardised; the model's output is turned back with them.
+            standardized; the model's output is turned back with them.
         target (`str`, *optional*): which loss the scores predict, such as `"perceptual"` (LPIPS of a block's frames, the
             paper's); for the record, nothing is computed from it.
         target_span (`str`, *optional*): `"block"`, a block's own loss (the paper's), or `"clip"`, with what the block costs
