@@ -35,10 +35,10 @@ def image_uri(picture: np.ndarray) -> str:
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def mosaic(frames: np.ndarray, columns: int | None = None) -> np.ndarray:
+def mosaic(frames: np.ndarray) -> np.ndarray:
     """Frames (count, height, width, 3) side by side in one picture, as square as can be; empty places are black."""
     count, height, width, _ = frames.shape
-    columns = columns or math.ceil(math.sqrt(count))
+    columns = math.ceil(math.sqrt(count))
     rows = -(-count // columns)
     picture = np.zeros((rows * height, columns * width, 3), np.uint8)
     for index, frame in enumerate(frames):

@@ -28,7 +28,7 @@ _PUBLISHED_BUDGETS = {
 _ROUND_OFF = Fraction(1, 10**12)
 
 
-def published_budgets(average: int, latents_per_block: int = 512) -> tuple[int, int, int, int]:
+def published_budgets(average: float, latents_per_block: int = 512) -> tuple[int, int, int, int]:
     """The budgets per block position that the original AdapTok code uses with `ipal`.
 
     Most entries lie between levels of its scorer (64 tokens apart) and are rounded down. After that rounding, and in
@@ -49,7 +49,7 @@ def published_budgets(average: int, latents_per_block: int = 512) -> tuple[int, 
     halves = 512 // latents_per_block
     if average * halves not in _PUBLISHED_BUDGETS:
         known = ", ".join(str(key // halves) for key in _PUBLISHED_BUDGETS)
-        raise ValueError(f"No budget table was published for an average of {average}, only for {known}.")
+        raise ValueError(f"No budget table was published for an average of {average:g}, only for {known}.")
     first, second, third, fourth = _PUBLISHED_BUDGETS[average * halves]
     return first // halves, second // halves, third // halves, fourth // halves
 

@@ -113,7 +113,7 @@ def ipal(
     """
     scores, valid = check_scores(scores, valid)
     step = check_step(step)
-    by_position = scores.reshape(len(scores), -1, scores.shape[-1])
+    by_position = scores if scores.ndim == 3 else scores[:, None]
     valid_by_position = valid.reshape(by_position.shape[:2])
     token_counts = np.zeros(valid_by_position.shape, dtype=np.int64)
     budgets = budgets_per_position(budget, by_position.shape[1])

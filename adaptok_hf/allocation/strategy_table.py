@@ -65,10 +65,17 @@ class Strategy:
         """Whether it can decide before anything is encoded: for a tokenizer that needs token counts to encode."""
         return self.scores in ("none", "searched", "routed") and not self.needs_schedules
 
+    def missing(self, has_scorer: bool, has_router: bool, has_schedules: bool) -> str | None:
+        """Return what a pipeline that has these lacks to run it; `None` if it can."""
+        if self.needs_schedules:
+            return None if has_scorer and has_schedules else "scorer with schedules"
+        if self.needs_scorer and not has_scorer:
+            return "scorer"
+        return "router" if self.needs_router and not has_router else None
+
     def is_usable(self, has_scorer: bool, has_router: bool, has_schedules: bool) -> bool:
-        """Whether a pipeline that has these can run it."""
-        has_models = (has_scorer or not self.needs_scorer) and (has_router or not self.needs_router)
-        return has_models and (has_schedules or not self.needs_schedules)
+        """Return whether a pipeline that has these can run it."""
+        return self.missing(has_scorer, has_router, has_schedules) is None
 
     @property
     def is_streamable(self) -> bool:
@@ -186,10 +193,7 @@ class AllocationRequest:
                 return None
         strategy = _strategy(name)
         available = has_scorer, has_router, has_schedules
-        if not strategy.is_usable(*available):
-            missing = (
-                "scorer with schedules" if strategy.needs_schedules else "scorer" if strategy.needs_scorer else "router"
-            )
+        if missing := strategy.missing(*available):
             usable = ", ".join(row.name for row in STRATEGIES.values() if row.is_usable(*available))
             raise ValueError(f"strategy {name!r} needs a {missing}, and there is none; without, there are {usable}")
         strategy.check(given)

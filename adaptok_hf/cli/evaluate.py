@@ -38,6 +38,8 @@ class _Recipe(argparse.Action):
             recipe = json.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise argparse.ArgumentError(self, f"{path}: {error}") from error
+        if not isinstance(recipe, dict):
+            raise argparse.ArgumentError(self, f"{path}: expected options by name, got {type(recipe).__name__}")
         task = recipe.pop("task", None)
         recipe.pop("title", None)
         if task not in self.tasks:

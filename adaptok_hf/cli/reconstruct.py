@@ -144,6 +144,7 @@ def _write_reports(
     from .reports import write_report
 
     options, reports = _encoding_options(arguments), []
+    asked = {"model": arguments.model} | request | ({"loss": arguments.loss} if arguments.loss else {})  # by name, as JSON
     for video, tokens, seconds, clips in tokenize_files(pipeline, list(folders), request, skipped, **options):
         folder = folders[video]
         with waiting(f"decoding {video}"):
@@ -154,7 +155,7 @@ def _write_reports(
             original = clips.original()[None]
             output = AdapTokPipelineOutput(frames=frames[None], tokens=tokens, original=original, seconds=seconds)
             folder.parent.mkdir(parents=True, exist_ok=True)
-            report = write_report(folder, output, pipeline, {"video": Path(video).name, "model": arguments.model} | request)
+            report = write_report(folder, output, pipeline, {"video": Path(video).name} | asked)
         del clips, original, output, frames  # the next ones are read meanwhile
         reports.append({"video": video, "folder": str(folder)} | report)
         numbers = describe(report, report["allocation"] if skipped is None else None)

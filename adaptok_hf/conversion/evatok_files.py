@@ -74,7 +74,7 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     checkpoint = _plain(unpickle(Path(path), ALLOWED))
     held = checkpoint if isinstance(checkpoint, Mapping) else {}
     for name in ("ema", "model", "state_dict"):
-        if held.get(name):
+        if isinstance(held.get(name), Mapping) and held[name]:
             held = held[name]
             break
     tensors = {name: value for name, value in held.items() if isinstance(value, torch.Tensor)}

@@ -36,7 +36,7 @@ def read_source(source: str | os.PathLike, ema: float | None) -> tuple[Mapping[s
         folder = path if path.is_dir() else path.parent
         weights_file = folder / "model.safetensors"
         arguments, tensors = _read_folder(folder)
-    if str(arguments.get("model_type", "")).startswith("adaptok"):
+    if str(arguments.get("model_type", "")).startswith(("adaptok", "evatok")):
         raise ValueError(f"{source} is converted already (model_type {arguments['model_type']!r})")
     if not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
         raise ValueError(f"the weights in {weights_file} are not all tensors")

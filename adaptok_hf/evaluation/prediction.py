@@ -104,8 +104,8 @@ def evaluate_prediction(
             for system, rows in rows_of.items()
         },
     )
-    videos = next(part["videos"] for part in tensors if "videos" in part)
-    draw_samples(Path(output_dir) / "predicted.png", videos, rows_of[PREDICTED], num_given)
+    if "videos" in tensors[0]:  # unless no video of the first chunk could be read
+        draw_samples(Path(output_dir) / "predicted.png", tensors[0]["videos"], rows_of[PREDICTED], num_given)
     return report
 
 

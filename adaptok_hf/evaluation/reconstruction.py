@@ -309,8 +309,7 @@ def _check_model(name: str, model: Any, protocol: Protocol, strategies: Sequence
     config = model.tokenizer.config
     check_clip_size(name, model, protocol)
     for strategy in [STRATEGIES[each] for each in strategies if each in STRATEGIES and config.adaptive]:
-        if not strategy.is_usable(model.scorer is not None, model.router is not None, model.has_schedules):
-            missing = "scorer" if strategy.needs_scorer else "router"
+        if missing := strategy.missing(model.scorer is not None, model.router is not None, model.has_schedules):
             raise ValueError(f"{name} has no {missing}, which {strategy.name} needs")
 
 

@@ -98,7 +98,7 @@ def make_settings(
         for strategy in (*BASELINES, *strategies) if strategies else ():
             positions = None
             if strategy == "ipal" and ipal_budgets == "published":
-                positions = published_budgets(int(budget), latents_per_block)
+                positions = published_budgets(budget, latents_per_block)
             for batch in batches if strategy in STRATEGIES and STRATEGIES[strategy].shares_budget else [None]:
                 settings.append(Setting(strategy, budget, batch, positions))
     if not settings:

@@ -42,12 +42,13 @@ METRICS = {
     "class_accuracy": ("class accuracy", 3),
 }
 REQUIRED_METADATA = ("license", "library_name", "pipeline_tag", "tags")
+# configuration -> kind of model (a generator has one of two), class
 _MODELS = {
-    AdapTokConfig: AdapTokModel,
-    EVATokConfig: EVATokModel,
-    AdapTokScorerConfig: AdapTokScorerModel,
-    AdapTokARConfig: AdapTokARForCausalLM,
-    AdapTokRouterConfig: AdapTokRouterModel,
+    AdapTokConfig: ("tokenizer", AdapTokModel),
+    EVATokConfig: ("tokenizer", EVATokModel),
+    AdapTokScorerConfig: ("scorer", AdapTokScorerModel),
+    AdapTokARConfig: ("ar", AdapTokARForCausalLM),
+    AdapTokRouterConfig: ("router", AdapTokRouterModel),
 }
 _FOLDERS = {"tokenizer": "tokenizer", "scorer": "scorer", "ar": "ar_model", "fp": "fp_model", "router": "router"}
 _MOST_NAMES = 40
@@ -210,15 +211,8 @@ def _read_config(folder: Path) -> tuple[str, PreTrainedConfig]:
         accepted = ", ".join(each.model_type for each in _MODELS)
         raise ValueError(f"{file} is of model_type {model_type!r}; accepted are {accepted}")
     config = config_class.from_pretrained(folder)
-    if config_class is AdapTokARConfig:
-        return "ar" if config.is_class_conditional else "fp", config
-    kinds = {
-        AdapTokConfig: "tokenizer",
-        EVATokConfig: "tokenizer",
-        AdapTokScorerConfig: "scorer",
-        AdapTokRouterConfig: "router",
-    }
-    return kinds[config_class], config
+    kind = _MODELS[config_class][0]
+    return "fp" if kind == "ar" and not config.is_class_conditional else kind, config
 
 
 def _read_json(path: Path) -> Any:
@@ -241,7 +235,7 @@ def _fill(texts: Any, facts: Mapping[str, Any]) -> Any:
 
 def _size(config: PreTrainedConfig) -> str:
     with torch.device("meta"):
-        parameters = _MODELS[type(config)](config).num_parameters()
+        parameters = _MODELS[type(config)][1](config).num_parameters()
     is_evatok = isinstance(config, EVATokConfig)
     width = f"{config.encoder_hidden_size} and {config.decoder_hidden_size}" if is_evatok else config.hidden_size
     size = f"{parameters / 1e6:.2f}M parameters, width {width}, "

@@ -171,8 +171,9 @@ def export_repository(
         raise ValueError("private is about the repository on the Hub; give push_to_hub, too")
     folder = find_model(model, part)
     kind, configs = read_configs(folder)
-    if onnx and kind in ("ar", "fp"):
-        raise ValueError(f"onnx is about a tokenizer or a scorer; {folder} holds a generator ({kind}), see plain_llama")
+    if onnx and kind not in ("pipeline", "tokenizer", "scorer"):
+        hint = ", see plain_llama" if kind in _PARTS_OF_KINDS else ""
+        raise ValueError(f"onnx is about a tokenizer or a scorer; {folder} holds a model of kind {kind!r}{hint}")
     if plain_llama:
         _check_llama(folder, kind, configs)
         kind = "llama"
@@ -284,7 +285,8 @@ def _write_processor(folder: Path, destination: Path) -> None:
     entries = json.loads(file.read_text(encoding="utf-8"))
     entries["auto_map"] = {"AutoVideoProcessor": "video_processing_adaptok.AdapTokVideoProcessor"}
     write_json(file, entries)
-    _write_files(destination, collect_code("video.video_processing_adaptok"))
+    for name, content in collect_code("video.video_processing_adaptok").items():
+        (destination / name).write_text(content, encoding="utf-8")
 
 
 def _write_pipeline(folder: Path, destination: Path) -> None:
@@ -297,11 +299,6 @@ def _write_pipeline(folder: Path, destination: Path) -> None:
         for copy in (destination / name).glob("*.py"):  # the root has them
             if copy.stem != COMPONENT_ENTRY:
                 copy.unlink()
-
-
-def _write_files(folder: Path, files: dict[str, str]) -> None:
-    for name, content in files.items():
-        (folder / name).write_text(content, encoding="utf-8")
 
 
 __all__ = ["PARTS", "ExportReport", "export_repository", "find_model", "read_release", "upload_repository"]

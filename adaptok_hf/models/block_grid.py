@@ -9,6 +9,14 @@ class BlockGridMixin:
     image_size: int
     patch_size: int
 
+    def check_multiples(self, *pairs: tuple[str, str]) -> None:
+        """Raise `ValueError` unless the first entry of each pair is a positive multiple of the second."""
+        for whole, part in pairs:
+            if getattr(self, part) < 1 or getattr(self, whole) < 1 or getattr(self, whole) % getattr(self, part):
+                raise ValueError(
+                    f"{whole}={getattr(self, whole)} must be a positive multiple of {part}={getattr(self, part)}"
+                )
+
     @property
     def num_blocks(self) -> int:
         """K: temporal blocks of a clip."""

@@ -81,15 +81,9 @@ class AdapTokConfig(BlockGridMixin, PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
-        for whole, part in (
-            ("num_frames", "tubelet_size"),
-            ("image_size", "patch_size"),
-            ("hidden_size", "num_attention_heads"),
-        ):
-            if getattr(self, part) < 1 or getattr(self, whole) < 1 or getattr(self, whole) % getattr(self, part):
-                raise ValueError(
-                    f"{whole}={getattr(self, whole)} must be a positive multiple of {part}={getattr(self, part)}"
-                )
+        self.check_multiples(
+            ("num_frames", "tubelet_size"), ("image_size", "patch_size"), ("hidden_size", "num_attention_heads")
+        )
         if self.hidden_size % 4:
             raise ValueError(f"hidden_size={self.hidden_size} must be a multiple of 4 (2-D sine-cosine tables)")
         for name in ("latents_per_block", "codebook_size", "codebook_dim"):

@@ -53,12 +53,9 @@ class AdapTokRouterConfig(BlockGridMixin, PreTrainedConfig):
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         self.levels = list(self.levels)
-        sizes = ("image_size", "patch_size"), ("num_frames", "tubelet_size"), ("hidden_size", "num_attention_heads")
-        for whole, part in sizes:
-            if getattr(self, part) < 1 or getattr(self, whole) < 1 or getattr(self, whole) % getattr(self, part):
-                raise ValueError(
-                    f"{whole}={getattr(self, whole)} must be a positive multiple of {part}={getattr(self, part)}"
-                )
+        self.check_multiples(
+            ("image_size", "patch_size"), ("num_frames", "tubelet_size"), ("hidden_size", "num_attention_heads")
+        )
         if not self.levels or self.levels != sorted(set(self.levels)) or self.levels[0] < 1:
             raise ValueError(f"levels must be rising token counts of at least 1, got {self.levels}")
         if self.head not in ("blocks", "assignment"):

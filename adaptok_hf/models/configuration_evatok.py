@@ -86,16 +86,12 @@ class EVATokConfig(BlockGridMixin, PreTrainedConfig):
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         self.levels = list(self.levels)
-        for whole, part in (
+        self.check_multiples(
             ("num_frames", "tubelet_size"),
             ("image_size", "patch_size"),
             ("encoder_hidden_size", "num_encoder_attention_heads"),
             ("decoder_hidden_size", "num_decoder_attention_heads"),
-        ):
-            if getattr(self, part) < 1 or getattr(self, whole) < 1 or getattr(self, whole) % getattr(self, part):
-                raise ValueError(
-                    f"{whole}={getattr(self, whole)} must be a positive multiple of {part}={getattr(self, part)}"
-                )
+        )
         for name in ("num_encoder_layers", "num_decoder_layers", "latent_size", "codebook_size", "codebook_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

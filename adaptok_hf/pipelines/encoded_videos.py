@@ -51,6 +51,8 @@ class EncodedVideos:
         return len(self.clips)
 
     def __getitem__(self, videos: slice) -> "EncodedVideos":
+        if not isinstance(videos, slice) or videos.step not in (None, 1):
+            raise TypeError(f"videos are taken by a slice of neighbors, such as 2:5, got {videos}")
         chosen = self.clips[videos]
         start = sum(len(clips) for clips in self.clips[: videos.indices(len(self))[0]])
         rows = slice(start, start + sum(len(clips) for clips in chosen))

@@ -22,7 +22,7 @@ def is_original(path: Path) -> bool:
         return False
     config = path / "config.json"
     if config.is_file():
-        return not str(read_entries(config).get("model_type")).startswith("adaptok")
+        return not str(read_entries(config).get("model_type")).startswith(("adaptok", "evatok"))
     return any(path.glob("*.pth"))
 
 

@@ -120,33 +120,27 @@ class AllocationMixin:
         request = request or AllocationRequest()
         strategy, valid = self.choose_strategy(request), encoded.valid_blocks
         facts: dict[str, float] = {}
-        if strategy is None:
+        self.check_request(request, valid)
+        if strategy is None or not len(valid):
             token_counts = valid.long() * self.tokenizer.config.latents_per_block
         else:
-            self.check_request(request, valid)
             parameters = request.parameters(self.tokenizer.config.latents_per_block)
             if strategy.order == "block":
                 token_counts = self._allocate_by_block(encoded, strategy, parameters, batch_size)
             elif strategy.scores == "searched":
                 token_counts, facts = self._search(encoded, strategy, parameters, batch_size)
-            elif strategy.needs_router:
-                prices = self._router_prices(price := parameters.pop("price", None))
-                table = self.route(encoded, price=price, batch_size=batch_size)
-                given = {"step": self._levels("routed").step, "valid": valid.numpy(), "prices": prices}
-                given |= self._only_levels(strategy)
-                with stopwatch(encoded.seconds, "allocate", self.device):
-                    counts, facts = strategy.allocate(table, **given, **parameters)
-                token_counts = torch.from_numpy(counts)
             else:
-                measured = strategy.scores == "measured"
                 levels = self._levels(strategy.scores)
-                if strategy.scores == "none":
+                given = {"step": levels.step, "valid": valid.numpy()} | self._only_levels(strategy)
+                if strategy.needs_router:
+                    given["prices"] = self._router_prices(price := parameters.pop("price", None))
+                    table = self.route(encoded, price=price, batch_size=batch_size)
+                elif strategy.scores == "none":
                     table = np.zeros((*valid.shape, len(levels)))
                 else:
-                    table = self.score(encoded, measured=measured, batch_size=batch_size)
+                    table = self.score(encoded, measured=strategy.scores == "measured", batch_size=batch_size)
                 if strategy.name == "joint":
                     table = self._pull_to_schedule(table, parameters["budget"], valid)
-                given = {"step": levels.step, "valid": valid.numpy()} | self._only_levels(strategy)
                 with stopwatch(encoded.seconds, "allocate", self.device):
                     counts, facts = strategy.allocate(table, **given, **parameters)
                 token_counts = torch.from_numpy(counts)

@@ -162,22 +162,18 @@ class StreamingMixin:
         for index, group in enumerate(_blocks(frames, config.tubelet_size)):
             arrived = time.perf_counter()
             if index % config.num_blocks == 0:
-                encoder_cache, scorer_cache, decoder_cache, router_cache = (
-                    BlockCache(),
-                    BlockCache(),
-                    BlockCache(),
-                    BlockCache(),
-                )
+                encoder_cache, scorer_cache, decoder_cache, router_cache = (BlockCache() for _ in range(4))
             fps = group[0][2]
             if index == 0:
                 rule = self._count_rule(given, is_routed, window, reservoir, fps)
             clip = self.video_processor.clips(np.stack([frame for frame, _, _ in group]), fps, resize_mode)
             video = clip.frames[:, : config.tubelet_size]
+            pixels = video.to(self.device) / 255
             count, price = config.latents_per_block, None
             if is_routed:
-                count, price = rule(self._route_block(video.to(self.device) / 255, given, router_cache))
+                count, price = rule(self._route_block(pixels, given, router_cache))
             counts = () if self.tokenizer.prefix_decodable else (torch.tensor([[count]], device=self.device),)
-            pixels = (video.to(self.device) / 255).to(self.tokenizer.dtype)
+            pixels = pixels.to(self.tokenizer.dtype)
             encoded = self.tokenizer.encode(pixels, *counts, past_key_values=encoder_cache, return_dict=True)
             latents, codes = encoded.latents[:, 0], encoded.codes[:, 0]
             if rule is not None and not is_routed:

@@ -72,7 +72,21 @@ def _write_picture(path: Path, frames: list[np.ndarray]) -> None:
     if len(frames) != 1:
         raise ValueError(f"{path}: a picture holds one frame, got {len(frames)}; write an .mp4 file")
     with atomic_file(path) as partial:
-        Image.fromarray(frames[0]).save(partial, format="PNG")
+        Image.fromarray(_check_frame(frames[0], 0)).save(partial, format="PNG")
+
+
+def _check_frame(frame: np.ndarray, index: int, shape: tuple[int, ...] | None = None) -> np.ndarray:
+    """Return a frame as uint8 (height, width, 3); raise `ValueError` for anything but a picture of this shape."""
+    frame = np.asarray(frame)
+    shape = shape or frame.shape
+    if np.issubdtype(frame.dtype, np.floating) and ((frame >= 0) & (frame <= 1)).all():
+        frame = np.rint(frame * 255).astype(np.uint8)
+    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape != shape or shape[2] != 3 or 0 in shape:
+        raise ValueError(
+            f"frame {index} is {frame.dtype} {frame.shape}; expected uint8 (height, width, 3) of one size, or floats in "
+            "[0, 1]"
+        )
+    return frame
 
 
 class _WholeWrites(io.FileIO):
@@ -107,15 +121,8 @@ def _encode(path: Path, frames: Iterable[np.ndarray], fps: float, ticks: np.ndar
         context.time_base = time_base
         context.colorspace = context.color_primaries = context.color_trc = context.color_range = 1
         for frame in frames:
-            frame = np.asarray(frame)
-            shape = shape or frame.shape
-            if np.issubdtype(frame.dtype, np.floating) and ((frame >= 0) & (frame <= 1)).all():
-                frame = np.rint(frame * 255).astype(np.uint8)
-            if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape != shape or shape[2] != 3 or 0 in shape:
-                raise ValueError(
-                    f"frame {count} is {frame.dtype} {frame.shape}; expected uint8 (height, width, 3) of one "
-                    "size, or floats in [0, 1]"
-                )
+            frame = _check_frame(frame, count, shape)
+            shape = frame.shape
             frame = np.pad(frame, ((0, shape[0] % 2), (0, shape[1] % 2), (0, 0)), mode="edge")
             if count == 0:
                 stream.height, stream.width = frame.shape[:2]

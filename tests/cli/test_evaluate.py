@@ -101,6 +101,15 @@ def test_prediction(videos, model, tmp_path, capsys):
     assert (out / "predicted.png").exists()
 
 
+def test_prediction_where_the_first_video_is_too_short(model, tmp_path):
+    (tmp_path / "in").mkdir()
+    for name, frames in (("a", 3), ("b", 12)):
+        write_video(tmp_path / "in" / f"{name}.mp4", moving_frames(0, frames), 12)
+    argv = ["evaluate", "prediction", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--model", model, *QUIET]
+    assert main([*argv, "--batch-size", "1"]) == 0
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["num_videos"] == 1
+
+
 def test_errors_are_one_line(videos, model, tmp_path, capsys):
     out = str(tmp_path / "out")
     for argv, message in (
@@ -190,6 +199,7 @@ def test_recipes_that_do_not_fit(tmp_path, capsys):
     for text, value in (
         (None, str(recipe)),
         ("no json", str(recipe)),
+        ("[]", "list"),
         (json.dumps({"task": "allocation_time"}), "allocation_time"),
         (json.dumps({"task": "generation", "strategies": ["fixed"]}), "strategies"),
     ):

@@ -16,6 +16,7 @@ from builders.video_files import make_frames, truncate, write_mp4, write_text, w
 from adaptok_hf import AdapTokARConfig, AdapTokARForCausalLM, AdapTokPipeline, TokenizedVideo, read_video, write_video
 from adaptok_hf.cli.inputs import find_files, list_tokens, list_videos
 from adaptok_hf.cli.main import main
+from adaptok_hf.pipelines.assignment_decoding import mse
 from adaptok_hf.pipelines.encoded_videos import EncodedVideos
 
 REPORTS = ["reconstruction.mp4", "report.json", "side_by_side.mp4", "tokens.png"]
@@ -148,6 +149,13 @@ def test_reconstruct_files(model, here, capsys):
     assert {"read", "encode", "score", "allocate", "decode"} <= report["stage_seconds"].keys()
     alone = AdapTokPipeline.from_pretrained(model).reconstruct("in/noise.mp4")
     assert report["model_size"] == list(alone.original.shape[2:4])
+
+
+def test_a_loss_stands_in_the_report_by_its_name(model, here, monkeypatch):
+    monkeypatch.setattr("adaptok_hf.metrics.lpips_network.lpips_of_blocks", lambda: mse)
+    argv = ["reconstruct", "in/clip.mp4", "--budget", "4", "--allocation", "search", "--loss", "lpips", "-o", "out"]
+    assert main([*argv, "--model", model]) == 0
+    assert json.loads((here / "out" / "report.json").read_text())["request"]["loss"] == "lpips"
 
 
 def test_reconstruct_a_pattern_into_a_folder(model, here, capsys):

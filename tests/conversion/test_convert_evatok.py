@@ -205,9 +205,15 @@ def test_hostile_pickles_are_refused_by_name(tmp_path):
     (tmp_path / "bad.pt").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="bad.pt"):
         convert_evatok(tmp_path / "bad.pt", tmp_path / "out", config=config)
-    torch.save({"steps": 1}, tmp_path / "bad.pt")
-    with pytest.raises(ValueError, match="steps"):
-        convert_evatok(tmp_path / "bad.pt", tmp_path / "out", config=config)
+    for checkpoint in ({"steps": 1}, {"steps": 1, "model": [1]}):
+        torch.save(checkpoint, tmp_path / "bad.pt")
+        with pytest.raises(ValueError, match="steps"):
+            convert_evatok(tmp_path / "bad.pt", tmp_path / "out", config=config)
+
+
+def test_a_number_named_ema_is_no_average(tmp_path):
+    torch.save({"ema": 0.999, "model": {"a": torch.ones(1)}}, tmp_path / "last.pt")
+    assert read_weights(tmp_path / "last.pt") == {"a": torch.ones(1)}
 
 
 @pytest.mark.parametrize(

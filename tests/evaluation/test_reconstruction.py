@@ -249,6 +249,7 @@ def test_impossible_settings_are_refused(tiny_pipeline, videos, tmp_path):
         ({"budgets": []}, "nothing to evaluate"),
         ({"strategies": ["ipal"], "ipal_budgets": "published"}, "Budget tables were published for"),
         ({"strategies": ["ipal"], "batches": [0]}, "'ipal'.* 0"),
+        ({"strategies": ["compared"]}, "tiny has no scorer with schedules"),
         ({"ipal_budgets": "other"}, "'equal' or 'published'"),
         ({"schedule_loss": "taste"}, "'taste'"),
         ({"num_schedule_clips": 0}, " 0"),
@@ -280,6 +281,8 @@ def test_settings_have_names_of_their_own():
     settings = make_settings(["fixed", "ipal"], [128, "50%"], [8, 64], 512, "published")
     assert len({setting.name for setting in settings}) == len(settings) == 8
     assert settings[1:3] == [Setting("schedule", 128), Setting("ipal", 128, 8, (284, 80, 72, 72))]
+    with pytest.raises(ValueError, match="64.5"):
+        make_settings(["ipal"], [64.5], [8], 512, "published")
     for wrong in ({"strategy": "fixed"}, {"strategy": "fixed", "budget": 4, "batch": 2}, {"strategy": "ipal", "budget": 4}):
         with pytest.raises(ValueError):
             Setting(**wrong)

@@ -276,6 +276,7 @@ def test_bad_requests(saved, tmp_path, capsys):
         (FileNotFoundError, "config.json", used, {}),
         (ValueError, "ar_model, fp_model", saved, {"plain_llama": True}),
         (ValueError, "ar.*plain_llama", saved, {"part": "ar_model", "onnx": True}),
+        (ValueError, "'router'", saved, {"part": "router", "onnx": True}),
         (ValueError, "'absolute'", tmp_path / "absolute", {"plain_llama": True}),
         (ValueError, "mine", saved, {"release": "mine"}),
         (ValueError, "push_to_hub", saved, {"private": True}),

@@ -16,6 +16,7 @@ from adaptok_hf.cli.main import main
 from adaptok_hf.conversion.convert import convert_checkpoint
 from adaptok_hf.conversion.original_names import TABLES
 from adaptok_hf.conversion.sources import read_source
+from adaptok_hf.pipelines.original_loading import is_original
 
 PARITY = Path(__file__).parents[1] / "assets" / "parity"
 TOKENIZER, CAUSAL = PARITY / "tokenizer_tiny" / "checkpoint_easydict.pth", PARITY / "tokenizer_tiny_causal"
@@ -157,6 +158,12 @@ def test_what_is_no_pipeline(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(FileNotFoundError, match="model.safetensors"):
         AdapTokPipeline.from_pretrained(tmp_path)
+    for kind in ("adaptok", "evatok"):  # models of ours
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+        save_file({}, tmp_path / "model.safetensors")
+        assert not is_original(tmp_path)
+        with pytest.raises(ValueError, match=f"converted already .*'{kind}'"):
+            read_source(tmp_path, None)
 
 
 @pytest.fixture

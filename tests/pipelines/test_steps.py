@@ -24,6 +24,21 @@ def test_the_steps_are_the_whole(tiny_pipeline):
     assert torch.equal(everything.token_counts, tiny_pipeline.tokenize(video).token_counts)
 
 
+def test_encoded_videos_are_sliced_by_neighbors(tiny_pipeline):
+    encoded = tiny_pipeline.encode(torch.rand(3, 12, 3, 16, 16))
+    assert torch.equal(encoded[1:].codes, encoded.codes[1:]) and len(encoded[1:]) == 2
+    for videos in (slice(None, None, 2), 1):
+        with pytest.raises(TypeError, match=str(videos).replace("(", r"\(").replace(")", r"\)")):
+            encoded[videos]
+
+
+@pytest.mark.parametrize("allocation", [None, "fixed", "joint", "ipal", "quality", "measured", "search"])
+def test_no_videos_make_no_tokens(tiny_pipeline, allocation):
+    amount = {} if allocation is None else {"price": 0.1} if allocation == "quality" else {"budget": 4}
+    assert tiny_pipeline.tokenize(torch.zeros(0, 12, 3, 16, 16), allocation=allocation, **amount) == []
+    assert tiny_pipeline.reconstruct(torch.zeros(0, 12, 3, 16, 16), allocation=allocation, **amount) == []
+
+
 def test_encode_takes_what_read_returned(tiny_pipeline):
     video, options = noisy_video(30), {"resize_mode": "squash", "overlap_blocks": 1}
     clips = tiny_pipeline.read(video, **options)

@@ -87,7 +87,7 @@ def test_bad_assignments_are_named(options, wrong):
 
 def test_a_router_of_other_clips_is_named(tmp_path):
     folder = make_router(tmp_path, image_size=32)
-    with pytest.raises(ValueError, match="image_size is 32.*16"):
+    with pytest.raises(ValueError, match="image_size=32.*16"):
         Assignments({"kind": "router", "router": folder}, make_model().config, CPU)
     with pytest.raises(ValueError, match=r"\[4\]"):
         folder = make_router(tmp_path / "levels", levels=[1, 4])

@@ -29,6 +29,11 @@ def test_floats_are_pictures_too(tmp_path, dtype):
     for bad in (frames / 127.5 - 1, frames.astype(np.float32), np.full((1, 8, 8, 3), np.nan)):
         with pytest.raises(ValueError, match="float"):
             write_video(tmp_path / "a.mp4", bad, 24)
+    write_video(tmp_path / "a.png", (frames[:1] / 255).astype(dtype), 24)
+    assert np.array_equal(read_video(tmp_path / "a.png").frames, frames[:1])
+    for bad in (frames[:1].astype(np.float32), frames[:1, ..., 0], frames[:1].astype(np.uint16)):
+        with pytest.raises(ValueError, match=f"{bad.dtype}"):
+            write_video(tmp_path / "b.png", bad, 24)
 
 
 def test_variable_frame_rate_survives_write_and_read(tmp_path):

@@ -8,6 +8,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from ...metrics.lpips_network import LPIPSNetwork
 from ...models.modeling_adaptok import AdapTokModel
+from ...pipelines.assignment_decoding import LOSSES
 
 Target = Literal["perceptual", "mse", "psnr", "ssim", "rmse", "l1"]
 Span = Literal["block", "clip"]
@@ -55,15 +56,10 @@ class BlockLoss:
         # half precision would drown what a few more tokens gain
         with torch.autocast(decoded.device.type, enabled=False):
             decoded, original = decoded.float().clamp(0, 1), original.float()
-            error = decoded - original
             if self.target == "l1":
-                return error.abs().flatten(1).mean(1)
-            if self.target == "rmse":
-                return error.square().flatten(1).mean(1).sqrt()
-            if self.target == "mse":
-                return error.square().flatten(1).mean(1)
-            if self.target == "psnr":
-                return 10 * error.square().flatten(2).mean(2).clamp(min=1e-10).log10().mean(1)
+                return (decoded - original).abs().flatten(1).mean(1)
+            if self.target in LOSSES:
+                return LOSSES[self.target](decoded, original)
             frames, targets = decoded.flatten(0, 1), original.flatten(0, 1)
             if self.target == "ssim":
                 if min(frames.shape[2:]) < 11:

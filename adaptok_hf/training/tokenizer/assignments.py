@@ -7,6 +7,7 @@ import torch
 from ...models.configuration_adaptok import AdapTokConfig
 from ...models.configuration_evatok import EVATokConfig
 from ...models.modeling_adaptok_router import AdapTokRouterModel
+from ...pipelines.component_checks import CLIP_ENTRIES, check_entries
 from ..block_mask_sampler import sample_token_counts
 
 KINDS = {"random": {"levels"}, "fixed": {"counts"}, "router": {"router", "price"}}
@@ -49,11 +50,7 @@ class Assignments:
 
     def _check_router(self) -> None:
         ours, price = self.router.config, self.options.get("price")
-        for name in ("image_size", "num_frames", "tubelet_size", "num_channels"):
-            if getattr(ours, name) != getattr(self.config, name):
-                raise ValueError(
-                    f"the router's {name} is {getattr(ours, name)}, the tokenizer's {getattr(self.config, name)}"
-                )
+        check_entries("the router", ours, self.config, CLIP_ENTRIES)
         if ours.price_conditioned != (price is not None):
             raise ValueError(f"the router has price_conditioned={ours.price_conditioned}, the assignments price={price}")
 
