@@ -5,13 +5,12 @@ import sys
 
 import pytest
 from accelerate.state import AcceleratorState
-from builders.loaded_scripts import ROOT, load_script
+from builders.loaded_scripts import load_script
 
 
 @pytest.fixture
-def gpu(monkeypatch):
+def gpu():
     """The benchmark of GPUs, with an accelerate that no test has set up."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     AcceleratorState._reset_state(reset_partial_state=True)
     yield load_script("benchmarks/gpu.py")
     AcceleratorState._reset_state(reset_partial_state=True)

@@ -22,7 +22,7 @@ FILES += ({"path": ""}, {"url": "http://127.0.0.1:1/x.mp4"}, {"url": "file:///et
 # what a page sends after the video, or without one
 GOOD = {
     "reconstruct": ["joint", 4, 1, 0.1],
-    "predict": [5, 1, 2, 0.6, 0],
+    "predict": [5, 1, 2, 0.6, 0, True],
     "inspect": [1, 1, 1],
     "share": [None, None, 4, "joint"],
 }
@@ -104,10 +104,10 @@ def test_bad_values_are_a_sentence(space, clip_file, capfd, caplog):
         ("reconstruct", [video, "quality", 4, INF, 0.1], "price"),
         ("reconstruct", [video, "threshold", 4, 1, NAN], "threshold"),
         ("reconstruct", [None, "joint", 4, 1, 0.1], "Choose"),
-        ("predict", [video, NAN, 1, 2, 0.6, 0], "frames"),
-        ("predict", [video, 5, [], 2, 0.6, 0], "clips"),
-        ("predict", [video, 5, 1, 2, INF, 0], "temperature"),
-        ("predict", [video, 5, 1, 2, 0.6, -1], "seed"),
+        ("predict", [video, NAN, 1, 2, 0.6, 0, True], "frames"),
+        ("predict", [video, 5, [], 2, 0.6, 0, True], "clips"),
+        ("predict", [video, 5, 1, 2, INF, 0, True], "temperature"),
+        ("predict", [video, 5, 1, 2, 0.6, -1, True], "seed"),
     ):
         message = sentence(ask(space, name, data))
         assert word.lower() in message.lower(), (name, data, message)
