@@ -16,6 +16,7 @@ from scipy.stats import bootstrap
 
 from adaptok_hf import AdapTokPipeline
 from adaptok_hf.data import VideoFolderClips
+from adaptok_hf.metrics import VideoPSNR
 
 
 @torch.inference_mode()
@@ -32,8 +33,8 @@ def main() -> None:
         """Return the PSNR of each block, (batch, blocks), of (batch, frames, 3, height, width) in [0, 1]."""
         codes = model.encode(video).codes
         decoded = model.decode(codes, torch.full(codes.shape[:2], count)).pixel_values_videos.clamp(0, 1)
-        squared = (decoded - video).square().unflatten(1, (-1, config.tubelet_size))
-        return -10 * squared.flatten(2).mean(2).log10()
+        blocks = [each.unflatten(1, (-1, config.tubelet_size)).flatten(0, 1) for each in (decoded, video)]
+        return VideoPSNR().measure(*blocks).view(len(video), -1)
 
     folder = VideoFolderClips([Path(arguments.folder)], config.num_frames, config.image_size, random_clips=False)
     gains: dict[int, list[torch.Tensor]] = {config.latents_per_block // share: [] for share in arguments.shares}
